@@ -1,0 +1,1 @@
+//! Root package of the workspace: owns `tests/` and `benches/`, exports nothing.
