@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Runs every check of the project: formatting, lints, all tests, the loader-only build.
+#
+#     bash tests/run.sh
+#
+# Needs Rust (1.87 or newer), a C compiler and Python 3. What else is missing is installed: a software Vulkan driver and
+# pip through apt-get (as root or with sudo), rustfmt and clippy through rustup. One model of 98 MB is downloaded once
+# (fixtures/fetch.sh); FRIT_SMOLLM2 may name a copy of it instead.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+started=$SECONDS
+step() { printf '\n== %s (after %d s)\n' "$*" $((SECONDS - started)); }
+fail() { printf 'tests/run.sh: %s\n' "$*" >&2; exit 1; }
+
+apt_install() {
+    local as=()
+    command -v apt-get >/dev/null || fail "missing: $*. There is no apt-get here: install them and run this again."
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || fail "missing: $*. Neither root nor sudo: install them and run this again."
+        as=(sudo)
+    fi
+    "${as[@]}" apt-get update -qq || fail "apt-get update failed; these packages are missing: $*"
+    "${as[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null \
+        || fail "apt-get could not install $*; install them and run this again."
+}
+
+vulkan_drivers() {
+    local d
+    for d in "${XDG_CONFIG_HOME:-$HOME/.config}" /etc/xdg /usr/local/etc /etc "${XDG_DATA_HOME:-$HOME/.local/share}" \
+        /usr/local/share /usr/share; do
+        [ -d "$d/vulkan/icd.d" ] && find -L "$d/vulkan/icd.d" -maxdepth 1 -name '*.json'
+    done
+    return 0
+}
+
+has_vulkan_loader() {
+    python3 -c 'import ctypes; ctypes.CDLL("libvulkan.so.1")' 2>/dev/null
+}
+
+step "Tools"
+command -v cargo >/dev/null || fail "cargo is not on PATH: install Rust first (https://rustup.rs)."
+command -v cc >/dev/null || command -v gcc >/dev/null || fail "there is no C compiler: install gcc."
+command -v python3 >/dev/null || fail "python3 is not on PATH: install Python 3."
+for component in rustfmt clippy; do
+    tool="cargo-${component/rustfmt/fmt}"
+    if ! cargo "${tool#cargo-}" --version >/dev/null 2>&1; then
+        command -v rustup >/dev/null || fail "$tool is missing and there is no rustup: install the Rust component $component."
+        rustup component add "$component" || fail "rustup could not add the component $component."
+    fi
+done
+cargo --version
+
+step "Vulkan driver"
+if [ -z "${VK_DRIVER_FILES:-}${VK_ICD_FILENAMES:-}" ]; then
+    if [ -z "$(vulkan_drivers)" ] || ! has_vulkan_loader; then
+        apt_install libvulkan1 mesa-vulkan-drivers
+    fi
+    software="$(vulkan_drivers | grep -m 1 '/lvp_icd' || true)"
+    # Other drivers are left to the loader to choose from, unless the machine has no device node that they could open.
+    if [ -n "$software" ] && ! compgen -G '/dev/dri/renderD*' >/dev/null && ! compgen -G '/dev/nvidia[0-9]*' >/dev/null \
+        && [ ! -e /dev/dxg ]; then
+        export VK_DRIVER_FILES="$software" VK_ICD_FILENAMES="$software"
+    fi
+fi
+echo "${VK_DRIVER_FILES:-${VK_ICD_FILENAMES:-$(vulkan_drivers | tr '\n' ' ')}}"
+
+step "Model for the tests at full size"
+if [ -n "${FRIT_SMOLLM2:-}" ]; then
+    [ -f "$FRIT_SMOLLM2" ] || fail "FRIT_SMOLLM2 names no file: $FRIT_SMOLLM2"
+else
+    FRIT_SMOLLM2="$(bash fixtures/fetch.sh)" || fail "the model is not there; see the lines above."
+fi
+export FRIT_SMOLLM2
+echo "$FRIT_SMOLLM2"
+
+step "cargo fmt"
+cargo fmt --all --check
+
+step "cargo clippy"
+cargo clippy --workspace --all-targets --locked -- -D warnings
+
+step "cargo test"
+cargo test --workspace --locked
+
+step "Loader only"
+cargo build -p frit --no-default-features --locked
+
+printf '\nAll checks passed in %d s.\n' $((SECONDS - started))
