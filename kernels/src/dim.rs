@@ -1,0 +1,844 @@
+//! Symbolic integer expressions: tensor extents, index maps and launch geometry share this one algebra.
+//!
+//! A [`Dim`] is a polynomial with integer coefficients over atoms: symbols, floor divisions, remainders, minima and
+//! maxima. Sums and products are kept in normal form, so that equal polynomials compare equal; [`Dim::simplify`] uses
+//! what [`Bounds`] know to remove divisions. An index map is a `Dim` over [`Sym::Axis`] symbols, which is why views
+//! compose by substitution.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// A symbol of a [`Dim`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Sym {
+    /// A size known when a session binds it, such as the batch `B`.
+    Size(Arc<str>),
+    /// An iteration axis of a kernel, printed `i0`, `i1`, …
+    Axis(u8),
+    /// The integer value of an expression of the same kernel (a data-dependent index), printed `v0`, `v1`, …
+    Value(u32),
+}
+
+/// One factor of a monomial.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Atom {
+    /// A symbol.
+    Sym(Sym),
+    /// `floor(a / b)` for a ≥ 0, b > 0.
+    Div(Box<Dim>, Box<Dim>),
+    /// `a − b·floor(a / b)`.
+    Mod(Box<Dim>, Box<Dim>),
+    /// The larger of two.
+    Max(Box<Dim>, Box<Dim>),
+    /// The smaller of two.
+    Min(Box<Dim>, Box<Dim>),
+}
+
+/// A product of atoms in ascending order; the empty product is 1.
+pub type Monomial = Vec<Atom>;
+
+/// A symbolic integer in normal form.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Dim {
+    terms: BTreeMap<Monomial, i64>,
+}
+
+/// Why a [`Dim`] has no value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DimError {
+    /// A symbol has no value in the environment.
+    #[error("the size `{0}` has no value")]
+    Unbound(String),
+    /// The arithmetic left the range of 64-bit integers.
+    #[error("`{0}` overflows 64-bit integers")]
+    Overflow(String),
+    /// A division by zero.
+    #[error("`{0}` divides by zero")]
+    DivisionByZero(String),
+    /// A text that is not a size expression.
+    #[error("`{text}` is no size expression: {reason} at byte {at}")]
+    Parse {
+        /// The text as given.
+        text: String,
+        /// Byte offset of the fault.
+        at: usize,
+        /// What was expected there.
+        reason: String,
+    },
+}
+
+impl From<u64> for Dim {
+    fn from(v: u64) -> Self {
+        Dim::constant(i64::try_from(v).unwrap_or(i64::MAX))
+    }
+}
+impl From<usize> for Dim {
+    fn from(v: usize) -> Self {
+        Dim::constant(i64::try_from(v).unwrap_or(i64::MAX))
+    }
+}
+impl From<i32> for Dim {
+    fn from(v: i32) -> Self {
+        Dim::constant(i64::from(v))
+    }
+}
+impl From<&str> for Dim {
+    fn from(name: &str) -> Self {
+        Dim::size(name)
+    }
+}
+
+impl Dim {
+    /// The number `v`.
+    pub fn constant(v: i64) -> Self {
+        let mut terms = BTreeMap::new();
+        if v != 0 {
+            terms.insert(Vec::new(), v);
+        }
+        Dim { terms }
+    }
+    /// Zero.
+    pub fn zero() -> Self {
+        Dim::default()
+    }
+    /// One.
+    pub fn one() -> Self {
+        Dim::constant(1)
+    }
+    /// A named size.
+    pub fn size(name: &str) -> Self {
+        Dim::atom(Atom::Sym(Sym::Size(name.into())))
+    }
+    /// An iteration axis.
+    pub fn axis(k: usize) -> Self {
+        Dim::atom(Atom::Sym(Sym::Axis(k as u8)))
+    }
+    /// A data-dependent value: the expression numbered `id`.
+    pub fn value(id: u32) -> Self {
+        Dim::atom(Atom::Sym(Sym::Value(id)))
+    }
+    /// A symbol.
+    pub fn sym(s: Sym) -> Self {
+        Dim::atom(Atom::Sym(s))
+    }
+    fn atom(a: Atom) -> Self {
+        Dim { terms: BTreeMap::from([(vec![a], 1)]) }
+    }
+    /// The terms in normal order: monomial and coefficient.
+    pub fn terms(&self) -> impl Iterator<Item = (&Monomial, i64)> {
+        self.terms.iter().map(|(m, c)| (m, *c))
+    }
+    /// The value, if no symbol occurs.
+    pub fn as_const(&self) -> Option<i64> {
+        match self.terms.len() {
+            0 => Some(0),
+            1 => self.terms.get(&Vec::new()).copied(),
+            _ => None,
+        }
+    }
+    /// Whether this is the number `v`.
+    pub fn is(&self, v: i64) -> bool {
+        self.as_const() == Some(v)
+    }
+    fn add_term(&mut self, m: Monomial, c: i64) {
+        let e = self.terms.entry(m).or_insert(0);
+        *e = e.saturating_add(c);
+        if *e == 0 {
+            self.terms.retain(|_, c| *c != 0);
+        }
+    }
+    /// `floor(self / d)`; folds constants and exact divisions.
+    pub fn div(&self, d: &Dim) -> Dim {
+        if d.is(1) || self.is(0) {
+            return self.clone();
+        }
+        if let (Some(a), Some(b)) = (self.as_const(), d.as_const())
+            && b != 0
+        {
+            return Dim::constant(a.div_euclid(b));
+        }
+        let (q, r) = self.split(d);
+        if r.is(0) {
+            return q;
+        }
+        if let ([(m, 1)], Some(b)) = (r.terms.iter().map(|(m, c)| (m, *c)).collect::<Vec<_>>().as_slice(), d.as_const())
+            && let [Atom::Div(a, c)] = m.as_slice()
+            && b > 0
+        {
+            return q + a.div(&(&**c * &Dim::constant(b)));
+        }
+        q + Dim::atom(Atom::Div(Box::new(r), Box::new(d.clone())))
+    }
+    /// `ceil(self / d)`.
+    pub fn ceil_div(&self, d: &Dim) -> Dim {
+        (self.clone() + d.clone() - Dim::one()).div(d)
+    }
+    /// The remainder of `self / d`.
+    pub fn rem(&self, d: &Dim) -> Dim {
+        if d.is(1) {
+            return Dim::zero();
+        }
+        if let (Some(a), Some(b)) = (self.as_const(), d.as_const())
+            && b != 0
+        {
+            return Dim::constant(a.rem_euclid(b));
+        }
+        let (_, r) = self.split(d);
+        if r.is(0) {
+            return r;
+        }
+        Dim::atom(Atom::Mod(Box::new(r), Box::new(d.clone())))
+    }
+    /// The larger of two.
+    pub fn larger(&self, o: &Dim) -> Dim {
+        match (self.as_const(), o.as_const()) {
+            (Some(a), Some(b)) => Dim::constant(a.max(b)),
+            _ if self == o => self.clone(),
+            _ => {
+                let (a, b) = if self <= o { (self, o) } else { (o, self) };
+                Dim::atom(Atom::Max(Box::new(a.clone()), Box::new(b.clone())))
+            }
+        }
+    }
+    /// The smaller of two.
+    pub fn smaller(&self, o: &Dim) -> Dim {
+        match (self.as_const(), o.as_const()) {
+            (Some(a), Some(b)) => Dim::constant(a.min(b)),
+            _ if self == o => self.clone(),
+            _ => {
+                let (a, b) = if self <= o { (self, o) } else { (o, self) };
+                Dim::atom(Atom::Min(Box::new(a.clone()), Box::new(b.clone())))
+            }
+        }
+    }
+    /// `self = q·d + r`, moving every term that `d` divides exactly into `q`. Only a single-term `d` (or an exact
+    /// constant multiple of `d`) divides.
+    pub fn split(&self, d: &Dim) -> (Dim, Dim) {
+        if self == d {
+            return (Dim::one(), Dim::zero());
+        }
+        let Some((dm, dc)) = d.single() else {
+            return (Dim::zero(), self.clone());
+        };
+        let (mut q, mut r) = (Dim::zero(), Dim::zero());
+        for (m, c) in &self.terms {
+            match (c % dc == 0).then(|| without(m, dm)).flatten() {
+                Some(rest) => q.add_term(rest, c / dc),
+                None => r.add_term(m.clone(), *c),
+            }
+        }
+        (q, r)
+    }
+    fn single(&self) -> Option<(&Monomial, i64)> {
+        match self.terms.len() {
+            1 => self.terms.iter().next().map(|(m, c)| (m, *c)),
+            _ => None,
+        }
+    }
+    /// Replaces symbols by expressions; a symbol that `f` maps to `None` stays.
+    pub fn substitute(&self, f: &dyn Fn(&Sym) -> Option<Dim>) -> Dim {
+        let mut out = Dim::zero();
+        for (m, c) in &self.terms {
+            let mut p = Dim::constant(*c);
+            for a in m {
+                p = &p * &a.substitute(f);
+            }
+            out = out + p;
+        }
+        out
+    }
+    /// The value under `env`.
+    ///
+    /// # Errors
+    /// [`DimError`] for an unbound symbol, a division by zero or an overflow.
+    pub fn eval(&self, env: &dyn Fn(&Sym) -> Option<i64>) -> Result<i64, DimError> {
+        let over = || DimError::Overflow(self.to_string());
+        let mut sum = 0i64;
+        for (m, c) in &self.terms {
+            let mut p = *c;
+            for a in m {
+                p = p.checked_mul(a.eval(env)?).ok_or_else(over)?;
+            }
+            sum = sum.checked_add(p).ok_or_else(over)?;
+        }
+        Ok(sum)
+    }
+    /// Every symbol, each once, in order of first occurrence.
+    pub fn symbols(&self) -> Vec<Sym> {
+        let mut out = Vec::new();
+        self.visit(&mut |s| {
+            if !out.contains(s) {
+                out.push(s.clone());
+            }
+        });
+        out
+    }
+    /// Calls `f` on every occurrence of a symbol.
+    pub fn visit(&self, f: &mut dyn FnMut(&Sym)) {
+        for m in self.terms.keys() {
+            for a in m {
+                match a {
+                    Atom::Sym(s) => f(s),
+                    Atom::Div(x, y) | Atom::Mod(x, y) | Atom::Max(x, y) | Atom::Min(x, y) => {
+                        x.visit(f);
+                        y.visit(f);
+                    }
+                }
+            }
+        }
+    }
+    /// Whether `s` occurs.
+    pub fn mentions(&self, s: &Sym) -> bool {
+        let mut hit = false;
+        self.visit(&mut |x| hit |= x == s);
+        hit
+    }
+    /// The coefficient `c` and rest `r` of `self = c·s + r`, if `s` occurs in no other way.
+    pub fn linear_in(&self, s: &Sym) -> Option<(Dim, Dim)> {
+        let (mut c, mut r) = (Dim::zero(), Dim::zero());
+        for (m, k) in &self.terms {
+            let here: Vec<usize> =
+                m.iter().enumerate().filter(|(_, a)| **a == Atom::Sym(s.clone())).map(|(i, _)| i).collect();
+            let inside = |m: &[Atom]| Dim { terms: BTreeMap::from([(m.to_vec(), 1)]) }.mentions(s);
+            match here.as_slice() {
+                [] if !inside(m) => r.add_term(m.clone(), *k),
+                [i] => {
+                    let mut rest = m.clone();
+                    rest.remove(*i);
+                    if inside(&rest) {
+                        return None;
+                    }
+                    c.add_term(rest, *k);
+                }
+                _ => return None,
+            }
+        }
+        Some((c, r))
+    }
+    /// Removes divisions and remainders that `bounds` decide, and joins `d·floor(x/d) + x mod d` to `x`.
+    pub fn simplify(&self, bounds: &Bounds) -> Dim {
+        let mut out = Dim::zero();
+        for (m, c) in &self.terms {
+            let mut p = Dim::constant(*c);
+            for a in m {
+                p = &p * &a.simplify(bounds);
+            }
+            out = out + p;
+        }
+        out.join_remainders()
+    }
+    fn join_remainders(self) -> Dim {
+        for (m, c) in &self.terms {
+            for (i, a) in m.iter().enumerate() {
+                let Atom::Mod(x, d) = a else { continue };
+                let mut rest = m.clone();
+                rest.remove(i);
+                let quotient = x.div(d);
+                let rest = Dim { terms: BTreeMap::from([(rest, *c)]) };
+                let partner = &(&rest * &quotient) * d;
+                let wanted = !partner.terms.is_empty()
+                    && partner.terms.iter().all(|(pm, pc)| self.terms.get(pm) == Some(pc));
+                if wanted {
+                    let modterm = Dim { terms: BTreeMap::from([(m.clone(), *c)]) };
+                    let joined = self.clone() - partner - modterm + &rest * x;
+                    return joined.join_remainders();
+                }
+            }
+        }
+        self
+    }
+}
+
+fn without(m: &Monomial, d: &Monomial) -> Option<Monomial> {
+    let mut rest = m.clone();
+    for a in d {
+        let i = rest.iter().position(|x| x == a)?;
+        rest.remove(i);
+    }
+    Some(rest)
+}
+
+impl Atom {
+    fn substitute(&self, f: &dyn Fn(&Sym) -> Option<Dim>) -> Dim {
+        match self {
+            Atom::Sym(s) => f(s).unwrap_or_else(|| Dim::sym(s.clone())),
+            Atom::Div(a, b) => a.substitute(f).div(&b.substitute(f)),
+            Atom::Mod(a, b) => a.substitute(f).rem(&b.substitute(f)),
+            Atom::Max(a, b) => a.substitute(f).larger(&b.substitute(f)),
+            Atom::Min(a, b) => a.substitute(f).smaller(&b.substitute(f)),
+        }
+    }
+    fn eval(&self, env: &dyn Fn(&Sym) -> Option<i64>) -> Result<i64, DimError> {
+        let pair = |a: &Dim, b: &Dim| Ok::<_, DimError>((a.eval(env)?, b.eval(env)?));
+        match self {
+            Atom::Sym(s) => env(s).ok_or_else(|| DimError::Unbound(s.to_string())),
+            Atom::Div(a, b) | Atom::Mod(a, b) => {
+                let (x, y) = pair(a, b)?;
+                if y == 0 {
+                    return Err(DimError::DivisionByZero(format!("{a} / {b}")));
+                }
+                Ok(if matches!(self, Atom::Div(..)) { x.div_euclid(y) } else { x.rem_euclid(y) })
+            }
+            Atom::Max(a, b) => pair(a, b).map(|(x, y)| x.max(y)),
+            Atom::Min(a, b) => pair(a, b).map(|(x, y)| x.min(y)),
+        }
+    }
+    fn simplify(&self, bounds: &Bounds) -> Dim {
+        match self {
+            Atom::Sym(_) => Dim::atom(self.clone()),
+            Atom::Div(a, b) => {
+                let (a, b) = (a.simplify(bounds), b.simplify(bounds));
+                let (q, r) = a.split(&b);
+                if bounds.nonneg(&r) && bounds.less(&r, &b) { q } else { a.div(&b) }
+            }
+            Atom::Mod(a, b) => {
+                let (a, b) = (a.simplify(bounds), b.simplify(bounds));
+                let (_, r) = a.split(&b);
+                if bounds.nonneg(&r) && bounds.less(&r, &b) { r } else { a.rem(&b) }
+            }
+            Atom::Max(a, b) | Atom::Min(a, b) => {
+                let (a, b) = (a.simplify(bounds), b.simplify(bounds));
+                let is_max = matches!(self, Atom::Max(..));
+                if bounds.nonneg(&(a.clone() - b.clone())) {
+                    return if is_max { a } else { b };
+                }
+                if bounds.nonneg(&(b.clone() - a.clone())) {
+                    return if is_max { b } else { a };
+                }
+                if is_max { a.larger(&b) } else { a.smaller(&b) }
+            }
+        }
+    }
+}
+
+/// What is known of symbols: inclusive bounds, the upper one possibly symbolic.
+#[derive(Clone, Debug, Default)]
+pub struct Bounds {
+    known: BTreeMap<Sym, (i64, Option<Dim>)>,
+}
+
+impl Bounds {
+    /// Nothing known but that sizes are at least 1 and axes and values at least 0.
+    pub fn new() -> Self {
+        Bounds::default()
+    }
+    /// States `lo ≤ s ≤ hi`.
+    pub fn set(&mut self, s: Sym, lo: i64, hi: Option<Dim>) {
+        self.known.insert(s, (lo, hi));
+    }
+    /// States `0 ≤ axis k < extent`.
+    pub fn axis(&mut self, k: usize, extent: &Dim) {
+        self.set(Sym::Axis(k as u8), 0, Some(extent.clone() - Dim::one()));
+    }
+    /// Bounds in which axis k runs over `extents[k]`.
+    pub fn of_axes(&self, extents: &[Dim]) -> Bounds {
+        let mut b = self.clone();
+        for (k, e) in extents.iter().enumerate() {
+            b.axis(k, e);
+        }
+        b
+    }
+    fn lo(&self, s: &Sym) -> i64 {
+        self.known.get(s).map_or(if matches!(s, Sym::Size(_)) { 1 } else { 0 }, |k| k.0)
+    }
+    /// Whether `a < b` is proved.
+    pub fn less(&self, a: &Dim, b: &Dim) -> bool {
+        self.nonneg(&(b.clone() - a.clone() - Dim::one()))
+    }
+    /// Whether `a ≤ b` is proved.
+    pub fn le(&self, a: &Dim, b: &Dim) -> bool {
+        self.nonneg(&(b.clone() - a.clone()))
+    }
+    /// Whether `d ≥ 0` is proved. A `false` means not proved, not disproved.
+    pub fn nonneg(&self, d: &Dim) -> bool {
+        self.nonneg_at(d, 0)
+    }
+    fn nonneg_at(&self, d: &Dim, depth: usize) -> bool {
+        if let Some(v) = d.as_const() {
+            return v >= 0;
+        }
+        if depth > 12 {
+            return false;
+        }
+        for (m, _) in d.terms() {
+            for a in m {
+                match a {
+                    Atom::Sym(s @ (Sym::Axis(_) | Sym::Value(_))) => return self.eliminate(d, s, depth),
+                    Atom::Div(..) | Atom::Mod(..) | Atom::Max(..) | Atom::Min(..) => {
+                        return self.eliminate_atom(d, a, depth);
+                    }
+                    Atom::Sym(Sym::Size(_)) => {}
+                }
+            }
+        }
+        if let Some(s) = d.symbols().into_iter().find(|s| self.lo(s) != 0) {
+            let lo = self.lo(&s);
+            let shifted = d.substitute(&|x| (*x == s).then(|| Dim::sym(s.clone()) + Dim::constant(lo)));
+            let mut b = self.clone();
+            b.set(s.clone(), 0, self.known.get(&s).and_then(|k| k.1.clone()).map(|h| h - Dim::constant(lo)));
+            return b.nonneg_at(&shifted, depth + 1);
+        }
+        if d.terms().all(|(_, c)| c >= 0) {
+            return true;
+        }
+        for s in d.symbols() {
+            if let (Some((c, r)), Some((_, Some(hi)))) = (d.linear_in(&s), self.known.get(&s))
+                && self.nonneg_at(&(Dim::zero() - c.clone()), depth + 1)
+            {
+                return self.nonneg_at(&(&c * hi + r), depth + 1);
+            }
+        }
+        false
+    }
+    fn eliminate(&self, d: &Dim, s: &Sym, depth: usize) -> bool {
+        let Some((c, r)) = d.linear_in(s) else { return false };
+        if self.nonneg_at(&c, depth + 1) {
+            return self.nonneg_at(&(&c * &Dim::constant(self.lo(s)) + r), depth + 1);
+        }
+        match self.known.get(s) {
+            Some((_, Some(hi))) if self.nonneg_at(&(Dim::zero() - c.clone()), depth + 1) => {
+                self.nonneg_at(&(&c * hi + r), depth + 1)
+            }
+            _ => false,
+        }
+    }
+    fn eliminate_atom(&self, d: &Dim, a: &Atom, depth: usize) -> bool {
+        let stand_in = Sym::Value(u32::MAX - depth as u32);
+        let replaced = replace_atom(d, a, &stand_in);
+        let (lo, hi) = match a {
+            Atom::Mod(x, y) if self.nonneg_at(x, depth + 1) => (0, Some((**y).clone() - Dim::one())),
+            Atom::Div(x, y) if self.nonneg_at(x, depth + 1) => {
+                let hi = self.upper(x, depth + 1).map(|u| u.div(y)).filter(|h| h.as_const().is_some());
+                (0, hi)
+            }
+            Atom::Min(x, y) if self.nonneg_at(x, depth + 1) && self.nonneg_at(y, depth + 1) => (0, Some((**x).clone())),
+            Atom::Max(x, y) if self.nonneg_at(x, depth + 1) || self.nonneg_at(y, depth + 1) => (0, None),
+            _ => return false,
+        };
+        let mut b = self.clone();
+        b.set(stand_in, lo, hi);
+        b.nonneg_at(&replaced, depth + 1)
+    }
+    /// An upper bound of `d` free of axes, where one is found.
+    pub fn upper(&self, d: &Dim, depth: usize) -> Option<Dim> {
+        if depth > 12 {
+            return None;
+        }
+        let Some(s) = d.symbols().into_iter().find(|s| matches!(s, Sym::Axis(_) | Sym::Value(_))) else {
+            return Some(d.clone());
+        };
+        let (c, r) = d.linear_in(&s)?;
+        let at = if self.nonneg_at(&c, depth + 1) {
+            self.known.get(&s)?.1.clone()?
+        } else {
+            Dim::constant(self.lo(&s))
+        };
+        self.upper(&(&c * &at + r), depth + 1)
+    }
+}
+
+fn replace_atom(d: &Dim, a: &Atom, by: &Sym) -> Dim {
+    let mut out = Dim::zero();
+    for (m, c) in &d.terms {
+        let m: Monomial = m.iter().map(|x| if x == a { Atom::Sym(by.clone()) } else { x.clone() }).collect();
+        let mut p = Dim::constant(*c);
+        for x in m {
+            p = &p * &Dim::atom(x);
+        }
+        out = out + p;
+    }
+    out
+}
+
+impl std::ops::Add for Dim {
+    type Output = Dim;
+    fn add(mut self, o: Dim) -> Dim {
+        for (m, c) in o.terms {
+            self.add_term(m, c);
+        }
+        self
+    }
+}
+impl std::ops::Sub for Dim {
+    type Output = Dim;
+    fn sub(mut self, o: Dim) -> Dim {
+        for (m, c) in o.terms {
+            self.add_term(m, -c);
+        }
+        self
+    }
+}
+impl std::ops::Mul for Dim {
+    type Output = Dim;
+    fn mul(self, o: Dim) -> Dim {
+        &self * &o
+    }
+}
+impl std::ops::Mul for &Dim {
+    type Output = Dim;
+    fn mul(self, o: &Dim) -> Dim {
+        let mut out = Dim::zero();
+        for (m, c) in &self.terms {
+            for (n, k) in &o.terms {
+                let mut p: Monomial = m.iter().chain(n).cloned().collect();
+                p.sort();
+                out.add_term(p, c.saturating_mul(*k));
+            }
+        }
+        out
+    }
+}
+
+/// The product of extents: the number of elements of a shape.
+pub fn product<'a>(dims: impl IntoIterator<Item = &'a Dim>) -> Dim {
+    dims.into_iter().fold(Dim::one(), |p, d| &p * d)
+}
+
+impl fmt::Display for Sym {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Sym::Size(n) => write!(f, "{n}"),
+            Sym::Axis(k) => write!(f, "i{k}"),
+            Sym::Value(k) => write!(f, "v{k}"),
+        }
+    }
+}
+impl fmt::Display for Atom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Atom::Sym(s) => write!(f, "{s}"),
+            Atom::Div(a, b) => write!(f, "div({a}, {b})"),
+            Atom::Mod(a, b) => write!(f, "mod({a}, {b})"),
+            Atom::Max(a, b) => write!(f, "max({a}, {b})"),
+            Atom::Min(a, b) => write!(f, "min({a}, {b})"),
+        }
+    }
+}
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.terms.is_empty() {
+            return write!(f, "0");
+        }
+        let constant = self.terms.iter().filter(|(m, _)| m.is_empty());
+        let symbolic = self.terms.iter().filter(|(m, _)| !m.is_empty());
+        for (n, (m, c)) in symbolic.chain(constant).enumerate() {
+            let sign = if *c < 0 { "-" } else { "+" };
+            match (n, *c < 0) {
+                (0, true) => write!(f, "-")?,
+                (0, false) => {}
+                _ => write!(f, " {sign} ")?,
+            }
+            let k = c.unsigned_abs();
+            if k != 1 || m.is_empty() {
+                write!(f, "{k}")?;
+            }
+            for (i, a) in m.iter().enumerate() {
+                if i > 0 || k != 1 {
+                    write!(f, "*")?;
+                }
+                write!(f, "{a}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::str::FromStr for Dim {
+    type Err = DimError;
+    fn from_str(text: &str) -> Result<Self, DimError> {
+        let mut p = Parser { text, at: 0, depth: 0 };
+        let d = p.sum()?;
+        p.space();
+        if p.at < text.len() { Err(p.fault("end of expression expected")) } else { Ok(d) }
+    }
+}
+
+struct Parser<'a> {
+    text: &'a str,
+    at: usize,
+    depth: usize,
+}
+
+impl Parser<'_> {
+    fn fault(&self, reason: &str) -> DimError {
+        DimError::Parse { text: self.text.chars().take(200).collect(), at: self.at, reason: reason.into() }
+    }
+    fn space(&mut self) {
+        while self.peek() == Some(b' ') {
+            self.at += 1;
+        }
+    }
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+    fn eat(&mut self, c: u8) -> bool {
+        self.space();
+        let hit = self.peek() == Some(c);
+        self.at += usize::from(hit);
+        hit
+    }
+    fn sum(&mut self) -> Result<Dim, DimError> {
+        self.depth += 1;
+        if self.depth > 64 {
+            return Err(self.fault("nesting deeper than 64"));
+        }
+        let mut d = if self.eat(b'-') { Dim::zero() - self.product()? } else { self.product()? };
+        loop {
+            if self.eat(b'+') {
+                d = d + self.product()?;
+            } else if self.eat(b'-') {
+                d = d - self.product()?;
+            } else {
+                self.depth -= 1;
+                return Ok(d);
+            }
+        }
+    }
+    fn product(&mut self) -> Result<Dim, DimError> {
+        let mut d = self.factor()?;
+        while self.eat(b'*') {
+            d = &d * &self.factor()?;
+        }
+        Ok(d)
+    }
+    fn word(&mut self, ok: fn(u8) -> bool) -> &str {
+        let start = self.at;
+        while self.peek().is_some_and(ok) {
+            self.at += 1;
+        }
+        self.text.get(start..self.at).unwrap_or("")
+    }
+    fn factor(&mut self) -> Result<Dim, DimError> {
+        self.space();
+        match self.peek() {
+            Some(b'(') => {
+                self.at += 1;
+                let d = self.sum()?;
+                if self.eat(b')') { Ok(d) } else { Err(self.fault("`)` expected")) }
+            }
+            Some(b'0'..=b'9') => {
+                let digits = self.word(|c| c.is_ascii_digit()).parse::<i64>();
+                digits.map(Dim::constant).map_err(|_| self.fault("a number below 2^63 expected"))
+            }
+            Some(c) if c.is_ascii_alphabetic() || c == b'_' => {
+                let name = self.word(|c| c.is_ascii_alphanumeric() || c == b'_' || c == b'.').to_owned();
+                if matches!(name.as_str(), "div" | "mod" | "max" | "min") && self.eat(b'(') {
+                    let a = self.sum()?;
+                    if !self.eat(b',') {
+                        return Err(self.fault("`,` expected"));
+                    }
+                    let b = self.sum()?;
+                    if !self.eat(b')') {
+                        return Err(self.fault("`)` expected"));
+                    }
+                    return Ok(match name.as_str() {
+                        "div" => a.div(&b),
+                        "mod" => a.rem(&b),
+                        "max" => a.larger(&b),
+                        _ => a.smaller(&b),
+                    });
+                }
+                let number = |p: &str| name.strip_prefix(p).and_then(|n| n.parse::<u32>().ok());
+                Ok(match (number("i"), number("v")) {
+                    (Some(k), _) if k < 256 => Dim::axis(k as usize),
+                    (_, Some(k)) => Dim::value(k),
+                    _ => Dim::size(&name),
+                })
+            }
+            _ => Err(self.fault("a number, a name or `(` expected")),
+        }
+    }
+}
+
+impl serde::Serialize for Dim {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self.as_const() {
+            Some(v) => s.serialize_i64(v),
+            None => s.collect_str(self),
+        }
+    }
+}
+impl<'de> serde::Deserialize<'de> for Dim {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Dim;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "an integer or a size expression")
+            }
+            fn visit_i64<E>(self, v: i64) -> Result<Dim, E> {
+                Ok(Dim::constant(v))
+            }
+            fn visit_u64<E>(self, v: u64) -> Result<Dim, E> {
+                Ok(Dim::from(v))
+            }
+            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<Dim, E> {
+                v.parse().map_err(E::custom)
+            }
+        }
+        d.deserialize_any(Visitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn d(s: &str) -> Dim {
+        s.parse().unwrap()
+    }
+
+    #[test]
+    fn sums_and_products_have_one_normal_form() {
+        assert_eq!(d("(B + 1)*S - S"), d("B*S"));
+        assert_eq!(d("2*B*3 + B"), d("7*B"));
+        assert_eq!(d("div(6*B*S, 2*S)"), d("3*B"));
+        assert_eq!(d("mod(4*S + 1, S)").to_string(), "mod(1, S)");
+    }
+    #[test]
+    fn text_round_trips() {
+        for t in ["0", "-3", "2*B*S - 1", "div(i0 + 3, 4)", "mod(i0, 7)*S + max(B, S)", "v3*64 + i1"] {
+            assert_eq!(d(&d(t).to_string()), d(t), "{t}");
+        }
+    }
+    #[test]
+    fn a_reshape_through_heads_cancels() {
+        let mut b = Bounds::new();
+        for (k, e) in ["B", "S", "12", "64"].iter().enumerate() {
+            b.axis(k, &d(e));
+        }
+        let linear = d("i0*S*768 + i1*768 + i2*64 + i3");
+        assert_eq!(linear.div(&d("768*S")).simplify(&b), d("i0"));
+        assert_eq!(linear.rem(&d("768")).simplify(&b), d("i2*64 + i3"));
+        assert_eq!(linear.rem(&d("768")).div(&d("64")).simplify(&b), d("i2"));
+    }
+    #[test]
+    fn split_rows_join_again() {
+        let mut b = Bounds::new();
+        b.axis(0, &d("B*S"));
+        assert_eq!(d("div(i0, S)*S*768 + mod(i0, S)*768 + i1").simplify(&b), d("i0*768 + i1"));
+    }
+    #[test]
+    fn the_prover_uses_symbolic_upper_bounds() {
+        let mut b = Bounds::new();
+        b.axis(0, &d("S"));
+        assert!(b.less(&d("i0"), &d("S")));
+        assert!(!b.less(&d("i0 + 1"), &d("S")));
+        assert!(b.less(&d("mod(i0, 5)"), &d("5")));
+        b.set(Sym::Size("S".into()), 1, Some(d("8")));
+        assert!(b.le(&d("S"), &d("8")));
+    }
+    #[test]
+    fn parse_faults_name_the_place() {
+        assert!(matches!("2*".parse::<Dim>(), Err(DimError::Parse { at: 2, .. })));
+        assert!("div(1 2)".parse::<Dim>().is_err());
+    }
+    #[test]
+    fn evaluation_is_checked() {
+        let env = |s: &Sym| (s.to_string() == "B").then_some(i64::MAX);
+        assert!(matches!(d("B*B").eval(&env), Err(DimError::Overflow(_))));
+        assert!(matches!(d("B*Q").eval(&env), Err(DimError::Unbound(_))));
+    }
+}

@@ -1,0 +1,253 @@
+//! [`KernelSpec`]: the full meaning of one fused kernel, with symbolic shapes and no target in it. Templates turn it
+//! into kernel IR, the CPU backend executes it natively, and the artifact carries it.
+//!
+//! # Iteration
+//! A kernel iterates over `domain`; axis k is [`Sym::Axis`](crate::dim::Sym::Axis)`(k)`. What the axes mean depends on
+//! the anchor:
+//!
+//! | anchor | domain | further axes |
+//! |---|---|---|
+//! | [`Anchor::Map`] | any | – |
+//! | [`Anchor::Row`] | rows…, and last the reduced axis | – |
+//! | [`Anchor::MatMul`] | batch…, M, N | K is axis `domain.len()` |
+//! | [`Anchor::Attention`] | B, H, S, D of the output | head element of q and k is axis 4, key position axis 5 |
+//!
+//! # Order of evaluation
+//! Statistics in order, then accumulators, then every store at every coordinate of the domain (a store whose `per_row`
+//! is set: once a row, before no other element of that row). A store reads nothing another store of the same kernel
+//! writes, but for arguments named in `aliases`.
+
+mod expr;
+mod verify;
+
+pub use expr::{ArgId, BinaryOp, Expr, ExprId, Exprs, Literal, UnaryOp};
+pub use verify::SpecError;
+
+use crate::dim::Dim;
+use crate::dtype::Storage;
+use serde::{Deserialize, Serialize};
+
+/// Where an argument lives; decides how targets bind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Space {
+    /// Float activations: one arena, bound once, read and written.
+    Arena,
+    /// Integer and truth values (token ids, positions, masks): one arena of their own.
+    Ints,
+    /// A matrix in a buffer of its own, read only.
+    Weight,
+    /// Small float constants (gains, biases, rotary tables): one read-only buffer for the model.
+    Side,
+    /// The key/value cache slot of that local number; a slot's keys and values share one buffer.
+    Kv(u8),
+}
+
+/// An argument: a tensor seen as a run of elements.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arg {
+    /// Readable name, unique in the kernel, an identifier.
+    pub name: String,
+    /// Where it lives.
+    pub space: Space,
+    /// How elements lie in memory.
+    pub storage: Storage,
+    /// Elements it holds.
+    pub len: Dim,
+    /// Whether the kernel writes it.
+    pub written: bool,
+}
+
+/// How rows are reduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReduceOp {
+    /// Σ, from 0.
+    Sum,
+    /// Largest, from −3.0e38.
+    Max,
+    /// Smallest, from 3.0e38.
+    Min,
+    /// Π, from 1.
+    Prod,
+    /// Position of the first largest (I32).
+    ArgMax,
+}
+
+/// A row statistic.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stat {
+    /// The reduction.
+    pub op: ReduceOp,
+    /// What is reduced, over row axes and the reduced axis; may use earlier statistics.
+    pub value: ExprId,
+    /// The finished statistic as an expression of `Stat(self)` (the raw result) and earlier ones; `None`: the raw one.
+    pub finish: Option<ExprId>,
+}
+
+/// The operation a kernel is built around.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Anchor {
+    /// Pointwise: nothing but the stores.
+    Map,
+    /// Reductions along the last axis, then stores that may use [`Expr::Stat`].
+    Row {
+        /// In order; each may use the ones before.
+        stats: Vec<Stat>,
+    },
+    /// `Acc(j)[…, m, n] = Σ_k lhs[…, m, k] · rhs[j][…, n, k]` in F32.
+    MatMul {
+        /// Extent of the summed axis.
+        k: Dim,
+        /// Over batch, m and k; may use [`Expr::Stat`] of `lhs_stats`.
+        lhs: ExprId,
+        /// Statistics of the rows of the left side (a norm as prologue), reduced over k.
+        lhs_stats: Vec<Stat>,
+        /// One per accumulator, over batch, n and k.
+        rhs: Vec<ExprId>,
+    },
+    /// Scaled dot-product attention with an online softmax; `Acc(0)[b, h, s, d]`.
+    Attention(Box<Attention>),
+}
+
+/// The parts of an attention kernel. Axes: 0 batch, 1 query head, 2 query position, 3 element of v, 4 element of q and
+/// k, 5 key position.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attention {
+    /// Over axes 0, 1, 2, 4.
+    pub q: ExprId,
+    /// Over axes 0, 1, 5, 4. Grouped heads are in the index: query head h reads `div(i1, group)`.
+    pub k: ExprId,
+    /// Over axes 0, 1, 5, 3.
+    pub v: ExprId,
+    /// Query heads that share a key head.
+    pub group: u64,
+    /// Elements of a query or key head.
+    pub head_dim: u64,
+    /// Elements of a value head.
+    pub value_dim: u64,
+    /// Keys.
+    pub kv_len: Dim,
+    /// With causal masking: key t is visible to query s iff `t ≤ s + offset`.
+    pub causal_offset: Option<Dim>,
+    /// With a window w: key t is visible to query s iff `t > s + offset − w` (offset 0 without `causal_offset`).
+    pub window: Option<u64>,
+    /// Bool over axes 0, 1, 2, 5: visible where true.
+    pub mask: Option<ExprId>,
+    /// F32 over axes 0, 1, 2, 5: added to the scaled score.
+    pub bias: Option<ExprId>,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// Scores become `c·tanh(score/c)`.
+    pub softcap: Option<f32>,
+}
+
+/// A write of the kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Store {
+    /// Which argument.
+    pub arg: ArgId,
+    /// Linear element index.
+    pub index: Dim,
+    /// What is written.
+    pub value: ExprId,
+    /// Only where this axis lies in `[lo, hi)`.
+    pub when: Option<AxisRange>,
+    /// Row anchors: once a row; neither index nor value depends on the last axis.
+    pub per_row: bool,
+}
+
+/// A half-open range of an axis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AxisRange {
+    /// The axis.
+    pub axis: u8,
+    /// First coordinate.
+    pub lo: Dim,
+    /// One past the last.
+    pub hi: Dim,
+}
+
+/// How an output may share storage with an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AliasKind {
+    /// Each element is read only by the invocation that writes it, before it does.
+    SameElement,
+    /// One workgroup owns the row, and a barrier lies between its last read and its first write.
+    SameRow,
+}
+
+/// A permitted sharing of storage; pairs not listed must not share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alias {
+    /// The written argument.
+    pub output: ArgId,
+    /// The read argument.
+    pub input: ArgId,
+    /// Under which contract.
+    pub kind: AliasKind,
+}
+
+/// A dynamic size a kernel reads, and its place in the session's table of sizes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SizeSlot {
+    /// The symbol.
+    pub name: String,
+    /// Its index in the table.
+    pub index: u8,
+}
+
+/// The full meaning of one fused kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelSpec {
+    /// Readable name from anchor and operations, without layer numbers; the entry point's name.
+    pub name: String,
+    /// Extents of the axes.
+    pub domain: Vec<Dim>,
+    /// The operation it is built around.
+    pub anchor: Anchor,
+    /// Tensors it reads and writes.
+    pub args: Vec<Arg>,
+    /// All expressions.
+    pub exprs: Exprs,
+    /// All writes.
+    pub stores: Vec<Store>,
+    /// Which outputs may reuse which inputs' storage.
+    pub aliases: Vec<Alias>,
+    /// Dynamic sizes that occur anywhere in this kernel.
+    pub sizes: Vec<SizeSlot>,
+}
+
+impl KernelSpec {
+    /// The argument of an id.
+    pub fn arg(&self, id: ArgId) -> Option<&Arg> {
+        self.args.get(id.0 as usize)
+    }
+    /// The axis that a matmul sums over.
+    pub fn k_axis(&self) -> usize {
+        self.domain.len()
+    }
+    /// Storage bindings a target needs: the arenas, the side buffer and each slot count once, each weight once.
+    pub fn bindings(&self) -> usize {
+        let mut spaces: Vec<Space> = Vec::new();
+        for a in &self.args {
+            if a.space == Space::Weight || !spaces.contains(&a.space) {
+                spaces.push(a.space);
+            }
+        }
+        spaces.len()
+    }
+    /// Identity of the kernel: a hash of everything it says.
+    pub fn hash(&self) -> blake3::Hash {
+        blake3::hash(&serde_json::to_vec(self).unwrap_or_default())
+    }
+    /// Checks types, ids, axes and the statement of sizes.
+    ///
+    /// # Errors
+    /// The first [`SpecError`].
+    pub fn verify(&self) -> Result<(), SpecError> {
+        verify::verify(self)
+    }
+}

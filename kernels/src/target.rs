@@ -1,0 +1,66 @@
+//! What a target can do. Schedules and legality ask [`Capabilities`]; nothing outside `emit/` asks for a target's name.
+
+use serde::{Deserialize, Serialize};
+
+/// Which shape of schedule suits the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// A driver that runs shaders on CPU cores: workgroup memory costs and does not help.
+    Cpu,
+    /// A GPU.
+    Gpu,
+}
+
+impl Tier {
+    /// The name used in artifacts.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Tier::Cpu => "cpu",
+            Tier::Gpu => "gpu",
+        }
+    }
+}
+
+/// Limits and features that legality and schedules read. [`Capabilities::webgpu`] is the default legality profile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Shape of schedule.
+    pub tier: Tier,
+    /// Storage buffers a shader stage may bind.
+    pub limit_storage_buffers: u32,
+    /// Uniform buffers a shader stage may bind.
+    pub limit_uniform_buffers: u32,
+    /// Bytes of workgroup memory.
+    pub limit_workgroup_bytes: u32,
+    /// Invocations of a workgroup.
+    pub limit_invocations: u32,
+    /// Workgroups of one grid dimension.
+    pub limit_groups: u32,
+    /// Bytes of one storage binding.
+    pub limit_binding_bytes: u64,
+    /// Alignment of a buffer binding's offset.
+    pub offset_alignment_bytes: u32,
+    /// 16-bit float arithmetic.
+    pub has_f16: bool,
+    /// The subgroup size where it is fixed.
+    pub subgroup_size: Option<u32>,
+}
+
+impl Capabilities {
+    /// Base WebGPU limits for `tier`: 8 storage buffers, 16 KiB of workgroup memory, 256 invocations, 128 MiB bindings.
+    pub const fn webgpu(tier: Tier) -> Self {
+        Capabilities {
+            tier,
+            limit_storage_buffers: 8,
+            limit_uniform_buffers: 12,
+            limit_workgroup_bytes: 16384,
+            limit_invocations: 256,
+            limit_groups: 65535,
+            limit_binding_bytes: 128 << 20,
+            offset_alignment_bytes: 256,
+            has_f16: false,
+            subgroup_size: None,
+        }
+    }
+}
