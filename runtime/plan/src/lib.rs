@@ -1,1 +1,21 @@
-//! placeholder
+//! The artifact: what a compiled model is, with no compiler and no device in it.
+//!
+//! A [`Plan`] lists dynamic sizes, weights, cache slots, kernels and programs. A [`Program`] is a straight list of
+//! kernel launches over buffers whose sizes are symbolic; binding sizes turns it into something a backend replays.
+#![forbid(unsafe_code)]
+
+mod buffer;
+pub mod format;
+mod kernel;
+pub mod limits;
+mod model;
+mod plan;
+mod report;
+mod weights;
+
+pub use buffer::{BufferRef, KvPart, KvSlotDecl, SlotLayout, StateDecl, ValueDecl};
+pub use kernel::{Kernel, Schedule, Variant};
+pub use model::{InputFill, ModelInfo, Port, Task};
+pub use plan::{PLAN_VERSION, Plan, Program, SizeDecl, Step, sizes};
+pub use report::{AttentionCount, FusionReport, Ledger, PhaseReport, RefusedEdge, RegionReport};
+pub use weights::{Part, Placement, RopePart, TensorData, TensorSource, WeightDecl, WeightSource, repack};

@@ -1,0 +1,1 @@
+//! Limits checked before anything is allocated.

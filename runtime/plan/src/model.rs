@@ -1,0 +1,68 @@
+//! What a host must know of a model to feed it and to read it.
+
+use crate::BufferRef;
+use frit_kernels::dim::Dim;
+use frit_kernels::dtype::Storage;
+use serde::{Deserialize, Serialize};
+
+/// An input or output of a program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Port {
+    /// The name tensors go by.
+    pub name: String,
+    /// F32, I32 or Bool (files may hold 64-bit integers; they are narrowed with a check).
+    pub storage: Storage,
+    /// Extents; a bare size symbol is bound from the tensor given.
+    pub shape: Vec<Dim>,
+    /// The buffer behind it.
+    pub buffer: BufferRef,
+    /// Inputs: what is written when the host gives nothing.
+    pub fill: InputFill,
+}
+
+/// The value of an input that the host leaves out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InputFill {
+    /// It must be given.
+    Required,
+    /// Zeros.
+    Zeros,
+    /// Ones.
+    Ones,
+}
+
+/// What a model does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Task {
+    /// Tensors in, tensors out.
+    Graph,
+    /// Encoder.
+    Encoder,
+    /// Generates tokens.
+    Decoder,
+}
+
+/// Facts of a model that no kernel holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// Display name.
+    pub name: String,
+    /// Architecture as the source calls it.
+    pub architecture: String,
+    /// What it does.
+    pub task: Task,
+    /// Decoder layers or encoder layers.
+    pub layers: u32,
+    /// Longest context in tokens; 0 when there is none.
+    pub context: u64,
+    /// Size of the vocabulary; 0 when there is none.
+    pub vocab: u64,
+    /// Tokens that end a generation.
+    pub eos: Vec<u32>,
+    /// Token put in front of a text, when the tokenizer does not do it by itself.
+    pub bos: Option<u32>,
+    /// `tokenizer.json`.
+    pub tokenizer: Option<String>,
+}

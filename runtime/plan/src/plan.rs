@@ -1,0 +1,119 @@
+//! [`Plan`] and [`Program`].
+
+use crate::{
+    BufferRef, FusionReport, Kernel, KvSlotDecl, ModelInfo, Port, SlotLayout, StateDecl, ValueDecl, WeightDecl,
+};
+use frit_kernels::dim::{Dim, DimError, Sym};
+use serde::{Deserialize, Serialize};
+
+/// Version of the plan's types; another number is refused on load.
+pub const PLAN_VERSION: u32 = 1;
+
+/// Names of the sizes that decoders use, in table order.
+pub mod sizes {
+    /// Sequences run together.
+    pub const BATCH: &str = "B";
+    /// Tokens of each sequence in this run.
+    pub const TOKENS: &str = "S";
+    /// Tokens already in the cache.
+    pub const PAST: &str = "P";
+    /// Tokens the cache has room for.
+    pub const CAPACITY: &str = "T";
+}
+
+/// A dynamic size. Its position in [`Plan::sizes`] is its index in the table that kernels read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SizeDecl {
+    /// The symbol.
+    pub name: String,
+    /// Smallest value.
+    pub min: u64,
+    /// Largest value, where one is known.
+    pub max: Option<u64>,
+}
+
+/// A compiled model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// [`PLAN_VERSION`].
+    pub version: u32,
+    /// Version of the compiler that made it.
+    pub compiler: String,
+    /// Facts about the model.
+    pub model: ModelInfo,
+    /// Dynamic sizes, at most 16.
+    pub sizes: Vec<SizeDecl>,
+    /// Constant tensors in the form kernels read.
+    pub weights: Vec<WeightDecl>,
+    /// Cache slots.
+    pub kv_slots: Vec<KvSlotDecl>,
+    /// Values that outlive a run.
+    pub states: Vec<StateDecl>,
+    /// Kernels, each once.
+    pub kernels: Vec<Kernel>,
+    /// Ways to run the model.
+    pub programs: Vec<Program>,
+    /// What was fused and why.
+    pub report: FusionReport,
+}
+
+/// A straight list of launches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// `forward` (all outputs), `prefill` (last position), `decode` (one token a sequence, few sequences),
+    /// `decode_wide` (one token, any number of sequences).
+    pub name: String,
+    /// Sizes this program fixes, such as S = 1.
+    pub fixed: Vec<(String, u64)>,
+    /// Sizes this program bounds from above, such as B ≤ 4.
+    pub at_most: Vec<(String, u64)>,
+    /// What goes in.
+    pub inputs: Vec<Port>,
+    /// What comes out.
+    pub outputs: Vec<Port>,
+    /// Intermediate values.
+    pub values: Vec<ValueDecl>,
+    /// Slots of the float arena.
+    pub arena: SlotLayout,
+    /// Slots of the integer arena (behind the states).
+    pub ints: SlotLayout,
+    /// Launches in order.
+    pub steps: Vec<Step>,
+}
+
+/// One launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Index of the kernel.
+    pub kernel: u32,
+    /// What each argument of the kernel's spec is bound to, in order.
+    pub args: Vec<BufferRef>,
+    /// Where it comes from, for people.
+    pub label: String,
+}
+
+impl Plan {
+    /// The program of that name.
+    pub fn program(&self, name: &str) -> Option<&Program> {
+        self.programs.iter().find(|p| p.name == name)
+    }
+    /// All kernels in stable order: name, WGSL for the given tier. This is the snapshot-testing API.
+    pub fn kernels(&self) -> impl Iterator<Item = &Kernel> {
+        self.kernels.iter()
+    }
+    /// The value of a size expression when the sizes of [`Plan::sizes`] have `values`.
+    ///
+    /// # Errors
+    /// [`DimError`] for an unknown size or an overflow.
+    pub fn eval(&self, d: &Dim, values: &[u64]) -> Result<u64, DimError> {
+        let find = |s: &Sym| match s {
+            Sym::Size(n) => {
+                let i = self.sizes.iter().position(|z| *z.name == **n)?;
+                values.get(i).and_then(|v| i64::try_from(*v).ok())
+            }
+            _ => None,
+        };
+        let v = d.eval(&find)?;
+        u64::try_from(v).map_err(|_| DimError::Overflow(format!("{d} = {v}, a negative size")))
+    }
+}

@@ -1,0 +1,96 @@
+//! The fusion report: what was fused, what was not and why, and the bytes of both. It is stored in the artifact.
+
+use frit_kernels::dim::Dim;
+use serde::{Deserialize, Serialize};
+
+/// The whole report.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FusionReport {
+    /// One part a program.
+    pub phases: Vec<PhaseReport>,
+}
+
+/// The report of one program.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PhaseReport {
+    /// The program: `forward`, `prefill`, `decode`, `decode_wide`.
+    pub program: String,
+    /// Launches of one run.
+    pub dispatches: u32,
+    /// Launches inside one repeated layer; 0 when no layer repeats.
+    pub dispatches_per_layer: u32,
+    /// Launches if every operation were a kernel of its own.
+    pub unfused_dispatches: u32,
+    /// Attention blocks of the graph, and how many became one kernel.
+    pub attention: AttentionCount,
+    /// Every region in launch order.
+    pub regions: Vec<RegionReport>,
+    /// Every edge between operations that was considered and refused.
+    pub refused: Vec<RefusedEdge>,
+    /// Bytes of one run, symbolic in the sizes.
+    pub ledger: Ledger,
+}
+
+/// Attention blocks found and fused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttentionCount {
+    /// In the graph.
+    pub blocks: u32,
+    /// As one kernel.
+    pub fused: u32,
+}
+
+/// One region: one launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RegionReport {
+    /// Stable number in launch order.
+    pub id: u32,
+    /// `map`, `row`, `matmul`, `attention`.
+    pub kind: String,
+    /// The kernel's name.
+    pub kernel: String,
+    /// Operations inside, in order.
+    pub ops: Vec<String>,
+    /// Where they come from in the source model.
+    pub origins: Vec<String>,
+    /// Bytes not moved because the region is one kernel.
+    pub saved_bytes: Dim,
+    /// Launches saved.
+    pub saved_launches: u32,
+    /// Storage bindings.
+    pub bindings: u32,
+    /// Proof class of the rewrite: `BIT`, `ROUND`, `REASSOC`, `APPROX`.
+    pub class: String,
+    /// Weight bytes it reads.
+    pub weight_bytes: Dim,
+    /// Activation and cache bytes it reads and writes.
+    pub activation_bytes: Dim,
+}
+
+/// An edge that was not fused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RefusedEdge {
+    /// Producer.
+    pub from: String,
+    /// Consumer.
+    pub to: String,
+    /// Stable code.
+    pub code: String,
+    /// Operands and numbers.
+    pub detail: String,
+    /// The smallest change that would allow it.
+    pub remedy: String,
+}
+
+/// Bytes of one run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// Weight bytes read.
+    pub weights: Dim,
+    /// Activation bytes if every operation were a kernel of its own.
+    pub activations_unfused: Dim,
+    /// Activation bytes of the plan.
+    pub activations_fused: Dim,
+    /// `weights + activations_fused`.
+    pub total: Dim,
+}
