@@ -1,0 +1,89 @@
+//! The seam between plans and devices.
+//!
+//! A [`Backend`] binds a plan to a device: it reads the weights once and sizes its buffers for the largest run that
+//! [`Extent`] allows. The [`Executor`] it gives runs programs. After the first run of a program with given bounds,
+//! running it again makes no pipeline, bind group or buffer ([`Counters`] tell).
+
+pub mod cpu;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
+
+use crate::{Result, Tensor};
+use frit_plan::{Plan, TensorSource};
+use std::sync::Arc;
+
+/// The largest sizes an executor must serve, in the order of [`Plan::sizes`]. Buffers are laid out for these values, so
+/// that no offset changes between runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent(pub Vec<u64>);
+
+/// Called while weights are loaded: bytes done, bytes in all.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// A kind of device.
+pub trait Backend {
+    /// `cpu`, `wgpu`.
+    fn name(&self) -> &'static str;
+    /// The device, for people.
+    fn device(&self) -> String;
+    /// Whether it is real graphics hardware (what `auto` looks for).
+    fn is_hardware(&self) -> bool;
+    /// Binds `plan`: reads weights from `source`, makes buffers for `extent`.
+    ///
+    /// # Errors
+    /// A weight that cannot be read, a kernel the device cannot run, too little memory.
+    fn bind(
+        &self,
+        plan: Arc<Plan>,
+        source: &dyn TensorSource,
+        extent: &Extent,
+        progress: Progress<'_>,
+    ) -> Result<Box<dyn Executor>>;
+}
+
+/// A plan bound to a device.
+pub trait Executor: Send {
+    /// Lays the buffers out again for a larger extent; weights stay, cache and states are lost.
+    ///
+    /// # Errors
+    /// As [`Backend::bind`].
+    fn resize(&mut self, extent: &Extent) -> Result<()>;
+    /// Writes a whole state (index into [`Plan::states`]), given densely for the current value of its shape under
+    /// `sizes`.
+    ///
+    /// # Errors
+    /// A wrong length, or a failed device.
+    fn write_state(&mut self, state: usize, sizes: &[u64], data: &[i32]) -> Result<()>;
+    /// Runs a program (index into [`Plan::programs`]) with the given sizes (in the order of [`Plan::sizes`]).
+    /// `inputs[i]` is the tensor of the program's input i, already of the declared shape and type. Returns the outputs
+    /// whose indices are in `wanted`, in that order; nothing else is read back.
+    ///
+    /// # Errors
+    /// Sizes beyond the extent, or a failed device.
+    fn run(&mut self, program: usize, sizes: &[u64], inputs: &[&Tensor], wanted: &[usize]) -> Result<Vec<Tensor>>;
+    /// What has been created and moved so far.
+    fn counters(&self) -> Counters;
+    /// Bytes held on the device: weights, cache, arenas.
+    fn memory_bytes(&self) -> [u64; 3];
+}
+
+/// What an executor did since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counters {
+    /// Kernel launches.
+    pub dispatches: u64,
+    /// Command submissions.
+    pub submits: u64,
+    /// Compute passes.
+    pub passes: u64,
+    /// Host-to-device writes.
+    pub writes: u64,
+    /// Bytes read back.
+    pub read_bytes: u64,
+    /// Pipelines (CPU: compiled expression programs) made.
+    pub pipelines: u64,
+    /// Bind groups made.
+    pub bind_groups: u64,
+    /// Buffers (CPU: heap buffers of kernel size) made.
+    pub buffers: u64,
+}

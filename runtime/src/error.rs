@@ -1,0 +1,86 @@
+//! The runtime's errors.
+
+/// Result with [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong between a host program and a device.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A tensor of the wrong shape or type.
+    #[error("{what}: {expected} expected, {found} found")]
+    Shape {
+        /// The tensor.
+        what: String,
+        /// What the plan says.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// An input that the plan requires is missing, or one that it does not know was given.
+    #[error("inputs do not match the model:\n{}", .0.join("\n"))]
+    Inputs(Vec<String>),
+    /// A request larger than a limit.
+    #[error("{what}: {wanted} exceeds the limit of {limit}")]
+    Limit {
+        /// What was asked for.
+        what: String,
+        /// How much.
+        wanted: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The artifact cannot be used.
+    #[error(transparent)]
+    Artifact(#[from] frit_plan::format::FormatError),
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A stored tensor could not be read.
+    #[error("weight `{weight}`: {cause}")]
+    Weight {
+        /// The weight.
+        weight: String,
+        /// The cause.
+        cause: String,
+    },
+    /// There is no such backend on this machine.
+    #[error("backend {backend}: {reason}")]
+    NoBackend {
+        /// What was asked for.
+        backend: String,
+        /// Why it cannot serve.
+        reason: String,
+    },
+    /// A backend cannot run a kernel.
+    #[error("backend {backend} cannot run kernel `{kernel}`: {reason}")]
+    Kernel {
+        /// The backend.
+        backend: &'static str,
+        /// The kernel.
+        kernel: String,
+        /// Why.
+        reason: String,
+    },
+    /// The device failed; the session is of no further use.
+    #[error("device: {0}")]
+    Device(String),
+    /// A size expression of the plan has no value.
+    #[error("plan: {0}")]
+    Size(#[from] frit_kernels::dim::DimError),
+    /// A plan that contradicts itself.
+    #[error("plan: {0}")]
+    Plan(String),
+    /// Text could not be encoded or decoded.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// The compiler refused the model.
+    #[cfg(feature = "compiler")]
+    #[error(transparent)]
+    Compile(#[from] frit_compiler::Error),
+}
