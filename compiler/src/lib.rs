@@ -4,5 +4,7 @@
 pub mod error;
 pub mod graph;
 pub mod ingest;
+pub mod model;
 
 pub use error::{Error, Result};
+pub use model::Model;

@@ -1,0 +1,1 @@
+//! The only editor of a graph.
