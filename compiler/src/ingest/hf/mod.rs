@@ -1,0 +1,3 @@
+//! Hugging Face directories: configuration, weights, architectures.
+
+pub mod weights;
