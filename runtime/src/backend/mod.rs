@@ -5,6 +5,7 @@
 //! running it again makes no pipeline, bind group or buffer ([`Counters`] tell).
 
 pub mod cpu;
+pub(crate) mod weights;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
