@@ -11,6 +11,7 @@ pub mod limits;
 mod model;
 mod plan;
 mod report;
+mod validate;
 mod weights;
 
 pub use buffer::{BufferRef, KvPart, KvSlotDecl, SlotLayout, StateDecl, ValueDecl};
@@ -18,4 +19,5 @@ pub use kernel::{Kernel, Schedule, Variant};
 pub use model::{InputFill, ModelInfo, Port, Task};
 pub use plan::{PLAN_VERSION, Plan, Program, SizeDecl, Step, sizes};
 pub use report::{AttentionCount, FusionReport, Ledger, PhaseReport, RefusedEdge, RegionReport};
+pub use validate::{PlanError, StoredShape};
 pub use weights::{Part, Placement, RopePart, TensorData, TensorSource, WeightDecl, WeightSource, repack};
