@@ -1,0 +1,418 @@
+//! The rules every module keeps; run after construction and after each optimisation.
+//!
+//! All violations are collected. Types, scopes, access, uniform barriers, loop steps, constants and the limits of a
+//! target are checked; bounds of indices are not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::arena::Handle;
+use super::error::{Error, Rule, Violation};
+use super::expr::{ArrayRef, BinaryOp, Builtin, Expr, Literal, TernaryOp};
+use super::module::{Access, Local, LocalKind, Module};
+use super::names;
+use super::stmt::{Block, Stmt};
+use super::types::{Scalar, Type};
+use super::typing;
+use super::uniformity::Uniformity;
+use crate::target::Capabilities;
+
+/// Checks every rule of the kernel IR against what `target` can do.
+pub fn verify(module: &Module, target: &Capabilities) -> Result<(), Error> {
+    let mut verifier = Verifier {
+        module,
+        violations: Vec::new(),
+        types: Vec::new(),
+        scope: BTreeSet::new(),
+        declared: BTreeSet::new(),
+        uniformity: None,
+    };
+    verifier.handles();
+    if verifier.violations.is_empty() {
+        verifier.declarations();
+        verifier.limits(target);
+        verifier.expressions();
+        verifier.uniformity = Some(Uniformity::of(module));
+        verifier.block(&module.body, true);
+    }
+    if verifier.violations.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Invalid { kernel: module.name.clone(), violations: verifier.violations })
+    }
+}
+
+/// The type of every expression, in arena order; `None` where it has none.
+pub fn expr_types(module: &Module) -> Vec<Option<Type>> {
+    let mut types: Vec<Option<Type>> = Vec::with_capacity(module.exprs.len());
+    for (_, expr) in module.exprs.iter() {
+        let known = |h: Handle<Expr>| types.get(h.index()).copied().flatten();
+        let ty = if expr.operands().iter().all(|h| known(*h).is_some()) {
+            typing::infer(module, expr, |h| known(h).unwrap_or(Type::U32)).ok()
+        } else {
+            None
+        };
+        types.push(ty);
+    }
+    types
+}
+
+struct Verifier<'m> {
+    module: &'m Module,
+    violations: Vec<Violation>,
+    types: Vec<Option<Type>>,
+    scope: BTreeSet<Handle<Local>>,
+    declared: BTreeSet<Handle<Local>>,
+    uniformity: Option<Uniformity>,
+}
+
+impl<'m> Verifier<'m> {
+    fn fault(&mut self, rule: Rule, message: impl Into<String>) {
+        self.violations.push(Violation { rule, message: message.into() });
+    }
+
+    /// Every handle is in range and every operand precedes its user, so that the rest may index freely.
+    fn handles(&mut self) {
+        let module = self.module;
+        let array_ok = |array: ArrayRef| match array {
+            ArrayRef::Buffer(h) => module.buffers.get(h).is_some(),
+            ArrayRef::Workgroup(h) => module.workgroup.get(h).is_some(),
+            ArrayRef::Private(h) => module.private.get(h).is_some(),
+        };
+        for (h, expr) in module.exprs.iter() {
+            let own = match expr {
+                Expr::Local(local) => module.locals.get(*local).is_some(),
+                Expr::Load { array, .. } => array_ok(*array),
+                _ => true,
+            };
+            if !own || expr.operands().iter().any(|o| *o >= h) {
+                self.fault(Rule::Scope, format!("expression {h:?} refers to nothing"));
+            }
+        }
+        let mut blocks: Vec<&Block> = vec![&module.body];
+        while let Some(block) = blocks.pop() {
+            for stmt in block {
+                let array = match stmt {
+                    Stmt::Store { array, .. } | Stmt::UniformLoad { array, .. } => Some(*array),
+                    _ => None,
+                };
+                let target = match stmt {
+                    Stmt::Assign { local, .. } => Some(*local),
+                    _ => stmt.declares(),
+                };
+                let ok = stmt.exprs().iter().all(|e| module.exprs.get(*e).is_some())
+                    && array.is_none_or(array_ok)
+                    && target.is_none_or(|l| module.locals.get(l).is_some());
+                if !ok {
+                    self.fault(Rule::Scope, "statement refers to nothing");
+                }
+                blocks.extend(stmt.blocks());
+            }
+        }
+    }
+
+    fn declarations(&mut self) {
+        let module = self.module;
+        let mut seen = BTreeSet::new();
+        let arrays = module.workgroup.values().chain(module.private.values());
+        let names = module
+            .buffers
+            .values()
+            .map(|b| &b.name)
+            .chain(module.uniforms.values().map(|u| &u.name))
+            .chain(arrays.clone().map(|a| &a.name))
+            .chain(module.locals.values().map(|l| &l.name));
+        for name in names {
+            if !names::is_identifier(name) {
+                self.fault(Rule::Name, format!("`{name}` is no identifier"));
+            }
+            if !seen.insert(name) {
+                self.fault(Rule::Name, format!("`{name}` is declared twice"));
+            }
+        }
+        if !names::is_identifier(&module.name) {
+            self.fault(Rule::Name, format!("kernel name `{}` is no identifier", module.name));
+        }
+        let mut bindings: BTreeMap<u32, &str> = BTreeMap::new();
+        let bound = module
+            .buffers
+            .values()
+            .map(|b| (b.binding, &b.name))
+            .chain(module.uniforms.values().map(|u| (u.binding, &u.name)));
+        for (binding, name) in bound {
+            if let Some(other) = bindings.insert(binding, name) {
+                self.fault(Rule::Name, format!("`{other}` and `{name}` share binding {binding}"));
+            }
+        }
+        for buffer in module.buffers.values().filter(|b| !b.elem.is_storable()) {
+            self.fault(Rule::Type, format!("buffer `{}` of {}", buffer.name, buffer.elem));
+        }
+        for array in arrays {
+            if !array.elem.is_storable() || array.len == 0 {
+                self.fault(Rule::Type, format!("array `{}` of {} {}", array.name, array.len, array.elem));
+            }
+        }
+        for block in module.uniforms.values() {
+            let mut members = BTreeSet::new();
+            if block.fields.is_empty() {
+                self.fault(Rule::Type, format!("uniform block `{}` is empty", block.name));
+            }
+            for field in &block.fields {
+                if !names::is_identifier(&field.name) || !members.insert(&field.name) {
+                    self.fault(Rule::Name, format!("member `{}` of `{}`", field.name, block.name));
+                }
+                if !matches!(field.scalar, Scalar::U32 | Scalar::I32 | Scalar::F32) {
+                    self.fault(Rule::Type, format!("member `{}` is {}", field.name, field.scalar.name()));
+                }
+            }
+        }
+    }
+
+    fn limits(&mut self, target: &Capabilities) {
+        let module = self.module;
+        let checks = [
+            ("storage buffers", module.buffers.len() as u64, u64::from(target.limit_storage_buffers)),
+            ("uniform buffers", module.uniforms.len() as u64, u64::from(target.limit_uniform_buffers)),
+            ("bytes of workgroup memory", module.workgroup_bytes(), u64::from(target.limit_workgroup_bytes)),
+            ("invocations", module.invocations(), u64::from(target.limit_invocations)),
+            ("invocations along z", u64::from(module.workgroup_size[2]), 64),
+        ];
+        for (what, used, limit) in checks {
+            if used > limit {
+                self.fault(Rule::Limit, format!("{used} {what}, {limit} allowed"));
+            }
+        }
+        if module.workgroup_size.contains(&0) {
+            self.fault(Rule::Limit, "workgroup size 0");
+        }
+        if !target.has_f16 && uses_f16(module) {
+            self.fault(Rule::Limit, "f16 on a target without it");
+        }
+        if target.subgroup_size.is_none() && uses_subgroups(module) {
+            self.fault(Rule::Limit, "subgroup operation on a target without a fixed subgroup size");
+        }
+    }
+
+    fn expressions(&mut self) {
+        let module = self.module;
+        self.types = expr_types(module);
+        for (h, expr) in module.exprs.iter() {
+            let typed = |o: &Handle<Expr>| self.types[o.index()].is_some();
+            if self.types[h.index()].is_none() && expr.operands().iter().all(typed) {
+                let of = |o: Handle<Expr>| self.types[o.index()].unwrap_or(Type::U32);
+                let message = typing::infer(module, expr, of).err().unwrap_or_default();
+                self.fault(Rule::Type, message);
+            }
+            match expr {
+                Expr::Literal(l) if !l.is_finite() => self.fault(Rule::Constant, "constant is not finite"),
+                Expr::Binary(BinaryOp::Div | BinaryOp::Rem, _, b) if is_integer_zero(module, *b) => {
+                    self.fault(Rule::Constant, "integer division by zero");
+                }
+                Expr::Binary(BinaryOp::Shl | BinaryOp::Shr, _, b) => {
+                    if let Expr::Literal(Literal::U32(32..)) = module.exprs[*b] {
+                        self.fault(Rule::Constant, "shift by 32 or more");
+                    }
+                }
+                Expr::Ternary(TernaryOp::Clamp, _, low, high) if is_reversed(module, *low, *high) => {
+                    self.fault(Rule::Constant, "clamp bounds are reversed");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Checks statements; `flow` says whether all invocations of the workgroup arrive together.
+    fn block(&mut self, block: &Block, flow: bool) {
+        let outer = self.scope.clone();
+        for stmt in block {
+            self.stmt(stmt, flow);
+        }
+        self.scope = outer;
+    }
+
+    fn stmt(&mut self, stmt: &Stmt, flow: bool) {
+        let module = self.module;
+        for expr in stmt.exprs() {
+            self.in_scope(expr);
+        }
+        match stmt {
+            Stmt::Comment(text) => {
+                if text.contains(|c: char| c.is_control()) {
+                    self.fault(Rule::Name, "comment of more than one line");
+                }
+            }
+            Stmt::Let { local, value } => self.declare(*local, LocalKind::Let, Some(*value)),
+            Stmt::Var { local, init } => self.declare(*local, LocalKind::Var, Some(*init)),
+            Stmt::Assign { local, value } => {
+                let name = &module.locals[*local].name;
+                if module.locals[*local].kind != LocalKind::Var {
+                    self.fault(Rule::Access, format!("`{name}` is assigned but is no variable"));
+                }
+                if !self.scope.contains(local) {
+                    self.fault(Rule::Scope, format!("`{name}` is assigned outside its scope"));
+                }
+                self.expect(*value, module.locals[*local].ty, name);
+            }
+            Stmt::Store { array, index, value } => {
+                let name = module.array_name(*array);
+                if let ArrayRef::Buffer(h) = array {
+                    if module.buffers[*h].access == Access::ReadOnly {
+                        self.fault(Rule::Access, format!("store to read-only buffer `{name}`"));
+                    }
+                }
+                self.expect(*index, Type::U32, name);
+                self.expect(*value, module.elem(*array), name);
+            }
+            Stmt::For { local, start, end, step, body, .. } => self.loop_(*local, [*start, *end, *step], body, flow),
+            Stmt::If { cond, then, otherwise } => {
+                self.expect(*cond, Type::BOOL, "condition");
+                let uniform = flow && self.is_uniform(*cond);
+                self.block(then, uniform);
+                self.block(otherwise, uniform);
+            }
+            Stmt::Barrier(_) => self.together("barrier", flow),
+            Stmt::Collective { local, op, value } => {
+                self.together(op.name(), flow);
+                if self.types[value.index()].is_some_and(|t| t.scalar == Scalar::Bool) {
+                    self.fault(Rule::Type, format!("{} of bool", op.name()));
+                }
+                self.declare(*local, LocalKind::Let, Some(*value));
+            }
+            Stmt::UniformLoad { local, array, index } => {
+                let name = module.array_name(*array);
+                self.together("uniform load", flow);
+                self.expect(*index, Type::U32, name);
+                if !matches!(array, ArrayRef::Workgroup(_)) {
+                    self.fault(Rule::Access, format!("uniform load from `{name}`, which is not workgroup memory"));
+                }
+                if !self.is_uniform(*index) {
+                    self.fault(Rule::Uniformity, format!("uniform load from `{name}` at a divergent index"));
+                }
+                if module.locals[*local].ty != module.elem(*array) {
+                    self.fault(Rule::Type, format!("`{}` is not of the element type", module.locals[*local].name));
+                }
+                self.declare(*local, LocalKind::Let, None);
+            }
+        }
+    }
+
+    fn loop_(&mut self, local: Handle<Local>, bounds: [Handle<Expr>; 3], body: &Block, flow: bool) {
+        let module = self.module;
+        let Local { name, ty, .. } = &module.locals[local];
+        if *ty != Type::U32 && *ty != Type::I32 {
+            self.fault(Rule::Type, format!("loop variable `{name}` is {ty}"));
+        }
+        for bound in bounds {
+            self.expect(bound, *ty, name);
+        }
+        if !is_positive(module, bounds[2]) {
+            self.fault(Rule::LoopStep, format!("step of loop `{name}` is not known to be positive"));
+        }
+        let uniform = self.uniformity.as_ref().is_some_and(|u| u.loop_flow(module, flow, bounds));
+        let outer = self.scope.clone();
+        self.declare(local, LocalKind::Loop, None);
+        self.block(body, uniform);
+        self.scope = outer;
+    }
+
+    fn declare(&mut self, local: Handle<Local>, kind: LocalKind, value: Option<Handle<Expr>>) {
+        let module = self.module;
+        let Local { name, ty, kind: declared } = &module.locals[local];
+        if *declared != kind {
+            self.fault(Rule::Access, format!("`{name}` is declared as {kind:?} but is {declared:?}"));
+        }
+        if let Some(value) = value {
+            self.expect(value, *ty, name);
+        }
+        if !self.declared.insert(local) {
+            self.fault(Rule::Scope, format!("`{name}` is defined twice"));
+        }
+        self.scope.insert(local);
+    }
+
+    fn in_scope(&mut self, expr: Handle<Expr>) {
+        let module = self.module;
+        if let Expr::Local(local) = &module.exprs[expr] {
+            if !self.scope.contains(local) {
+                let name = &module.locals[*local].name;
+                self.fault(Rule::Scope, format!("`{name}` is used outside its scope"));
+            }
+        }
+        for operand in module.exprs[expr].operands() {
+            self.in_scope(operand);
+        }
+    }
+
+    fn expect(&mut self, expr: Handle<Expr>, wanted: Type, what: &str) {
+        if let Some(ty) = self.types[expr.index()] {
+            if ty != wanted {
+                self.fault(Rule::Type, format!("`{what}` gets {ty}, not {wanted}"));
+            }
+        }
+    }
+
+    fn together(&mut self, what: &str, flow: bool) {
+        if !flow {
+            self.fault(Rule::Uniformity, format!("{what} in divergent control flow"));
+        }
+    }
+
+    fn is_uniform(&self, expr: Handle<Expr>) -> bool {
+        self.uniformity.as_ref().is_some_and(|u| u.is_uniform(self.module, expr))
+    }
+}
+
+fn is_integer_zero(module: &Module, expr: Handle<Expr>) -> bool {
+    match &module.exprs[expr] {
+        Expr::Literal(Literal::U32(0) | Literal::I32(0)) => true,
+        Expr::Splat { value, .. } => is_integer_zero(module, *value),
+        _ => false,
+    }
+}
+
+fn is_reversed(module: &Module, low: Handle<Expr>, high: Handle<Expr>) -> bool {
+    match (&module.exprs[low], &module.exprs[high]) {
+        (Expr::Literal(Literal::F32(a)), Expr::Literal(Literal::F32(b))) => f32::from_bits(*a) > f32::from_bits(*b),
+        (Expr::Literal(Literal::U32(a)), Expr::Literal(Literal::U32(b))) => a > b,
+        (Expr::Literal(Literal::I32(a)), Expr::Literal(Literal::I32(b))) => a > b,
+        _ => false,
+    }
+}
+
+/// Positive by construction: a positive constant, the size of the grid or subgroup, a product or maximum of such.
+fn is_positive(module: &Module, expr: Handle<Expr>) -> bool {
+    match &module.exprs[expr] {
+        Expr::Literal(Literal::U32(v)) => *v > 0,
+        Expr::Literal(Literal::I32(v)) => *v > 0,
+        Expr::Builtin(Builtin::NumWorkgroups(_) | Builtin::SubgroupSize) => true,
+        Expr::Binary(BinaryOp::Mul, a, b) => is_positive(module, *a) && is_positive(module, *b),
+        Expr::Binary(BinaryOp::Max, a, b) => is_positive(module, *a) || is_positive(module, *b),
+        Expr::Local(local) => bound_to(&module.body, *local).is_some_and(|value| is_positive(module, value)),
+        _ => false,
+    }
+}
+
+/// The value of a `let`.
+fn bound_to(block: &Block, local: Handle<Local>) -> Option<Handle<Expr>> {
+    block.iter().find_map(|stmt| match stmt {
+        Stmt::Let { local: l, value } if *l == local => Some(*value),
+        _ => stmt.blocks().into_iter().find_map(|inner| bound_to(inner, local)),
+    })
+}
+
+/// Whether any value or memory of the module is f16.
+pub(crate) fn uses_f16(module: &Module) -> bool {
+    let f16 = |ty: Type| ty.scalar == Scalar::F16;
+    module.buffers.values().any(|b| f16(b.elem))
+        || module.workgroup.values().chain(module.private.values()).any(|a| f16(a.elem))
+        || module.locals.values().any(|l| f16(l.ty))
+        || module.exprs.values().any(|e| matches!(e, Expr::Cast { to: Scalar::F16, .. }))
+}
+
+/// Whether the module works across subgroups.
+pub(crate) fn uses_subgroups(module: &Module) -> bool {
+    fn block(stmts: &Block) -> bool {
+        stmts.iter().any(|s| matches!(s, Stmt::Collective { .. }) || s.blocks().into_iter().any(block))
+    }
+    let builtin = |e: &Expr| matches!(e, Expr::Builtin(Builtin::SubgroupLane | Builtin::SubgroupSize));
+    block(&module.body) || module.exprs.values().any(builtin)
+}
