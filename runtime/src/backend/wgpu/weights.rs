@@ -1,0 +1,177 @@
+//! Weights on the device: one buffer for each matrix in its device layout, one for all side constants.
+
+use super::super::{Extent, Progress, weights as host};
+use super::device::Gpu;
+use super::layout::{Layout, is_symbolic};
+use crate::{Error, Result};
+use frit_kernels::dim::Dim;
+use frit_plan::{Placement, Plan, TensorData, TensorSource, WeightDecl, repack};
+use wgpu::BufferUsages as Usage;
+
+/// Bytes of one write.
+const CHUNK_BYTES: usize = 8 << 20;
+/// Bytes written before the device is made to take them, which bounds the memory that waits.
+const FLUSH_BYTES: u64 = 64 << 20;
+
+/// The buffers of a plan's weights.
+#[derive(Debug)]
+pub(super) struct DeviceWeights {
+    own: Vec<Option<wgpu::Buffer>>,
+    side: Option<wgpu::Buffer>,
+}
+
+impl DeviceWeights {
+    /// Reads every weight of `plan` and uploads it.
+    pub fn load(
+        gpu: &Gpu,
+        plan: &Plan,
+        layout: &Layout,
+        source: &dyn TensorSource,
+        extent: &Extent,
+        progress: Progress<'_>,
+    ) -> Result<DeviceWeights> {
+        let [total, ..] = layout.bytes();
+        let mut up = Upload { gpu, progress, done: 0, total, waiting: 0 };
+        let mut own = Vec::new();
+        for (w, bytes) in plan.weights.iter().zip(&layout.own_bytes) {
+            own.push(match w.placement {
+                Placement::Own => Some(up.own(plan, w, *bytes, source, extent)?),
+                Placement::Side => None,
+            });
+        }
+        let side = match layout.side_elems {
+            0 => None,
+            n => {
+                let buffer = side_buffer(gpu, n)?;
+                up.side(plan, layout, &buffer, 0, source, extent)?;
+                Some(buffer)
+            }
+        };
+        up.flush()?;
+        Ok(DeviceWeights { own, side })
+    }
+    /// Makes again what depends on the extent; everything else stays.
+    pub fn resize(&mut self, gpu: &Gpu, plan: &Plan, layout: &Layout, extent: &Extent) -> Result<()> {
+        if !plan.weights.iter().any(is_symbolic) {
+            return Ok(());
+        }
+        let mut silent = |_, _| {};
+        let mut up = Upload { gpu, progress: &mut silent, done: 0, total: 0, waiting: 0 };
+        for ((w, bytes), slot) in plan.weights.iter().zip(&layout.own_bytes).zip(&mut self.own) {
+            if w.placement == Placement::Own && is_symbolic(w) {
+                *slot = None;
+                *slot = Some(up.own(plan, w, *bytes, &NoTensors, extent)?);
+            }
+        }
+        if layout.side_elems > layout.side_fixed_elems {
+            let buffer = side_buffer(gpu, layout.side_elems)?;
+            if let Some(old) = self.side.take().filter(|_| layout.side_fixed_elems > 0) {
+                let mut encoder = gpu.encoder();
+                encoder.copy_buffer_to_buffer(&old, 0, &buffer, 0, layout.side_fixed_elems * 4);
+                gpu.submit(Some(encoder));
+            }
+            up.side(plan, layout, &buffer, layout.side_fixed_elems, &NoTensors, extent)?;
+            self.side = Some(buffer);
+        }
+        up.flush()
+    }
+    /// The buffer of a weight of its own.
+    pub fn own(&self, weight: u32) -> Option<&wgpu::Buffer> {
+        self.own.get(weight as usize)?.as_ref()
+    }
+    /// The buffer of side constants, if there are any.
+    pub fn side(&self) -> Option<&wgpu::Buffer> {
+        self.side.as_ref()
+    }
+}
+
+fn side_buffer(gpu: &Gpu, elems: u64) -> Result<wgpu::Buffer> {
+    gpu.buffer("side", elems * 4, Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC)
+}
+
+/// What a resize reads from: it makes rotary tables and needs no tensor.
+struct NoTensors;
+impl TensorSource for NoTensors {
+    fn read(&self, tensor: &str) -> std::result::Result<TensorData, Box<dyn std::error::Error + Send + Sync>> {
+        Err(format!("tensor `{tensor}` is not kept in memory").into())
+    }
+}
+
+struct Upload<'a> {
+    gpu: &'a Gpu,
+    progress: Progress<'a>,
+    done: u64,
+    total: u64,
+    waiting: u64,
+}
+
+impl Upload<'_> {
+    fn own(
+        &mut self,
+        plan: &Plan,
+        w: &WeightDecl,
+        bytes: u64,
+        source: &dyn TensorSource,
+        extent: &Extent,
+    ) -> Result<wgpu::Buffer> {
+        let buffer = self.gpu.buffer(&w.name, bytes, Usage::STORAGE | Usage::COPY_DST)?;
+        let a = host::assemble(w, source, &|d: &Dim| Ok(plan.eval(d, &extent.0)?))?;
+        if let [_] = a.storage.planes() {
+            let mut raw = a.bytes;
+            raw.resize(raw.len().next_multiple_of(4), 0);
+            self.put(&buffer, 0, &raw)?;
+        } else {
+            let words = repack(a.storage, &a.bytes);
+            drop(a.bytes);
+            self.put(&buffer, 0, bytemuck::cast_slice(&words))?;
+        }
+        Ok(buffer)
+    }
+    /// Uploads the side constants from element `from` on.
+    fn side(
+        &mut self,
+        plan: &Plan,
+        layout: &Layout,
+        buffer: &wgpu::Buffer,
+        from: u64,
+        source: &dyn TensorSource,
+        extent: &Extent,
+    ) -> Result<()> {
+        let mut all = vec![0f32; (layout.side_elems - from) as usize];
+        for (w, at) in plan.weights.iter().zip(&layout.side) {
+            if w.placement != Placement::Side || at.offset < from {
+                continue;
+            }
+            let a = host::assemble(w, source, &|d: &Dim| Ok(plan.eval(d, &extent.0)?))?;
+            let v = a.to_f32().ok_or_else(|| Error::Weight {
+                weight: w.name.clone(),
+                cause: format!("blocks of {} cannot lie among the side constants", a.storage),
+            })?;
+            let lo = (at.offset - from) as usize;
+            match all.get_mut(lo..lo + v.len()) {
+                Some(to) => to.copy_from_slice(&v),
+                None => return Err(Error::Plan(format!("weight `{}` lies outside the side buffer", w.name))),
+            }
+        }
+        self.put(buffer, from * 4, bytemuck::cast_slice(&all))
+    }
+    fn put(&mut self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut at = offset;
+        for chunk in bytes.chunks(CHUNK_BYTES) {
+            self.gpu.write(buffer, at, chunk);
+            at += chunk.len() as u64;
+            self.waiting += chunk.len() as u64;
+            if self.waiting >= FLUSH_BYTES {
+                self.flush()?;
+            }
+            self.done = (self.done + chunk.len() as u64).min(self.total);
+            (self.progress)(self.done, self.total);
+        }
+        Ok(())
+    }
+    fn flush(&mut self) -> Result<()> {
+        self.waiting = 0;
+        let index = self.gpu.submit(None);
+        self.gpu.wait(index)
+    }
+}
