@@ -3,5 +3,8 @@
 
 pub mod dim;
 pub mod dtype;
+pub mod emit;
+pub mod ir;
+pub mod opt;
 pub mod spec;
 pub mod target;

@@ -93,10 +93,7 @@ impl<T> Arena<T> {
 
     /// All values with their handles, in order of insertion.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (Handle<T>, &T)> + ExactSizeIterator {
-        self.items
-            .iter()
-            .enumerate()
-            .map(|(i, value)| (handle_at(i as u32), value))
+        self.items.iter().enumerate().map(|(i, value)| (handle_at(i as u32), value))
     }
 
     /// All values, in order of insertion.
@@ -106,10 +103,7 @@ impl<T> Arena<T> {
 }
 
 fn handle_at<T>(index: u32) -> Handle<T> {
-    Handle {
-        index,
-        kind: PhantomData,
-    }
+    Handle { index, kind: PhantomData }
 }
 
 impl<T> Index<Handle<T>> for Arena<T> {

@@ -92,7 +92,9 @@ fn cast(to: Scalar, x: L) -> Option<L> {
         (Scalar::F32, L::I32(v)) => L::f32(v as f32),
         (Scalar::U32, L::I32(v)) => L::U32(v as u32),
         (Scalar::I32, L::U32(v)) => L::I32(v as i32),
-        (Scalar::F32, L::F32(_)) | (Scalar::U32, L::U32(_)) | (Scalar::I32, L::I32(_)) | (Scalar::Bool, L::Bool(_)) => x,
+        (Scalar::F32, L::F32(_)) | (Scalar::U32, L::U32(_)) | (Scalar::I32, L::I32(_)) | (Scalar::Bool, L::Bool(_)) => {
+            x
+        }
         (Scalar::F32, L::Bool(v)) => L::f32(f32::from(u8::from(v))),
         (Scalar::U32, L::Bool(v)) => L::U32(u32::from(v)),
         (Scalar::I32, L::Bool(v)) => L::I32(i32::from(v)),
@@ -168,6 +170,7 @@ fn float(op: B, a: f32, b: f32) -> Option<L> {
         B::Sub => a - b,
         B::Mul => a * b,
         B::Div => a / b,
+        B::Rem => a % b,
         B::Min => a.min(b),
         B::Max => a.max(b),
         _ => return compare(op, a.partial_cmp(&b)?),

@@ -138,10 +138,7 @@ impl Module {
 
     /// Bytes of workgroup memory, each array rounded up to 16.
     pub fn workgroup_bytes(&self) -> u64 {
-        self.workgroup
-            .values()
-            .map(|a| (u64::from(a.len) * u64::from(a.elem.size_bytes())).next_multiple_of(16))
-            .sum()
+        self.workgroup.values().map(|a| (u64::from(a.len) * u64::from(a.elem.size_bytes())).next_multiple_of(16)).sum()
     }
 
     /// Invocations per workgroup.
@@ -162,12 +159,7 @@ impl Module {
         };
         let body = interner.block(&self.body);
         let Interner { locals, exprs, .. } = interner;
-        Module {
-            locals,
-            exprs,
-            body,
-            ..self
-        }
+        Module { locals, exprs, body, ..self }
     }
 }
 

@@ -44,9 +44,5 @@ fn sanitize(wish: &str) -> String {
         }
     }
     let name = name.trim_end_matches('_');
-    if name.starts_with(|c: char| c.is_ascii_alphabetic()) {
-        name.to_owned()
-    } else {
-        format!("v{name}")
-    }
+    if name.starts_with(|c: char| c.is_ascii_alphabetic()) { name.to_owned() } else { format!("v{name}") }
 }

@@ -67,8 +67,22 @@ fn unary(op: UnaryOp, t: Type) -> Result<Type, String> {
         U::Pack2x16Float if t == Type::VEC2_F32 => Some(Type::U32),
         U::UnpackU8 if t == Type::U32 => Some(Type::VEC4_U32),
         U::UnpackI8 if t == Type::U32 => Some(Type::VEC4_I32),
-        U::Exp | U::Exp2 | U::Log | U::Log2 | U::Sqrt | U::Rsqrt | U::Tanh | U::Sin | U::Cos | U::Floor | U::Ceil
-        | U::Round | U::Trunc | U::Erf | U::Sign | U::Rcp
+        U::Exp
+        | U::Exp2
+        | U::Log
+        | U::Log2
+        | U::Sqrt
+        | U::Rsqrt
+        | U::Tanh
+        | U::Sin
+        | U::Cos
+        | U::Floor
+        | U::Ceil
+        | U::Round
+        | U::Trunc
+        | U::Erf
+        | U::Sign
+        | U::Rcp
             if t.scalar.is_float() =>
         {
             Some(t)

@@ -21,10 +21,8 @@ pub struct Uniformity {
 impl Uniformity {
     /// Analyses a module whose handles are all in range.
     pub fn of(module: &Module) -> Uniformity {
-        let mut state = Uniformity {
-            locals: vec![true; module.locals.len()],
-            private: vec![true; module.private.len()],
-        };
+        let mut state =
+            Uniformity { locals: vec![true; module.locals.len()], private: vec![true; module.private.len()] };
         while state.block(module, &module.body, true) {}
         state
     }

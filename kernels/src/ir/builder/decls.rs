@@ -44,10 +44,7 @@ impl Builder {
         let mut inner = self.inner.borrow_mut();
         inner.next_binding = inner.next_binding.max(binding.saturating_add(1));
         let name = inner.names.unique(name);
-        let fields = fields
-            .iter()
-            .map(|(name, scalar)| Field { name: (*name).to_owned(), scalar: *scalar })
-            .collect();
+        let fields = fields.iter().map(|(name, scalar)| Field { name: (*name).to_owned(), scalar: *scalar }).collect();
         Uniforms(inner.module.uniforms.append(UniformBlock { name, binding, fields }))
     }
 
@@ -56,11 +53,7 @@ impl Builder {
     pub fn field(&self, block: Uniforms, name: &str) -> Val {
         let found = {
             let inner = self.inner.borrow();
-            inner
-                .module
-                .uniforms
-                .get(block.0)
-                .and_then(|u| u.fields.iter().position(|f| f.name == name))
+            inner.module.uniforms.get(block.0).and_then(|u| u.fields.iter().position(|f| f.name == name))
         };
         match found {
             Some(field) => self.push(Expr::Uniform { block: block.0, field: field as u32 }),

@@ -176,7 +176,8 @@ impl Analysis<'_> {
         let mut sizes = vec![0u32; self.kept.len()];
         for (h, expr) in self.module.exprs.iter() {
             let i = h.index();
-            let operands: u32 = expr.operands().iter().map(|o| if self.kept[o.index()] { 0 } else { sizes[o.index()] }).sum();
+            let operands: u32 =
+                expr.operands().iter().map(|o| if self.kept[o.index()] { 0 } else { sizes[o.index()] }).sum();
             let own = u32::from(!is_free(expr) && self.candidates[i].is_some());
             sizes[i] = operands + own;
             if sizes[i] >= MAX_INLINE && self.uses[i] > 0 && self.made[i].is_some() {
@@ -194,11 +195,8 @@ fn is_free(expr: &Expr) -> bool {
 /// Memory that other invocations may have changed by the end of a barrier.
 fn shared_places(module: &Module) -> Vec<Place> {
     let workgroup = module.workgroup.iter().map(|(h, _)| ArrayRef::Workgroup(h));
-    let storage = module
-        .buffers
-        .iter()
-        .filter(|(_, b)| b.access == Access::ReadWrite)
-        .map(|(h, _)| ArrayRef::Buffer(h));
+    let storage =
+        module.buffers.iter().filter(|(_, b)| b.access == Access::ReadWrite).map(|(h, _)| ArrayRef::Buffer(h));
     workgroup.chain(storage).map(Place::Array).collect()
 }
 
@@ -263,7 +261,9 @@ impl Lowering<'_> {
                 let then = self.block(then);
                 Stmt::If { cond, then, otherwise: self.block(otherwise) }
             }
-            Stmt::Collective { local, op, value } => Stmt::Collective { local: *local, op: *op, value: self.expr(*value) },
+            Stmt::Collective { local, op, value } => {
+                Stmt::Collective { local: *local, op: *op, value: self.expr(*value) }
+            }
             Stmt::UniformLoad { local, array, index } => {
                 Stmt::UniformLoad { local: *local, array: *array, index: self.expr(*index) }
             }

@@ -94,18 +94,8 @@ struct Inner {
 impl Builder {
     /// Starts a kernel with that name and workgroup size.
     pub fn new(name: &str, workgroup_size: [u32; 3]) -> Builder {
-        let module = Module {
-            name: name.to_owned(),
-            workgroup_size,
-            ..Module::default()
-        };
-        Builder {
-            inner: RefCell::new(Inner {
-                module,
-                blocks: vec![Block::new()],
-                ..Inner::default()
-            }),
-        }
+        let module = Module { name: name.to_owned(), workgroup_size, ..Module::default() };
+        Builder { inner: RefCell::new(Inner { module, blocks: vec![Block::new()], ..Inner::default() }) }
     }
 
     /// Adds lines to the header comment.
@@ -124,10 +114,7 @@ impl Builder {
     #[track_caller]
     pub fn error(&self, message: impl Into<String>) {
         let place = Location::caller();
-        let error = BuildError {
-            message: message.into(),
-            place: format!("{}:{}", place.file(), place.line()),
-        };
+        let error = BuildError { message: message.into(), place: format!("{}:{}", place.file(), place.line()) };
         self.inner.borrow_mut().errors.push(error);
     }
 
@@ -159,10 +146,7 @@ impl Builder {
     pub fn finish(self) -> Result<Module, Error> {
         let mut inner = self.inner.into_inner();
         if !inner.errors.is_empty() {
-            return Err(Error::Build {
-                kernel: inner.module.name,
-                errors: inner.errors,
-            });
+            return Err(Error::Build { kernel: inner.module.name, errors: inner.errors });
         }
         inner.module.body = inner.blocks.pop().unwrap_or_default();
         Ok(finish::bind_shared(inner.module, &inner.candidates, &mut inner.names))

@@ -41,7 +41,12 @@ fn builtin_name(builtin: Builtin) -> String {
 fn builtins() -> Vec<Builtin> {
     let mut all = vec![Builtin::LocalIndex, Builtin::SubgroupLane, Builtin::SubgroupSize];
     for axis in Axis::ALL {
-        all.extend([Builtin::WorkgroupId(axis), Builtin::LocalId(axis), Builtin::GlobalId(axis), Builtin::NumWorkgroups(axis)]);
+        all.extend([
+            Builtin::WorkgroupId(axis),
+            Builtin::LocalId(axis),
+            Builtin::GlobalId(axis),
+            Builtin::NumWorkgroups(axis),
+        ]);
     }
     all
 }
