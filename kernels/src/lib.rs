@@ -8,3 +8,4 @@ pub mod ir;
 pub mod opt;
 pub mod spec;
 pub mod target;
+pub mod templates;

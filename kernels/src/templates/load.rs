@@ -1,0 +1,298 @@
+//! Reading arguments in every storage: one element at any place, or a run of consecutive elements at once.
+
+use super::common::KernelCtx;
+use crate::dtype::Storage;
+use crate::ir::{self, Type, Val};
+use crate::spec::{ArgId, Space};
+
+/// How the buffer of a weight is declared. Whatever the view, the memory is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// `array<f32>` or, for 16-bit and quantised storage, `array<u32>`.
+    Scalar,
+    /// `array<vec4<f32>>` or `array<vec4<u32>>`: for runs that start on 16 bytes.
+    Vec4,
+}
+
+impl View {
+    /// The element type of a buffer of that storage.
+    pub fn elem(self, s: Storage) -> Type {
+        match (s, self) {
+            (Storage::F32, View::Scalar) => Type::F32,
+            (Storage::F32, View::Vec4) => Type::VEC4_F32,
+            (Storage::I32 | Storage::Bool, _) => Type::I32,
+            (_, View::Scalar) => Type::U32,
+            (_, View::Vec4) => Type::VEC4_U32,
+        }
+    }
+}
+
+/// Consecutive elements that share a scale: element i is `quants[i]·scale + min`.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// `vec4<f32>` each.
+    pub quants: Vec<Val>,
+    /// `f32`; `None` is 1.
+    pub scale: Option<Val>,
+    /// `f32`; `None` is 0.
+    pub min: Option<Val>,
+}
+
+const NIBBLES: u32 = 0x0f0f_0f0f;
+
+impl KernelCtx<'_> {
+    /// The element at `at`, counted from the start of the argument's buffer: `f32`, `i32`, or `bool` for truth values.
+    pub fn element(&self, arg: ArgId, at: Val) -> Val {
+        let b = &self.b;
+        let (Some(a), Some(buffer)) = (self.arg(arg), self.buffer(arg)) else {
+            return self.poison(format!("load from argument {}", arg.0));
+        };
+        match a.storage {
+            Storage::F32 if self.view(arg) == View::Vec4 => {
+                let v = b.load(buffer, b.shr(at, 2));
+                self.pick(v, b.bit_and(at, 3))
+            }
+            Storage::F32 | Storage::I32 => b.load(buffer, at),
+            Storage::Bool => b.ne(b.load(buffer, at), b.i32(0)),
+            Storage::F16 => self.half(arg, 0, at),
+            Storage::Bf16 => {
+                let w = self.word(arg, b.shr(at, 1));
+                let bits = b.shl(b.shr(w, b.shl(b.bit_and(at, 1), 4)), 16);
+                b.bitcast(ir::Scalar::F32, bits)
+            }
+            _ => self.quant(arg, at),
+        }
+    }
+    /// The run of `n` elements from `at` on, `at` being a multiple of `n`, and `n` one of 4, 8, 16, 32. `at` counts
+    /// from the start of the buffer. Only for what loads as F32.
+    pub fn row_chunk(&self, arg: ArgId, at: Val, n: u32) -> Vec<Part> {
+        let b = &self.b;
+        let (Some(a), Some(buffer)) = (self.arg(arg), self.buffer(arg)) else {
+            return Vec::new();
+        };
+        let plain = |quants| vec![Part { quants, scale: None, min: None }];
+        match a.storage {
+            Storage::F32 if self.view(arg) == View::Vec4 => {
+                let first = b.shr(at, 2);
+                plain((0..n / 4).map(|i| b.load(buffer, b.add(first, i))).collect())
+            }
+            Storage::F32 => {
+                let one = |i: u32| b.load(buffer, b.add(at, i));
+                plain((0..n / 4).map(|i| b.vec4(one(4 * i), one(4 * i + 1), one(4 * i + 2), one(4 * i + 3))).collect())
+            }
+            Storage::F16 | Storage::Bf16 => {
+                let words = self.words(arg, b.shr(at, 1), n / 2);
+                let pairs = words.chunks_exact(2).map(|w| match a.storage {
+                    Storage::F16 => {
+                        let (p, q) = (b.unpack_2x16_float(w[0]), b.unpack_2x16_float(w[1]));
+                        b.vec4(b.lane(p, 0), b.lane(p, 1), b.lane(q, 0), b.lane(q, 1))
+                    }
+                    _ => b.vec4(b.bf16_low(w[0]), b.bf16_high(w[0]), b.bf16_low(w[1]), b.bf16_high(w[1])),
+                });
+                plain(pairs.collect())
+            }
+            Storage::I32 | Storage::Bool => {
+                b.error(format!("`{}` holds no floats", a.name));
+                Vec::new()
+            }
+            Storage::Q4K => vec![self.q4k(arg, at, n)],
+            Storage::Q6K => self.q6k(arg, at, n),
+            s => vec![self.small_block(arg, s, at, n)],
+        }
+    }
+    /// The elements of a run as plain values, `vec4<f32>` each.
+    pub fn values(&self, parts: &[Part]) -> Vec<Val> {
+        let b = &self.b;
+        let value = |p: &Part, q: Val| match (p.scale, p.min) {
+            (Some(d), Some(m)) => b.fma(q, d, m),
+            (Some(d), None) => b.mul(q, d),
+            (None, Some(m)) => b.add(q, m),
+            (None, None) => q,
+        };
+        parts.iter().flat_map(|p| p.quants.iter().map(move |q| value(p, *q))).collect()
+    }
+    /// The most elements that [`row_chunk`](Self::row_chunk) can give of rows that start on multiples of `row`.
+    pub fn chunk_for(&self, row: u64) -> u32 {
+        [32u32, 16, 8, 4].into_iter().find(|n| row % u64::from(*n) == 0).unwrap_or(1)
+    }
+
+    /// Blocks of a weight.
+    fn blocks(&self, arg: ArgId, s: Storage) -> u64 {
+        let len = self.arg(arg).filter(|a| a.space == Space::Weight).and_then(|a| a.len.as_const());
+        match len.and_then(|l| u64::try_from(l).ok()) {
+            Some(l) => l / s.block_elems(),
+            None => {
+                self.b.error("quantised storage of unknown length");
+                0
+            }
+        }
+    }
+    fn plane(&self, arg: ArgId, s: Storage, i: usize) -> u32 {
+        let at = s.plane_word(i, self.blocks(arg, s));
+        u32::try_from(at).unwrap_or_else(|_| {
+            self.b.error("weight beyond 32-bit addresses");
+            0
+        })
+    }
+    /// One lane of a `vec4`, by a computed number.
+    fn pick(&self, v: Val, lane: Val) -> Val {
+        let b = &self.b;
+        let v = b.let_("quad", v);
+        let low = b.select(b.eq(lane, 1), b.lane(v, 1), b.lane(v, 0));
+        let high = b.select(b.eq(lane, 3), b.lane(v, 3), b.lane(v, 2));
+        b.select(b.ge(lane, 2), high, low)
+    }
+    /// One word of a 16-bit or quantised weight.
+    fn word(&self, arg: ArgId, at: Val) -> Val {
+        let b = &self.b;
+        let Some(buffer) = self.buffer(arg) else { return b.u32(0) };
+        match self.view(arg) {
+            View::Scalar => b.load(buffer, at),
+            View::Vec4 => self.pick(b.load(buffer, b.shr(at, 2)), b.bit_and(at, 3)),
+        }
+    }
+    /// `n` words from `at` on; with the `Vec4` view and `n` a multiple of 4, `at` is a multiple of 4.
+    fn words(&self, arg: ArgId, at: Val, n: u32) -> Vec<Val> {
+        let b = &self.b;
+        let Some(buffer) = self.buffer(arg) else { return vec![b.u32(0); n as usize] };
+        if self.view(arg) == View::Vec4 && n % 4 == 0 {
+            let first = b.shr(at, 2);
+            let quads: Vec<Val> = (0..n / 4).map(|i| b.let_("quad", b.load(buffer, b.add(first, i)))).collect();
+            return quads.iter().flat_map(|q| (0..4).map(|l| b.lane(*q, l))).collect();
+        }
+        (0..n).map(|i| self.word(arg, b.add(at, i))).collect()
+    }
+    /// The f16 at 16-bit unit `at` behind word `plane`.
+    fn half(&self, arg: ArgId, plane: u32, at: Val) -> Val {
+        let b = &self.b;
+        let w = self.word(arg, b.add(b.shr(at, 1), plane));
+        let shifted = b.shr(w, b.shl(b.bit_and(at, 1), 4));
+        b.lane(b.unpack_2x16_float(shifted), 0)
+    }
+    /// Four unsigned bytes as floats.
+    fn bytes(&self, w: Val) -> Val {
+        self.b.cast(ir::Scalar::F32, self.b.unpack_u8(w))
+    }
+    /// Scale and minimum of block `block` in a plane of f16 pairs.
+    fn pair(&self, arg: ArgId, plane: u32, block: Val) -> (Val, Val) {
+        let b = &self.b;
+        let p = b.let_("scale_min", b.unpack_2x16_float(self.word(arg, b.add(block, plane))));
+        (b.lane(p, 0), b.lane(p, 1))
+    }
+
+    /// A run inside a block of 32.
+    fn small_block(&self, arg: ArgId, s: Storage, at: Val, n: u32) -> Part {
+        let b = &self.b;
+        let block = b.shr(at, 5);
+        let inside = if n == 32 { b.u32(0) } else { b.bit_and(at, 31) };
+        let (scale, min) = match s {
+            Storage::Q4_1 => self.pair(arg, self.plane(arg, s, 1), block),
+            Storage::Q5_1 => self.pair(arg, self.plane(arg, s, 2), block),
+            _ => {
+                let d = self.half(arg, self.plane(arg, s, s.planes().len() - 1), block);
+                let d = b.let_("scale", d);
+                (d, b.mul(d, if s == Storage::Q4_0 { -8.0 } else { -16.0 }))
+            }
+        };
+        if s == Storage::Q8_0 {
+            let words = self.words(arg, b.shr(at, 2), n / 4);
+            let quants = words.iter().map(|w| b.cast(ir::Scalar::F32, b.unpack_i8(*w))).collect();
+            return Part { quants, scale: Some(scale), min: None };
+        }
+        // Byte i of a block holds elements i and 16 + i.
+        let (first, count) = if n == 32 {
+            (b.shl(block, 2), 4)
+        } else {
+            (b.add(b.shl(block, 2), b.bit_and(b.shr(inside, 2), 3)), n / 4)
+        };
+        let words = self.words(arg, first, count);
+        let halves: Vec<Val> = if n == 32 { vec![b.u32(0), b.u32(4)] } else { vec![b.shl(b.shr(inside, 4), 2)] };
+        let high = matches!(s, Storage::Q5_0 | Storage::Q5_1)
+            .then(|| b.let_("high_bits", self.word(arg, b.add(block, self.plane(arg, s, 1)))));
+        let mut quants = Vec::new();
+        for shift in &halves {
+            for w in &words {
+                let mut q = b.bit_and(b.shr(*w, *shift), NIBBLES);
+                if let Some(h) = high {
+                    let from = b.add(inside, 4 * quants.len() as u32);
+                    let four = b.bit_and(b.shr(h, from), 15);
+                    // Bit i of the four goes to bit 4 of byte i.
+                    let spread = b.bit_and(b.mul(four, 0x0020_4081), 0x0101_0101);
+                    q = b.bit_or(q, b.shl(spread, 4));
+                }
+                quants.push(self.bytes(q));
+            }
+        }
+        Part { quants, scale: Some(scale), min: Some(min) }
+    }
+    /// 6-bit scale and minimum of group `j` of a Q4K block, as floats.
+    fn q4k_group(&self, arg: ArgId, block: Val, j: Val) -> (Val, Val) {
+        let b = &self.b;
+        let first = b.add(b.mul(block, 3), self.plane(arg, Storage::Q4K, 2));
+        let shift = b.shl(b.bit_and(j, 3), 3);
+        let byte = |i: u32| b.let_("group", b.shr(self.word(arg, b.add(first, i)), shift));
+        let (low, mid, top) = (byte(0), byte(1), byte(2));
+        let is_low = b.lt(j, 4);
+        let upper = |x: Val| b.bit_and(b.shr(x, 2), 0x30);
+        let scale = b.select(is_low, b.bit_and(low, 63), b.bit_or(b.bit_and(top, 15), upper(low)));
+        let min = b.select(is_low, b.bit_and(mid, 63), b.bit_or(b.bit_and(b.shr(top, 4), 15), upper(mid)));
+        (b.cast(ir::Scalar::F32, scale), b.cast(ir::Scalar::F32, min))
+    }
+    fn q4k(&self, arg: ArgId, at: Val, n: u32) -> Part {
+        let b = &self.b;
+        let block = b.shr(at, 8);
+        let j = b.let_("j", b.bit_and(b.shr(at, 5), 7));
+        let (d, dmin) = self.pair(arg, self.plane(arg, Storage::Q4K, 1), block);
+        let (sc, mn) = self.q4k_group(arg, block, j);
+        let row = b.add(b.shl(block, 5), b.shl(b.shr(j, 1), 3));
+        let first = if n == 32 { row } else { b.add(row, b.bit_and(b.shr(at, 2), 7)) };
+        let shift = b.shl(b.bit_and(j, 1), 2);
+        let words = self.words(arg, first, n / 4);
+        let quants = words.iter().map(|w| self.bytes(b.bit_and(b.shr(*w, shift), NIBBLES))).collect();
+        Part { quants, scale: Some(b.mul(d, sc)), min: Some(b.neg(b.mul(dmin, mn))) }
+    }
+    fn q6k(&self, arg: ArgId, at: Val, n: u32) -> Vec<Part> {
+        let b = &self.b;
+        let s = Storage::Q6K;
+        let block = b.shr(at, 8);
+        let half = b.bit_and(b.shr(at, 7), 1);
+        let quarter = b.let_("quarter", b.bit_and(b.shr(at, 5), 3));
+        let inside = if n == 32 { b.u32(0) } else { b.bit_and(b.shr(at, 2), 7) };
+        let low_at = b.add(b.add(b.shl(block, 5), b.shl(half, 4)), b.add(b.shl(b.bit_and(quarter, 1), 3), inside));
+        let high_at = b.add(b.add(b.shl(block, 4), b.shl(half, 3)), b.add(inside, self.plane(arg, s, 1)));
+        let (low_shift, high_shift) = (b.shl(b.shr(quarter, 1), 2), b.shl(quarter, 1));
+        let (low, high) = (self.words(arg, low_at, n / 4), self.words(arg, high_at, n / 4));
+        let quants: Vec<Val> = low
+            .iter()
+            .zip(&high)
+            .map(|(l, h)| {
+                let l = b.bit_and(b.shr(*l, low_shift), NIBBLES);
+                let h = b.bit_and(b.shr(*h, high_shift), 0x0303_0303);
+                self.bytes(b.bit_or(l, b.shl(h, 4)))
+            })
+            .collect();
+        let d = b.let_("scale", self.half(arg, self.plane(arg, s, 3), block));
+        let group = b.shr(at, 4);
+        let scales = b.let_("groups", self.word(arg, b.add(b.shr(group, 2), self.plane(arg, s, 2))));
+        let step = quants.len().min(4).max(1);
+        let parts = quants.chunks(step).enumerate().map(|(i, q)| {
+            let byte = b.add(b.bit_and(group, 3), i as u32);
+            let signed = b.bitcast(ir::Scalar::I32, b.shl(b.shr(scales, b.shl(byte, 3)), 24));
+            let sc = b.cast(ir::Scalar::F32, b.shr(signed, 24));
+            let scale = b.let_("group_scale", b.mul(d, sc));
+            Part { quants: q.to_vec(), scale: Some(scale), min: Some(b.mul(scale, -32.0)) }
+        });
+        parts.collect()
+    }
+    /// One element of a quantised weight.
+    fn quant(&self, arg: ArgId, at: Val) -> Val {
+        let b = &self.b;
+        let at = b.let_("at", at);
+        let parts = self.row_chunk(arg, b.bit_and(at, !3), 4);
+        let found = parts.first().and_then(|p| p.quants.first().map(|q| (p, *q)));
+        let Some((part, quants)) = found else { return b.f32(0.0) };
+        let q = self.pick(quants, b.bit_and(at, 3));
+        let only = Part { quants: vec![q], scale: part.scale, min: part.min };
+        self.values(&[only]).first().copied().unwrap_or_else(|| b.f32(0.0))
+    }
+}

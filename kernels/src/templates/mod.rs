@@ -1,0 +1,140 @@
+//! Templates: from what a kernel computes to kernel IR and its text.
+//!
+//! Enters: a verified [`KernelSpec`] and the [`Capabilities`] of a target. Leaves: a [`Rendered`] kernel with its
+//! schedule and grid. Which kernels exist, and what is fused into them, is not decided here.
+//!
+//! | anchor | template |
+//! |---|---|
+//! | [`Anchor::Map`] | `map` |
+//! | [`Anchor::Row`] | `row` |
+//! | [`Anchor::MatMul`] | `gemv` where [`uses_gemv`] says so, else `gemm` |
+//! | [`Anchor::Attention`] | `attention` |
+//!
+//! Every template binds its buffers through [`KernelCtx`], so that all kernels follow one convention: storage buffers
+//! in order of first occurrence of their space in `spec.args`, then the uniform `record` (the element offset of each
+//! argument in its binding), then the uniform `sizes` (the table of dynamic sizes).
+
+mod attention;
+mod common;
+mod gemm;
+mod gemv;
+mod load;
+mod lower_expr;
+mod map;
+mod row;
+
+pub use common::{KernelCtx, Scope, dispatch};
+pub use load::{Part, View};
+
+use crate::dim::{Dim, Sym};
+use crate::dtype::Storage;
+use crate::ir;
+use crate::spec::{Anchor, Expr, ExprId, KernelSpec};
+use crate::target::Capabilities;
+
+/// A kernel in the form a target runs.
+#[derive(Clone, Debug)]
+pub struct Rendered {
+    /// Name of the template.
+    pub template: &'static str,
+    /// Invocations per workgroup dimension.
+    pub workgroup: [u32; 3],
+    /// Tile sizes and factors by name.
+    pub tile: Vec<(String, u32)>,
+    /// Workgroups per dimension, over the sizes of a launch.
+    pub grid: [Dim; 3],
+    /// The kernel.
+    pub module: ir::Module,
+    /// The kernel as WGSL, entry point `main`.
+    pub wgsl: String,
+}
+
+/// Why a kernel has no rendering.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TemplateError {
+    /// A kernel that no template covers.
+    #[error("kernel `{kernel}`: {reason}")]
+    Unsupported {
+        /// The kernel's name.
+        kernel: String,
+        /// What is not covered.
+        reason: String,
+    },
+    /// A template built something invalid.
+    #[error(transparent)]
+    Ir(#[from] ir::Error),
+    /// The text could not be written.
+    #[error("kernel `{kernel}`: {reason}")]
+    Emit {
+        /// The kernel's name.
+        kernel: String,
+        /// What the emitter said.
+        reason: String,
+    },
+}
+
+impl TemplateError {
+    /// A kernel that no template covers.
+    pub fn unsupported(spec: &KernelSpec, reason: impl Into<String>) -> Self {
+        TemplateError::Unsupported { kernel: spec.name.clone(), reason: reason.into() }
+    }
+}
+
+/// Renders a kernel for a target.
+///
+/// # Errors
+/// [`TemplateError`] for a kernel beyond what the templates cover, or beyond the limits of the target.
+pub fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
+    match &spec.anchor {
+        Anchor::Map => map::render(spec, caps),
+        Anchor::Row { .. } => row::render(spec, caps),
+        Anchor::MatMul { .. } if uses_gemv(spec) => gemv::render(spec, caps),
+        Anchor::MatMul { .. } => gemm::render(spec, caps),
+        Anchor::Attention(_) => attention::render(spec, caps),
+    }
+}
+
+/// Whether a matmul is rendered as matrix-vector products.
+///
+/// True iff every right side is a load with k-contiguous rows, and M is a constant ≤ 4, or M does not depend on the
+/// number of tokens `S`, or the left side has row statistics.
+pub fn uses_gemv(spec: &KernelSpec) -> bool {
+    let Anchor::MatMul { lhs_stats, rhs, .. } = &spec.anchor else { return false };
+    let Some(m) = spec.domain.len().checked_sub(2).and_then(|i| spec.domain.get(i)) else { return false };
+    let tokens = Sym::Size("S".into());
+    let few = match m.as_const() {
+        Some(v) => v <= 4,
+        None => !m.mentions(&tokens),
+    };
+    (few || !lhs_stats.is_empty()) && rhs.iter().all(|r| contiguous_rows(spec, *r, spec.k_axis()).is_some())
+}
+
+/// The argument and row start of a load whose index is `row + axis`, with `row` free of the axis. Quantised rows must
+/// start on a block.
+pub(crate) fn contiguous_rows(spec: &KernelSpec, e: ExprId, axis: usize) -> Option<(crate::spec::ArgId, Dim)> {
+    let Expr::Load { arg, index } = spec.exprs.get(e) else { return None };
+    let (step, row) = index.linear_in(&Sym::Axis(axis as u8))?;
+    let named_below = index.symbols().iter().any(|s| match s {
+        Sym::Value(v) => depends_on_axis(spec, ExprId(*v), axis),
+        _ => false,
+    });
+    let storage: Storage = spec.arg(*arg)?.storage;
+    let aligned = !storage.is_quantised() || multiple_of(&row, storage.block_elems());
+    (step.is(1) && !named_below && aligned).then(|| (*arg, row))
+}
+
+/// Whether every coefficient of `d` is a multiple of `n`.
+pub(crate) fn multiple_of(d: &Dim, n: u64) -> bool {
+    i64::try_from(n).is_ok_and(|n| n > 0 && d.terms().all(|(_, c)| c % n == 0))
+}
+
+/// Whether an expression depends on an axis.
+pub(crate) fn depends_on_axis(spec: &KernelSpec, e: ExprId, axis: usize) -> bool {
+    let sym = Sym::Axis(axis as u8);
+    spec.exprs.reachable(&[e]).into_iter().any(|x| match spec.exprs.get(x) {
+        Expr::Load { index, .. } => index.mentions(&sym),
+        Expr::Coord(d) => d.mentions(&sym),
+        _ => false,
+    })
+}
