@@ -34,6 +34,8 @@ pub enum Rule {
     LoopStep,
     /// Constants are finite, integer divisors not zero.
     Constant,
+    /// Constant indices lie inside arrays of constant length.
+    Bounds,
     /// The kernel fits the target.
     Limit,
 }

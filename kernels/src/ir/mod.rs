@@ -15,6 +15,8 @@ pub(crate) mod fold;
 pub mod module;
 pub(crate) mod names;
 pub mod stmt;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod text;
 pub mod types;
 pub(crate) mod typing;

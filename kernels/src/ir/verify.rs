@@ -1,7 +1,7 @@
 //! The rules every module keeps; run after construction and after each optimisation.
 //!
 //! All violations are collected. Types, scopes, access, uniform barriers, loop steps, constants and the limits of a
-//! target are checked; bounds of indices are not.
+//! target are checked; of indices only the constant ones into arrays of constant length.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -203,6 +203,7 @@ impl<'m> Verifier<'m> {
                 self.fault(Rule::Type, message);
             }
             match expr {
+                Expr::Load { array, index } => self.in_bounds(*array, *index),
                 Expr::Literal(l) if !l.is_finite() => self.fault(Rule::Constant, "constant is not finite"),
                 Expr::Binary(BinaryOp::Div | BinaryOp::Rem, _, b) if is_integer_zero(module, *b) => {
                     self.fault(Rule::Constant, "integer division by zero");
@@ -261,6 +262,7 @@ impl<'m> Verifier<'m> {
                 }
                 self.expect(*index, Type::U32, name);
                 self.expect(*value, module.elem(*array), name);
+                self.in_bounds(*array, *index);
             }
             Stmt::For { local, start, end, step, body, .. } => self.loop_(*local, [*start, *end, *step], body, flow),
             Stmt::If { cond, then, otherwise } => {
@@ -280,6 +282,7 @@ impl<'m> Verifier<'m> {
             Stmt::UniformLoad { local, array, index } => {
                 let name = module.array_name(*array);
                 self.together("uniform load", flow);
+                self.in_bounds(*array, *index);
                 self.expect(*index, Type::U32, name);
                 if !matches!(array, ArrayRef::Workgroup(_)) {
                     self.fault(Rule::Access, format!("uniform load from `{name}`, which is not workgroup memory"));
@@ -346,6 +349,21 @@ impl<'m> Verifier<'m> {
         if let Some(ty) = self.types[expr.index()] {
             if ty != wanted {
                 self.fault(Rule::Type, format!("`{what}` gets {ty}, not {wanted}"));
+            }
+        }
+    }
+
+    fn in_bounds(&mut self, array: ArrayRef, index: Handle<Expr>) {
+        let module = self.module;
+        let len = match array {
+            ArrayRef::Buffer(_) => return,
+            ArrayRef::Workgroup(h) => module.workgroup[h].len,
+            ArrayRef::Private(h) => module.private[h].len,
+        };
+        if let Expr::Literal(Literal::U32(at)) = module.exprs[index] {
+            if at >= len {
+                let name = module.array_name(array);
+                self.fault(Rule::Bounds, format!("index {at} into `{name}` of {len}"));
             }
         }
     }

@@ -200,6 +200,12 @@ impl ExprWriter<'_> {
 
     fn unpack(&self, op: U, value: Handle<Expr>) -> Written<Text> {
         let signed = op == U::UnpackI8;
+        if let Expr::Literal(Literal::U32(word)) = self.module.exprs[value] {
+            let bytes = word.to_le_bytes();
+            let parts = bytes.map(|byte| if signed { format!("{}i", byte as i8) } else { format!("{byte}u") });
+            let ty = if signed { Type::VEC4_I32 } else { Type::VEC4_U32 };
+            return Ok(Text::primary(format!("{ty}({})", parts.join(", "))));
+        }
         if self.options.packed_4x8 {
             return self.call(if signed { "unpack4xI8" } else { "unpack4xU8" }, &[value]);
         }
@@ -295,7 +301,7 @@ fn builtin(b: Builtin) -> String {
     }
 }
 
-/// Zero of a scalar type, for helper functions.
+/// The `f32` type with that many lanes.
 pub(super) fn float_type(lanes: u32) -> String {
     match lanes {
         1 => Scalar::F32.name().to_owned(),

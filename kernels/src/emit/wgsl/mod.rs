@@ -6,6 +6,8 @@
 
 mod expr;
 mod names;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use crate::ir::Module;

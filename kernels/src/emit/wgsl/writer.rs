@@ -114,21 +114,18 @@ impl Writer<'_> {
     fn erf(&mut self, lanes: u32) {
         let ty = float_type(lanes);
         let c = |text: &str| if lanes == 1 { text.to_owned() } else { format!("{ty}({text})") };
-        let small = ["4.99119423e-3", "-2.67681349e-2", "1.12819925e-1", "-3.76125336e-1", "1.28379166e-1"];
-        let large =
-            ["3.83197126e-4", "-3.88396438e-3", "2.42546219e-2", "-1.06777877e-1", "-6.34846687e-1", "-1.28717512e-1"];
         self.line(&format!("fn erf_{lanes}(x: {ty}) -> {ty} {{"));
         self.depth = 1;
         self.line(&format!("let t = min(abs(x), {});", c("4.0")));
         self.line("let s = t * t;");
-        self.line(&format!("var p = {};", c("-5.96761703e-4")));
-        for k in small {
+        self.line(&format!("var p = {};", c(ERF_NEAR[0])));
+        for k in &ERF_NEAR[1..] {
             self.line(&format!("p = fma(p, s, {});", c(k)));
         }
-        self.line(&format!("var q = fma({}, t, {});", c("-1.72853470e-5"), c(large[0])));
-        self.line(&format!("let r = fma({}, t, {});", c(large[1]), c(large[2])));
+        self.line(&format!("var q = fma({}, t, {});", c(ERF_FAR[0]), c(ERF_FAR[1])));
+        self.line(&format!("let r = fma({}, t, {});", c(ERF_FAR[2]), c(ERF_FAR[3])));
         self.line("q = fma(q, s, r);");
-        for k in &large[3..] {
+        for k in &ERF_FAR[4..] {
             self.line(&format!("q = fma(q, t, {});", c(k)));
         }
         self.line("q = fma(q, t, -t);");
@@ -262,6 +259,21 @@ impl Writer<'_> {
         Ok(())
     }
 }
+
+/// Coefficients of `(erf(x) - x) / x` in `x^2`, for `|x|` up to 0.928.
+pub(super) const ERF_NEAR: [&str; 6] =
+    ["-5.96761703e-4", "4.99119423e-3", "-2.67681349e-2", "1.12819925e-1", "-3.76125336e-1", "1.28379166e-1"];
+
+/// Coefficients of `(log(1 - erf(t)) + t) / t` in `t`, for `t` from 0.928 to 4.
+pub(super) const ERF_FAR: [&str; 7] = [
+    "-1.72853470e-5",
+    "3.83197126e-4",
+    "-3.88396438e-3",
+    "2.42546219e-2",
+    "-1.06777877e-1",
+    "-6.34846687e-1",
+    "-1.28717512e-1",
+];
 
 /// Entry point parameters, each with the test that says whether it is needed.
 const PARAMS: [(fn(&Builtin) -> bool, &str); 7] = [

@@ -40,7 +40,12 @@ struct Analysis<'m> {
     changes: BTreeMap<Place, Vec<u32>>,
 }
 
-pub(super) fn bind_shared(module: Module, candidates: &[Option<Handle<Local>>], names: &mut Names) -> Module {
+pub(super) fn bind_shared(
+    module: Module,
+    candidates: &[Option<Handle<Local>>],
+    names: &mut Names,
+    bind_all: bool,
+) -> Module {
     let count = module.exprs.len();
     let mut analysis = Analysis {
         module: &module,
@@ -53,7 +58,7 @@ pub(super) fn bind_shared(module: Module, candidates: &[Option<Handle<Local>>], 
     };
     analysis.block(&module.body);
     analysis.split_long();
-    let kept = analysis.kept;
+    let kept = if bind_all { vec![true; count] } else { analysis.kept };
     let mut lowering = Lowering {
         module: &module,
         candidates,

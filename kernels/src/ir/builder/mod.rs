@@ -142,14 +142,24 @@ impl Builder {
     }
 
     /// Ends construction: binds shared values, checks nothing beyond construction. Run
-    /// [`verify`](super::verify::verify) on the result.
+    /// [`verify`](crate::ir::verify()) on the result.
     pub fn finish(self) -> Result<Module, Error> {
+        self.finish_as(false)
+    }
+
+    /// Binds every value where it was made: the meaning that `finish` must keep.
+    #[cfg(test)]
+    pub(crate) fn finish_with_every_binding(self) -> Result<Module, Error> {
+        self.finish_as(true)
+    }
+
+    fn finish_as(self, bind_all: bool) -> Result<Module, Error> {
         let mut inner = self.inner.into_inner();
         if !inner.errors.is_empty() {
             return Err(Error::Build { kernel: inner.module.name, errors: inner.errors });
         }
         inner.module.body = inner.blocks.pop().unwrap_or_default();
-        Ok(finish::bind_shared(inner.module, &inner.candidates, &mut inner.names))
+        Ok(finish::bind_shared(inner.module, &inner.candidates, &mut inner.names, bind_all))
     }
 
     fn push_stmt(&self, stmt: Stmt) {

@@ -302,6 +302,7 @@ impl Builder {
     pub fn splat(&self, lanes: u32, x: impl IntoVal) -> Val {
         let Val(value) = x.into_val(self);
         match Width::from_lanes(lanes as usize) {
+            Some(Width::One) => Val(value),
             Some(width) => self.push(Expr::Splat { width, value }),
             None => {
                 self.error(format!("splat to {lanes} lanes"));
