@@ -108,9 +108,8 @@ impl Gpu {
             flags: wgpu::InstanceFlags::empty(),
             ..wgpu::InstanceDescriptor::new_without_display_handle()
         });
-        let computes = |a: &wgpu::Adapter| {
-            a.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
-        };
+        let computes =
+            |a: &wgpu::Adapter| a.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS);
         let adapters: Vec<wgpu::Adapter> =
             pollster::block_on(instance.enumerate_adapters(backends)).into_iter().filter(computes).collect();
         let infos: Vec<wgpu::AdapterInfo> = adapters.iter().map(wgpu::Adapter::get_info).collect();
@@ -130,8 +129,8 @@ impl Gpu {
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()
         };
-        let (device, queue) = pollster::block_on(adapter.request_device(&asked))
-            .map_err(|e| none(format!("{}: {e}", describe(info))))?;
+        let (device, queue) =
+            pollster::block_on(adapter.request_device(&asked)).map_err(|e| none(format!("{}: {e}", describe(info))))?;
         let lost = Arc::new(Mutex::new(None));
         let note = |prefix: &'static str| {
             let lost = Arc::clone(&lost);
@@ -140,11 +139,7 @@ impl Gpu {
             }
         };
         let on_lost = note("device lost: ");
-        device.set_device_lost_callback(move |reason, text| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                on_lost(text);
-            }
-        });
+        device.set_device_lost_callback(move |_, text| on_lost(text));
         let on_error = note("");
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| on_error(e.to_string())));
         let software = info.device_type == wgpu::DeviceType::Cpu;
@@ -257,9 +252,8 @@ impl Gpu {
                 label: Some(kernel),
                 source: wgpu::ShaderSource::Wgsl(wgsl.into()),
             });
-            let group = self
-                .device
-                .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel), entries });
+            let group =
+                self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel), entries });
             let layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: Some(kernel),
                 bind_group_layouts: &[Some(&group)],

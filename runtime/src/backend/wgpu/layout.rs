@@ -222,7 +222,10 @@ impl Layout {
         let spec = &plan.kernels.get(step.kernel as usize).ok_or_else(|| no_kernel(step))?.spec;
         if spec.args.len() != step.args.len() {
             let (have, want) = (step.args.len(), spec.args.len());
-            return Err(Error::Plan(format!("step `{}` binds {have} arguments, `{}` has {want}", step.label, spec.name)));
+            return Err(Error::Plan(format!(
+                "step `{}` binds {have} arguments, `{}` has {want}",
+                step.label, spec.name
+            )));
         }
         let mut slots: Vec<(u8, u32)> = Vec::new();
         let mut out = Vec::new();

@@ -1,1 +1,396 @@
-//! The wgpu backend.
+//! The wgpu backend: Vulkan, Metal and DirectX 12 devices, and software drivers of these.
+//!
+//! Binding a plan makes every pipeline, buffer and bind group. A run then writes the table of sizes (if it changed) and
+//! the inputs, records all launches in one compute pass, submits once, and reads back only the outputs asked for.
+//! Generated WGSL runs with the driver's and wgpu's bounds checks on.
+
+mod device;
+mod layout;
+mod pipeline;
+mod readback;
+mod replay;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+pub use device::{ADAPTER_VARIABLE, Selection};
+
+use super::{Backend, Counters, Executor, Extent, Progress};
+use crate::{Error, Result, Tensor, tensor::Data};
+use device::Gpu;
+use frit_kernels::dtype::Scalar;
+use frit_kernels::target::Tier;
+use frit_plan::{BufferRef, Placement, Plan, Port, Program, TensorSource};
+use layout::{Home, Layout, Place, elements};
+use pipeline::Pipeline;
+use readback::{Staging, Wanted};
+use replay::{Buffers, Replay};
+use std::sync::Arc;
+use std::time::Duration;
+use weights::DeviceWeights;
+
+/// A wgpu device.
+#[derive(Debug)]
+pub struct WgpuBackend {
+    gpu: Gpu,
+    limit_bytes: Option<u64>,
+}
+
+impl WgpuBackend {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// [`Error::NoBackend`] when no adapter suits, with a list of those found.
+    pub fn new(selection: &Selection) -> Result<WgpuBackend> {
+        Ok(WgpuBackend { gpu: Gpu::open(selection)?, limit_bytes: None })
+    }
+    /// Refuses plans that need more device memory; it is counted before anything is allocated.
+    #[must_use]
+    pub fn with_memory_limit(mut self, bytes: u64) -> WgpuBackend {
+        self.limit_bytes = Some(bytes);
+        self
+    }
+    /// How long a submission may take before the device counts as failed. The default is one minute for hardware and
+    /// 15 minutes for software drivers.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> WgpuBackend {
+        self.gpu.timeout = timeout;
+        self
+    }
+    /// Which schedules the device runs.
+    pub fn tier(&self) -> Tier {
+        device::tier(&self.gpu.info)
+    }
+}
+
+impl Backend for WgpuBackend {
+    fn name(&self) -> &'static str {
+        "wgpu"
+    }
+    fn device(&self) -> String {
+        device::describe(&self.gpu.info)
+    }
+    fn is_hardware(&self) -> bool {
+        self.gpu.info.device_type != wgpu::DeviceType::Cpu
+    }
+    fn bind(
+        &self,
+        plan: Arc<Plan>,
+        source: &dyn TensorSource,
+        extent: &Extent,
+        progress: Progress<'_>,
+    ) -> Result<Box<dyn Executor>> {
+        let gpu = self.gpu.share();
+        gpu.check()?;
+        let tier = self.tier();
+        let layout = Layout::new(&plan, extent)?;
+        account(&gpu, &plan, &layout, self.limit_bytes)?;
+        let pipelines = pipeline::build(&gpu, &plan, tier)?;
+        let weights = DeviceWeights::load(&gpu, &plan, &layout, source, extent, progress)?;
+        let mut executor = WgpuExecutor {
+            gpu,
+            tier,
+            limit_bytes: self.limit_bytes,
+            plan,
+            pipelines,
+            weights,
+            bound: None,
+            staging: Staging::default(),
+            sizes: None,
+            pending: None,
+            failed: None,
+        };
+        executor.lay_out(layout, extent)?;
+        Ok(Box::new(executor))
+    }
+}
+
+/// Checks what `layout` needs against the limits of the device and the caller's.
+fn account(gpu: &Gpu, plan: &Plan, layout: &Layout, limit: Option<u64>) -> Result<()> {
+    for (w, bytes) in plan.weights.iter().zip(&layout.own_bytes) {
+        if w.placement == Placement::Own {
+            gpu.fits(&w.name, *bytes, true)?;
+        }
+    }
+    for (i, slot) in plan.kv_slots.iter().enumerate() {
+        gpu.fits(&slot.name, layout.kv_elems(i).saturating_mul(4), true)?;
+    }
+    let arenas = [("side", layout.side_elems), ("arena", layout.arena_elems), ("ints", layout.ints_elems)];
+    for (label, elems) in arenas {
+        gpu.fits(label, elems.saturating_mul(4), true)?;
+    }
+    let wanted = layout.bytes().into_iter().fold(0, u64::saturating_add);
+    match limit {
+        Some(limit) if wanted > limit => Err(Error::Limit { what: "bytes of device memory".into(), wanted, limit }),
+        _ => Ok(()),
+    }
+}
+
+/// What changes with the extent.
+#[derive(Debug)]
+struct Bound {
+    extent: Extent,
+    layout: Layout,
+    buffers: Buffers,
+    programs: Vec<Replay>,
+}
+
+struct WgpuExecutor {
+    gpu: Gpu,
+    tier: Tier,
+    limit_bytes: Option<u64>,
+    plan: Arc<Plan>,
+    pipelines: Vec<Option<Pipeline>>,
+    weights: DeviceWeights,
+    bound: Option<Bound>,
+    staging: Staging,
+    /// The table of sizes as the device has it.
+    sizes: Option<[u32; 16]>,
+    /// A submission that nobody has waited for.
+    pending: Option<wgpu::SubmissionIndex>,
+    failed: Option<String>,
+}
+
+impl WgpuExecutor {
+    fn lay_out(&mut self, layout: Layout, extent: &Extent) -> Result<()> {
+        let buffers = Buffers::new(&self.gpu, &self.plan, &layout)?;
+        let mut programs = Vec::new();
+        for (at, p) in self.plan.programs.iter().enumerate() {
+            programs.push(Replay::new(
+                &self.gpu,
+                &self.plan,
+                at,
+                p,
+                &layout,
+                extent,
+                self.tier,
+                &self.pipelines,
+                &buffers,
+                &self.weights,
+            )?);
+        }
+        self.sizes = None;
+        self.bound = Some(Bound { extent: extent.clone(), layout, buffers, programs });
+        Ok(())
+    }
+    /// Remembers a failure of the device: the executor is of no further use.
+    fn noted<T>(&mut self, result: Result<T>) -> Result<T> {
+        if let Err(Error::Device(text)) = &result {
+            self.failed.get_or_insert(text.clone());
+        }
+        result
+    }
+    fn try_resize(&mut self, extent: &Extent) -> Result<()> {
+        usable(&self.failed, &self.gpu, &self.bound)?;
+        let layout = Layout::new(&self.plan, extent)?;
+        account(&self.gpu, &self.plan, &layout, self.limit_bytes)?;
+        if let Some(index) = self.pending.take() {
+            self.gpu.wait(index)?;
+        }
+        self.bound = None;
+        self.gpu.tidy()?;
+        self.weights.resize(&self.gpu, &self.plan, &layout, extent)?;
+        self.lay_out(layout, extent)
+    }
+    fn try_run(&mut self, program: usize, sizes: &[u64], inputs: &[&Tensor], wanted: &[usize]) -> Result<Vec<Tensor>> {
+        let plan = Arc::clone(&self.plan);
+        let bound = usable(&self.failed, &self.gpu, &self.bound)?;
+        let (Some(decl), Some(replay)) = (plan.programs.get(program), bound.programs.get(program)) else {
+            return Err(Error::Plan(format!("there is no program {program}")));
+        };
+        let table = check_sizes(&plan, decl, &bound.extent, sizes)?;
+        let given = check_inputs(&plan, decl, &replay.inputs, sizes, inputs)?;
+        let outputs = check_outputs(&plan, decl, &replay.outputs, sizes, wanted)?;
+        let bytes = outputs.iter().try_fold(0u64, |n, o| n.checked_add(o.elems * 4));
+        let bytes = bytes.ok_or_else(|| Error::Plan("outputs overflow the address space".into()))?;
+        let grids = replay.grids(&plan, sizes, self.gpu.limits.max_compute_workgroups_per_dimension)?;
+        let staging = match bytes {
+            0 => None,
+            n => Some(self.staging.reserve(&self.gpu, n, replay.output_bytes)?),
+        };
+
+        let writes = replay::writes(&given);
+        let mut targets = Vec::new();
+        for w in &writes {
+            targets.push(bound.buffers.get(&self.weights, w.home)?);
+        }
+        let mut sources = Vec::new();
+        for o in &outputs {
+            sources.push(bound.buffers.get(&self.weights, o.place.home)?);
+        }
+        let is_new = self.sizes != Some(table);
+        let (index, error) = self.gpu.scoped(|| {
+            if is_new {
+                self.gpu.write(&bound.buffers.sizes, 0, bytemuck::cast_slice(&table));
+            }
+            for (w, buffer) in writes.iter().zip(&targets) {
+                self.gpu.write(buffer, w.offset_bytes, &w.bytes);
+            }
+            let mut encoder = self.gpu.encoder();
+            replay.record(&self.gpu, &mut encoder, &self.pipelines, &grids);
+            let mut at = 0;
+            for (o, buffer) in outputs.iter().zip(&sources) {
+                if let Some(staging) = staging.filter(|_| o.elems > 0) {
+                    encoder.copy_buffer_to_buffer(buffer, o.place.offset * 4, staging, at, o.elems * 4);
+                    at += o.elems * 4;
+                }
+            }
+            self.gpu.submit(Some(encoder))
+        });
+        if let Some(e) = error {
+            return Err(Error::Device(format!("program `{}`: {e}", decl.name)));
+        }
+        let result = match staging {
+            Some(staging) => {
+                let read = self.gpu.read(staging, bytes, index, |b| readback::tensors(&outputs, b))?;
+                self.pending = None;
+                read
+            }
+            None => {
+                let before = self.pending.replace(index);
+                match before {
+                    Some(i) => self.gpu.wait(i)?,
+                    None => self.gpu.tidy()?,
+                }
+                readback::tensors(&outputs, &[])
+            }
+        };
+        self.sizes = Some(table);
+        result
+    }
+    fn try_write_state(&mut self, state: usize, sizes: &[u64], data: &[i32]) -> Result<()> {
+        let bound = usable(&self.failed, &self.gpu, &self.bound)?;
+        let (Some(decl), Some(place)) = (self.plan.states.get(state), bound.layout.state(state)) else {
+            return Err(Error::Plan(format!("there is no state {state}")));
+        };
+        let want = elements(&self.plan, &decl.shape, sizes)?;
+        if want != data.len() as u64 || want > place.room {
+            return Err(Error::Shape {
+                what: format!("state `{}`", decl.name),
+                expected: format!("{want} elements, at most {}", place.room),
+                found: format!("{} elements", data.len()),
+            });
+        }
+        let (ints, bytes) = (&bound.buffers.ints, bytemuck::cast_slice(data));
+        let ((), error) = self.gpu.scoped(|| self.gpu.write(ints, place.offset * 4, bytes));
+        match error {
+            Some(e) => Err(Error::Device(e.to_string())),
+            None => Ok(()),
+        }
+    }
+}
+
+fn usable<'a>(failed: &Option<String>, gpu: &Gpu, bound: &'a Option<Bound>) -> Result<&'a Bound> {
+    if let Some(text) = failed {
+        return Err(Error::Device(text.clone()));
+    }
+    gpu.check()?;
+    bound.as_ref().ok_or_else(|| Error::Device("it has no buffers since a resize failed".into()))
+}
+
+impl Executor for WgpuExecutor {
+    fn resize(&mut self, extent: &Extent) -> Result<()> {
+        let r = self.try_resize(extent);
+        self.noted(r)
+    }
+    fn write_state(&mut self, state: usize, sizes: &[u64], data: &[i32]) -> Result<()> {
+        let r = self.try_write_state(state, sizes, data);
+        self.noted(r)
+    }
+    fn run(&mut self, program: usize, sizes: &[u64], inputs: &[&Tensor], wanted: &[usize]) -> Result<Vec<Tensor>> {
+        let r = self.try_run(program, sizes, inputs, wanted);
+        self.noted(r)
+    }
+    fn counters(&self) -> Counters {
+        self.gpu.counters()
+    }
+    fn memory_bytes(&self) -> [u64; 3] {
+        let Some(bound) = &self.bound else { return [0; 3] };
+        let [weights, cache, arenas] = bound.layout.bytes();
+        let records: u64 = bound.programs.iter().map(|p| p.record_bytes).sum();
+        [weights, cache, arenas + records + self.staging.bytes()]
+    }
+}
+
+/// The table of sizes, if the executor serves them.
+fn check_sizes(plan: &Plan, program: &Program, extent: &Extent, sizes: &[u64]) -> Result<[u32; 16]> {
+    if sizes.len() != plan.sizes.len() {
+        let expected = plan.sizes.len().to_string();
+        return Err(Error::Shape { what: "number of sizes".into(), expected, found: sizes.len().to_string() });
+    }
+    let mut table = [0; 16];
+    for (((decl, v), most), to) in plan.sizes.iter().zip(sizes).zip(&extent.0).zip(&mut table) {
+        let what = || format!("size {} of program `{}`", decl.name, program.name);
+        let bounds = program.at_most.iter().filter(|(n, _)| *n == decl.name).map(|(_, m)| *m);
+        let limit = bounds.chain([*most, u64::from(u32::MAX)]).min().unwrap_or(*most);
+        if *v > limit {
+            return Err(Error::Limit { what: what(), wanted: *v, limit });
+        }
+        if let Some((_, f)) = program.fixed.iter().find(|(n, f)| *n == decl.name && f != v) {
+            return Err(Error::Shape { what: what(), expected: f.to_string(), found: v.to_string() });
+        }
+        *to = u32::try_from(*v).unwrap_or(u32::MAX);
+    }
+    Ok(table)
+}
+
+fn check_inputs<'a>(
+    plan: &Plan,
+    program: &Program,
+    places: &[Place],
+    sizes: &[u64],
+    inputs: &[&'a Tensor],
+) -> Result<Vec<(Place, bool, &'a Tensor)>> {
+    if inputs.len() != program.inputs.len() {
+        let names: Vec<&str> = program.inputs.iter().map(|p| p.name.as_str()).collect();
+        let line = format!("program `{}` takes {:?}, {} tensors given", program.name, names, inputs.len());
+        return Err(Error::Inputs(vec![line]));
+    }
+    let mut out = Vec::new();
+    for ((port, place), tensor) in program.inputs.iter().zip(places).zip(inputs) {
+        let shape = port_shape(plan, port, place, sizes)?;
+        let is_float = matches!(tensor.data(), Data::F32(_));
+        if tensor.shape() != shape || is_float != (port.storage.scalar() == Scalar::F32) {
+            return Err(Error::Shape {
+                what: format!("input `{}`", port.name),
+                expected: format!("{} {shape:?}", port.storage),
+                found: format!("{} {:?}", if is_float { "f32" } else { "i32" }, tensor.shape()),
+            });
+        }
+        out.push((*place, matches!(port.buffer, BufferRef::Value(_)), *tensor));
+    }
+    Ok(out)
+}
+
+fn check_outputs(
+    plan: &Plan,
+    program: &Program,
+    places: &[Place],
+    sizes: &[u64],
+    wanted: &[usize],
+) -> Result<Vec<Wanted>> {
+    let mut out = Vec::new();
+    for i in wanted {
+        let (Some(port), Some(place)) = (program.outputs.get(*i), places.get(*i)) else {
+            return Err(Error::Plan(format!("program `{}` has no output {i}", program.name)));
+        };
+        let shape = port_shape(plan, port, place, sizes)?;
+        let elems = shape.iter().product();
+        let is_float = matches!(place.home, Home::Arena | Home::Kv(_));
+        if is_float != (port.storage.scalar() == Scalar::F32) {
+            return Err(Error::Plan(format!("output `{}` is {}, its buffer is not", port.name, port.storage)));
+        }
+        out.push(Wanted { place: *place, shape, elems, storage: port.storage });
+    }
+    Ok(out)
+}
+
+/// The shape of a port under `sizes`, if its buffer has room for it.
+fn port_shape(plan: &Plan, port: &Port, place: &Place, sizes: &[u64]) -> Result<Vec<u64>> {
+    let elems = elements(plan, &port.shape, sizes)?;
+    if elems > place.room {
+        let what = format!("elements of `{}`", port.name);
+        return Err(Error::Limit { what, wanted: elems, limit: place.room });
+    }
+    port.shape.iter().map(|d| Ok(plan.eval(d, sizes)?)).collect()
+}

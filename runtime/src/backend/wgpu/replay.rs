@@ -1,0 +1,227 @@
+//! Programs made ready to run: bind groups and records once, then a run is a list of launches.
+
+use super::super::Extent;
+use super::device::Gpu;
+use super::layout::{Home, Layout, Place, RECORD_ALIGN, elements, largest, no_kernel, record};
+use super::pipeline::{Pipeline, SIZES_BYTES, Slot, variant};
+use super::weights::DeviceWeights;
+use crate::{Error, Result, Tensor, tensor::Data};
+use frit_kernels::dim::Dim;
+use frit_kernels::target::Tier;
+use frit_plan::{BufferRef, Plan, Program};
+use wgpu::BufferUsages as Usage;
+
+/// Inputs no further apart than this go into one write.
+const JOIN_BYTES: u64 = 4096;
+
+/// What depends on the extent, without weights.
+#[derive(Debug)]
+pub(super) struct Buffers {
+    pub arena: wgpu::Buffer,
+    pub ints: wgpu::Buffer,
+    pub kv: Vec<wgpu::Buffer>,
+    pub sizes: wgpu::Buffer,
+}
+
+impl Buffers {
+    pub fn new(gpu: &Gpu, plan: &Plan, layout: &Layout) -> Result<Buffers> {
+        let storage = Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST;
+        let mut kv = Vec::new();
+        for (i, slot) in plan.kv_slots.iter().enumerate() {
+            kv.push(gpu.buffer(&slot.name, layout.kv_elems(i) * 4, storage)?);
+        }
+        Ok(Buffers {
+            arena: gpu.buffer("arena", layout.arena_elems * 4, storage)?,
+            ints: gpu.buffer("ints", layout.ints_elems * 4, storage)?,
+            kv,
+            sizes: gpu.buffer("sizes", SIZES_BYTES, Usage::UNIFORM | Usage::COPY_DST)?,
+        })
+    }
+    /// The buffer behind `home`.
+    pub fn get<'a>(&'a self, weights: &'a DeviceWeights, home: Home) -> Result<&'a wgpu::Buffer> {
+        let found = match home {
+            Home::Arena => Some(&self.arena),
+            Home::Ints => Some(&self.ints),
+            Home::Side => weights.side(),
+            Home::Kv(i) => self.kv.get(i as usize),
+            Home::Own(w) => weights.own(w),
+        };
+        found.ok_or_else(|| Error::Plan(format!("nothing is bound to {home:?}")))
+    }
+}
+
+#[derive(Debug)]
+struct Launch {
+    kernel: usize,
+    grid: usize,
+    group: wgpu::BindGroup,
+}
+
+/// A program ready to run.
+#[derive(Debug)]
+pub(super) struct Replay {
+    launches: Vec<Launch>,
+    /// Each launched kernel's grid, once.
+    grids: Vec<(usize, [Dim; 3])>,
+    pub inputs: Vec<Place>,
+    pub outputs: Vec<Place>,
+    /// Bytes of all outputs at the extent.
+    pub output_bytes: u64,
+    pub record_bytes: u64,
+}
+
+impl Replay {
+    /// Prepares program `at`.
+    pub fn new(
+        gpu: &Gpu,
+        plan: &Plan,
+        at: usize,
+        program: &Program,
+        layout: &Layout,
+        extent: &Extent,
+        tier: Tier,
+        pipelines: &[Option<Pipeline>],
+        buffers: &Buffers,
+        weights: &DeviceWeights,
+    ) -> Result<Replay> {
+        let mut bytes: Vec<u8> = Vec::new();
+        let mut steps = Vec::new();
+        for step in &program.steps {
+            let places = layout.places(plan, at, step)?;
+            let words = record(&places)?;
+            steps.push((step, places, bytes.len() as u64, words.len() as u64 * 4));
+            bytes.extend_from_slice(bytemuck::cast_slice(&words));
+            bytes.resize(bytes.len().next_multiple_of(RECORD_ALIGN as usize), 0);
+        }
+        let records = gpu.buffer("records", bytes.len() as u64, Usage::UNIFORM | Usage::COPY_DST)?;
+        gpu.write(&records, 0, &bytes);
+
+        let mut launches = Vec::new();
+        let mut grids: Vec<(usize, [Dim; 3])> = Vec::new();
+        for (step, places, from, len) in steps {
+            let kernel = step.kernel as usize;
+            let (Some(Some(p)), Some(k)) = (pipelines.get(kernel), plan.kernels.get(kernel)) else {
+                return Err(no_kernel(step));
+            };
+            let mut entries = Vec::new();
+            for (i, slot) in p.slots.iter().enumerate() {
+                let (buffer, offset, size) = match slot {
+                    Slot::Storage { arg, .. } => {
+                        let place = places.get(*arg).ok_or_else(|| no_kernel(step))?;
+                        (buffers.get(weights, place.home)?, 0, None)
+                    }
+                    Slot::Record => (&records, from, wgpu::BufferSize::new(len)),
+                    Slot::Sizes => (&buffers.sizes, 0, wgpu::BufferSize::new(SIZES_BYTES)),
+                };
+                let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
+                entries.push(wgpu::BindGroupEntry { binding: i as u32, resource });
+            }
+            let group = gpu.bind_group(&step.label, &p.group, &entries)?;
+            let grid = match grids.iter().position(|(known, _)| *known == kernel) {
+                Some(i) => i,
+                None => {
+                    grids.push((kernel, variant(k, tier)?.grid.clone()));
+                    grids.len() - 1
+                }
+            };
+            launches.push(Launch { kernel, grid, group });
+        }
+
+        let ports = |list: &[frit_plan::Port], what: &str| -> Result<Vec<Place>> {
+            let one = |p: &frit_plan::Port| match p.buffer {
+                BufferRef::Weight(_) => Err(Error::Plan(format!("{what} `{}` is a weight", p.name))),
+                b => layout.place(plan, at, b),
+            };
+            list.iter().map(one).collect()
+        };
+        let sizes = largest(plan, program, extent);
+        let mut output_bytes = 0u64;
+        for p in &program.outputs {
+            output_bytes = output_bytes.saturating_add(elements(plan, &p.shape, &sizes)?.saturating_mul(4));
+        }
+        Ok(Replay {
+            launches,
+            grids,
+            inputs: ports(&program.inputs, "input")?,
+            outputs: ports(&program.outputs, "output")?,
+            output_bytes,
+            record_bytes: bytes.len() as u64,
+        })
+    }
+    /// The grid of each launched kernel under `sizes`.
+    pub fn grids(&self, plan: &Plan, sizes: &[u64], limit: u32) -> Result<Vec<[u32; 3]>> {
+        let mut out = Vec::new();
+        for (kernel, dims) in &self.grids {
+            let mut grid = [0; 3];
+            for (g, d) in grid.iter_mut().zip(dims) {
+                let v = plan.eval(d, sizes)?;
+                *g = u32::try_from(v).ok().filter(|v| *v <= limit).ok_or_else(|| Error::Kernel {
+                    backend: "wgpu",
+                    kernel: plan.kernels.get(*kernel).map_or_else(String::new, |k| k.name.clone()),
+                    reason: format!("a grid of {v} workgroups exceeds {limit}"),
+                })?;
+            }
+            out.push(grid);
+        }
+        Ok(out)
+    }
+    /// Records every launch whose grid is not empty.
+    pub fn record(
+        &self,
+        gpu: &Gpu,
+        encoder: &mut wgpu::CommandEncoder,
+        pipelines: &[Option<Pipeline>],
+        grids: &[[u32; 3]],
+    ) {
+        let mut pass = gpu.pass(encoder);
+        let mut bound = None;
+        for l in &self.launches {
+            let grid = grids.get(l.grid).copied().unwrap_or_default();
+            let Some(Some(p)) = pipelines.get(l.kernel) else { continue };
+            if grid.contains(&0) {
+                continue;
+            }
+            if bound != Some(l.kernel) {
+                pass.set_pipeline(&p.pipeline);
+                bound = Some(l.kernel);
+            }
+            pass.set_bind_group(0, &l.group, &[]);
+            gpu.dispatch(&mut pass, grid);
+        }
+    }
+}
+
+/// One write: where, and the bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Write {
+    pub home: Home,
+    pub offset_bytes: u64,
+    pub bytes: Vec<u8>,
+}
+
+/// Joins inputs to few writes. Between two values of a program nothing lives when it starts, so that a small gap is
+/// written over; other buffers are joined only where they touch.
+pub(super) fn writes(inputs: &[(Place, bool, &Tensor)]) -> Vec<Write> {
+    let mut order: Vec<_> = inputs.iter().filter(|(_, _, t)| !t.shape().contains(&0)).collect();
+    order.sort_by_key(|(p, _, _)| (p.home, p.offset));
+    let mut out: Vec<(Write, bool)> = Vec::new();
+    for (place, is_value, tensor) in order {
+        let bytes: &[u8] = match tensor.data() {
+            Data::F32(v) => bytemuck::cast_slice(v),
+            Data::I32(v) => bytemuck::cast_slice(v),
+        };
+        let offset_bytes = place.offset * 4;
+        if let Some((w, all_values)) = out.last_mut()
+            && w.home == place.home
+            && let Some(gap) = offset_bytes.checked_sub(w.offset_bytes + w.bytes.len() as u64)
+            && (gap == 0 || (*all_values && *is_value && gap <= JOIN_BYTES))
+        {
+            w.bytes.resize(w.bytes.len() + gap as usize, 0);
+            w.bytes.extend_from_slice(bytes);
+            *all_values &= *is_value;
+        } else {
+            out.push((Write { home: place.home, offset_bytes, bytes: bytes.to_vec() }, *is_value));
+        }
+    }
+    out.into_iter().map(|(w, _)| w).collect()
+}
