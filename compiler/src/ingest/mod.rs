@@ -4,6 +4,10 @@
 //! tokenizer's text and the settings of generation. Nothing after this module knows which format it was.
 #![deny(clippy::indexing_slicing)]
 
+pub mod activation;
+mod bind;
+mod blocks;
+pub mod builder;
 pub mod error;
 pub mod file;
 pub mod gguf;
@@ -13,3 +17,69 @@ pub mod rope;
 
 pub use error::{Error, Gap, Place, Result};
 pub use limits::Limits;
+
+use crate::model::Model;
+use file::SourceFile;
+use std::path::Path;
+
+/// How a model is loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// What is accepted at most.
+    pub limits: Limits,
+    /// Positions that the model is built for; `None`: as many as it has.
+    pub context: Option<u64>,
+}
+
+/// Loads a model: a directory in Hugging Face form, or a GGUF file.
+///
+/// # Errors
+/// What is missing, malformed or above a limit; or, for a well-formed model, the list of everything about it that is
+/// not supported.
+pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
+    let refuse = |problem: &str| Err(Error::Format { path: path.to_owned(), problem: problem.into() });
+    let meta = std::fs::metadata(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => {
+            let problem = "there is no such file or directory; give a model's directory or a .gguf file".into();
+            Error::Missing { path: path.to_owned(), problem }
+        }
+        _ => Error::Read { path: path.to_owned(), source },
+    })?;
+    if meta.is_dir() {
+        return hf::load(path, options);
+    }
+    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let file = SourceFile::open(path)?;
+    let mut magic = [0; 4];
+    let is_gguf = file.len() >= 4 && file.read_into(0, &mut magic).is_ok() && magic == gguf::reader::MAGIC;
+    match extension.as_str() {
+        "gguf" => gguf::load(path, options),
+        _ if is_gguf => gguf::load(path, options),
+        "onnx" => refuse("ONNX is not supported yet; give a model's directory in Hugging Face form or a .gguf file"),
+        "safetensors" | "json" => refuse("is one file of a model; give the directory it lies in"),
+        "frit" => refuse("is compiled already; run it as it is"),
+        "bin" | "pt" | "pth" | "ckpt" => {
+            refuse("is a pickle, which is not read since it can run code; save the model as safetensors")
+        }
+        _ => refuse("is in no format that is read; give a model's directory in Hugging Face form or a .gguf file"),
+    }
+}
+
+/// Bounds a decoder's context by what the caller wants.
+fn limit_context(context: &mut u64, options: &LoadOptions, path: &Path) -> Result<()> {
+    match options.context {
+        Some(wanted) if wanted > *context => {
+            let problem = format!("has {} positions; {wanted} are asked for", *context);
+            let gap = Gap::field("the model", "context", problem, format!("ask for at most {}", *context));
+            Err(Error::Unsupported { path: path.to_owned(), gaps: vec![gap] })
+        }
+        Some(wanted) => {
+            *context = wanted.max(1);
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod load_tests;

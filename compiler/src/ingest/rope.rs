@@ -1,1 +1,157 @@
-//! stub
+//! Rotary positions: the angular frequency of each pair and the factor on the table, for each kind of scaling, as
+//! transformers 4.57 computes them. All arithmetic is in f64 and rounded once.
+
+use std::f64::consts::PI;
+
+/// Rotary positions of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// The base of the frequencies, above 1.
+    pub theta: f64,
+    /// Elements of a head that are rotated; even.
+    pub dim: u64,
+    /// Positions of the model: `max_position_embeddings`.
+    pub context: u64,
+    /// How the frequencies are changed.
+    pub scaling: RopeScaling,
+}
+
+/// How frequencies are changed to reach longer contexts. `factor` is how much longer.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the fields are those of rope_scaling")]
+pub enum RopeScaling {
+    /// `f = θ^(−2i/d)`.
+    Default,
+    /// `f / factor`.
+    Linear { factor: f64 },
+    /// NTK: the base grows with the sequence once it is longer than the context; up to there, the default.
+    Dynamic { factor: f64 },
+    /// High frequencies stay, low ones are divided, with a ramp between; the table has a factor.
+    Yarn {
+        factor: f64,
+        attention_factor: Option<f64>,
+        beta_fast: f64,
+        beta_slow: f64,
+        mscale: Option<f64>,
+        mscale_all_dim: Option<f64>,
+        original_context: u64,
+        truncate: bool,
+    },
+    /// As YaRN, with a ramp over wavelengths and no factor on the table.
+    Llama3 { factor: f64, low: f64, high: f64, original_context: u64 },
+    /// A divisor for each pair: `short` for sequences up to the original context, `long` for longer ones.
+    LongRope {
+        short: Vec<f32>,
+        long: Vec<f32>,
+        factor: Option<f64>,
+        attention_factor: Option<f64>,
+        original_context: Option<u64>,
+    },
+    /// A divisor for each pair, at any length.
+    Divisors(Vec<f32>),
+}
+
+/// What a rotary table is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frequencies {
+    /// Radians per position of each pair.
+    pub inv_freq: Vec<f32>,
+    /// Factor on cosines and sines.
+    pub scale: f32,
+    /// Positions up to which these frequencies hold; beyond, the model uses others, which depend on the length of the
+    /// sequence. `None`: they hold at any length.
+    pub holds_to: Option<u64>,
+}
+
+impl RopeConfig {
+    /// The frequencies of this configuration.
+    pub fn frequencies(&self) -> Frequencies {
+        let plain: Vec<f64> = (0..self.dim / 2).map(|i| self.theta.powf(-((2 * i) as f64) / self.dim as f64)).collect();
+        let done = |inv_freq: Vec<f64>, scale: f64, holds_to| Frequencies {
+            inv_freq: inv_freq.into_iter().map(|f| f as f32).collect(),
+            scale: scale as f32,
+            holds_to,
+        };
+        match &self.scaling {
+            RopeScaling::Default => done(plain, 1.0, None),
+            RopeScaling::Linear { factor } => done(plain.iter().map(|f| f / factor).collect(), 1.0, None),
+            RopeScaling::Dynamic { .. } => done(plain, 1.0, Some(self.context)),
+            RopeScaling::Yarn { .. } => {
+                let (inv_freq, scale) = self.yarn(&plain);
+                done(inv_freq, scale, None)
+            }
+            RopeScaling::Llama3 { factor, low, high, original_context } => {
+                let old = *original_context as f64;
+                let scaled = plain.iter().map(|f| {
+                    let wavelength = 2.0 * PI / f;
+                    if wavelength > old / low {
+                        f / factor
+                    } else if wavelength < old / high {
+                        *f
+                    } else {
+                        let smooth = (old / wavelength - low) / (high - low);
+                        (1.0 - smooth) * f / factor + smooth * f
+                    }
+                });
+                done(scaled.collect(), 1.0, None)
+            }
+            RopeScaling::LongRope { short, factor, attention_factor, original_context, .. } => {
+                let original = original_context.unwrap_or(self.context);
+                let factor = match original_context {
+                    Some(original) => self.context as f64 / *original as f64,
+                    None => factor.unwrap_or(1.0),
+                };
+                let scale = attention_factor.unwrap_or_else(|| match factor > 1.0 && original > 1 {
+                    true => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+                    false => 1.0,
+                });
+                done(divided(&plain, short), scale, Some(original))
+            }
+            RopeScaling::Divisors(divisors) => done(divided(&plain, divisors), 1.0, None),
+        }
+    }
+
+    /// YaRN: the ramp goes from the pair that turns `beta_fast` times within the original context to the one that turns
+    /// `beta_slow` times.
+    fn yarn(&self, plain: &[f64]) -> (Vec<f64>, f64) {
+        let RopeScaling::Yarn {
+            factor,
+            attention_factor,
+            beta_fast,
+            beta_slow,
+            mscale,
+            mscale_all_dim,
+            original_context,
+            truncate,
+        } = &self.scaling
+        else {
+            return (plain.to_vec(), 1.0);
+        };
+        let magnitude = |m: f64| if *factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+        let scale = attention_factor.unwrap_or_else(|| match (mscale, mscale_all_dim) {
+            (Some(m), Some(all)) => magnitude(*m) / magnitude(*all),
+            _ => magnitude(1.0),
+        });
+        let dim = self.dim as f64;
+        let pair = |turns: f64| dim * (*original_context as f64 / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
+        let (low, high) = (pair(*beta_fast), pair(*beta_slow));
+        let (low, high) = if *truncate { (low.floor(), high.ceil()) } else { (low, high) };
+        let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        let inv_freq = plain.iter().enumerate().map(|(i, f)| {
+            let interpolated = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+            f / factor * interpolated + f * (1.0 - interpolated)
+        });
+        (inv_freq.collect(), scale)
+    }
+}
+
+fn divided(plain: &[f64], divisors: &[f32]) -> Vec<f64> {
+    plain.iter().zip(divisors).map(|(f, d)| f / f64::from(*d)).collect()
+}
+
+#[cfg(test)]
+#[path = "rope_tests.rs"]
+mod tests;

@@ -1,8 +1,11 @@
-//! GGUF files: our own reader, the tensor types, the embedded tokenizer.
+//! GGUF files: our own reader, the tensor types, the embedded tokenizer, the architectures.
 
 pub mod metadata;
+mod model;
 mod pretokenizer;
 pub mod quant;
 pub mod reader;
 pub mod tensors;
 pub mod tokenizer;
+
+pub use model::load;

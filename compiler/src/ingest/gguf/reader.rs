@@ -217,7 +217,7 @@ impl Reader<'_> {
     }
     fn name(&mut self, place: &str) -> Result<String> {
         let len = self.u64(place)?;
-        self.limit(place, len, self.limits.name_bytes.max(1))?;
+        self.limit(&format!("length of {place}"), len, self.limits.name_bytes)?;
         self.text(place, len)
     }
     fn string(&mut self, place: &str) -> Result<String> {

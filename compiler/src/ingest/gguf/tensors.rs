@@ -125,6 +125,11 @@ pub(super) fn place(
             ));
             continue;
         };
+        let Some(storage) = kind.storage else {
+            let problem = format!("has type {} ({}), which is not read", kind.name, kind.id);
+            gaps.push(Gap::tensor(&name, problem, format!("quantise the model to one of {READ_TYPES}")));
+            continue;
+        };
         if let Some(dim) = shape.iter().find(|d| **d == 0 || **d > limits.dim) {
             return Err(blame(format!("has a dimension of {dim}; 1 to {} are read", limits.dim)));
         }
@@ -152,16 +157,7 @@ pub(super) fn place(
             return Err(blame("is there twice".into()));
         }
         spans.push((start, end, name.clone()));
-        match kind.storage {
-            Some(storage) => {
-                tensors.insert(name.clone(), TensorInfo { name, storage, shape, offset: start, len });
-            }
-            None => gaps.push(Gap::tensor(
-                &name,
-                format!("has type {} ({}), which is not read", kind.name, kind.id),
-                format!("quantise the model to one of {READ_TYPES}"),
-            )),
-        }
+        tensors.insert(name.clone(), TensorInfo { name, storage, shape, offset: start, len });
     }
     if !gaps.is_empty() {
         return Err(Error::Unsupported { path: file.path().to_owned(), gaps });

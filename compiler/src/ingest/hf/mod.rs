@@ -1,3 +1,131 @@
 //! Hugging Face directories: configuration, weights, architectures.
 
+mod architectures;
+pub mod config;
+pub mod fields;
+pub mod text_files;
 pub mod weights;
+
+use super::bind::{Binder, Stored};
+use super::builder::ModelBuilder;
+use super::error::{Error, Gap, Result};
+use super::file::ModelDir;
+use super::{LoadOptions, limit_context};
+use crate::model::Model;
+use architectures::{bert, gpt2, llama};
+use config::{CONFIG, ModelConfig};
+use frit_kernels::dtype::Storage;
+use frit_plan::{TensorData, TensorSource};
+use indexmap::IndexMap;
+use safetensors::Dtype;
+use std::path::Path;
+use std::sync::Arc;
+use weights::Weights;
+
+/// The types that are read, for messages.
+const READ_TYPES: &str = "F32, F16 and BF16";
+
+/// Loads a model's directory.
+///
+/// # Errors
+/// Files that are missing or malformed, and the list of everything that is not supported.
+pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
+    let limits = &options.limits;
+    let dir = ModelDir::open(path)?;
+    let object = text_files::object(&dir, CONFIG, limits)?.ok_or_else(|| Error::Missing {
+        path: dir.path().to_owned(),
+        problem: format!("the directory has no {CONFIG}; give the directory of a model in Hugging Face form"),
+    })?;
+    let reading = config::read(&object, limits);
+    let mut gaps = reading.gaps;
+    let unsupported = |gaps: Vec<Gap>| Error::Unsupported { path: path.to_owned(), gaps };
+    let (Some(config), true) = (reading.config, reading.sizes_known) else { return Err(unsupported(gaps)) };
+
+    let weights = Weights::open_dir(&dir, limits)?;
+    let (text, faults) = text_files::read(&dir, &object, limits)?;
+    gaps.extend(faults);
+    let stock = stock(&weights);
+    let mut m = ModelBuilder::new(&display_name(path));
+    m.info.architecture = reading.architecture;
+    let bound = {
+        let mut binder = Binder::new(&mut m, &stock, READ_TYPES);
+        let prefix = |names: &[&'static str], probe: &str| {
+            names
+                .iter()
+                .copied()
+                .find(|p| stock.contains_key(&format!("{p}{probe}")))
+                .unwrap_or(names.first().copied().unwrap_or(""))
+        };
+        match &config {
+            ModelConfig::Llama(c) => {
+                let decoder = llama::bind(c, &mut binder);
+                gaps.extend(binder.finish(|name| llama::ignorable(c, name)));
+                Bound::Decoder(decoder)
+            }
+            ModelConfig::Gpt2(c) => {
+                let decoder = gpt2::bind(c, prefix(&["transformer.", ""], "wte.weight"), &mut binder);
+                gaps.extend(binder.finish(|name| gpt2::ignorable(c, name)));
+                Bound::Decoder(decoder)
+            }
+            ModelConfig::Bert(c) => {
+                let order = if c.head == config::BertHead::Pooler { ["", "bert."] } else { ["bert.", ""] };
+                let encoder = bert::bind(c, prefix(&order, "embeddings.word_embeddings.weight"), &mut binder);
+                gaps.extend(binder.finish(|name| bert::ignorable(c, name)));
+                Bound::Bert(encoder)
+            }
+        }
+    };
+    if !gaps.is_empty() {
+        return Err(unsupported(gaps));
+    }
+    match (bound, &config) {
+        (Bound::Decoder(mut decoder), _) => {
+            limit_context(&mut decoder.context, options, path)?;
+            decoder.build(&mut m);
+        }
+        (Bound::Bert(encoder), ModelConfig::Bert(c)) => encoder.build(c, &mut m),
+        (Bound::Bert(_), _) => {}
+    }
+    (m.info.tokenizer, m.info.eos, m.info.bos) = (text.tokenizer, text.eos, text.bos);
+    m.source(Arc::new(weights));
+    m.finish().map_err(|e| Error::Internal { path: path.to_owned(), problem: e.to_string() })
+}
+
+enum Bound {
+    Decoder(super::blocks::Decoder),
+    Bert(bert::Bert),
+}
+
+/// The directory's own name.
+fn display_name(path: &Path) -> String {
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    real.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "model".into())
+}
+
+fn storage_of(dtype: Dtype) -> Option<Storage> {
+    match dtype {
+        Dtype::F32 => Some(Storage::F32),
+        Dtype::F16 => Some(Storage::F16),
+        Dtype::BF16 => Some(Storage::Bf16),
+        _ => None,
+    }
+}
+
+fn stock(weights: &Weights) -> IndexMap<String, Stored> {
+    let stored = |t: &weights::TensorInfo| Stored {
+        storage: storage_of(t.dtype),
+        kind: format!("{:?}", t.dtype),
+        shape: t.shape.clone(),
+    };
+    weights.tensors().map(|t| (t.name.clone(), stored(t))).collect()
+}
+
+impl TensorSource for Weights {
+    fn read(&self, tensor: &str) -> Result<TensorData, Box<dyn std::error::Error + Send + Sync>> {
+        let info = self.get(tensor).ok_or_else(|| format!("there is no tensor `{tensor}`"))?;
+        let storage =
+            storage_of(info.dtype).ok_or_else(|| format!("tensor `{tensor}` is stored as {:?}", info.dtype))?;
+        let bytes = self.bytes(tensor)?.ok_or_else(|| format!("there is no tensor `{tensor}`"))?;
+        Ok(TensorData { storage, shape: info.shape.clone(), bytes })
+    }
+}

@@ -1,0 +1,68 @@
+//! The files beside the weights that say how a model is used: generation settings and tokenizer.
+
+use super::fields::Fields;
+use crate::ingest::error::{Error, Gap, Result};
+use crate::ingest::file::ModelDir;
+use crate::ingest::limits::Limits;
+use serde_json::{Map, Value};
+
+/// What a host must know to feed a model with text.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TextSettings {
+    /// `tokenizer.json`.
+    pub tokenizer: Option<String>,
+    /// Tokens that end a generation.
+    pub eos: Vec<u32>,
+    /// The token put in front of a text, when the tokenizer does not do it by itself.
+    pub bos: Option<u32>,
+}
+
+/// The JSON object in a file of that name; `None` when there is no such file.
+pub fn object(dir: &ModelDir, name: &str, limits: &Limits) -> Result<Option<Map<String, Value>>> {
+    let Some(text) = dir.text(name, limits.text_bytes)? else { return Ok(None) };
+    let blame = |problem: String| Error::Malformed { path: dir.path().join(name), place: "text".into(), problem };
+    match serde_json::from_str(&text) {
+        Ok(Value::Object(object)) => Ok(Some(object)),
+        Ok(_) => Err(blame("is not a JSON object".into())),
+        Err(e) => Err(blame(format!("is not JSON: {e}"))),
+    }
+}
+
+/// Reads `generation_config.json`, `tokenizer_config.json` and `tokenizer.json` beside `config`.
+pub fn read(dir: &ModelDir, config: &Map<String, Value>, limits: &Limits) -> Result<(TextSettings, Vec<Gap>)> {
+    let mut gaps = Vec::new();
+    let mut ids = |file: &str, object: &Map<String, Value>, field: &str| {
+        let mut fields = Fields::new(file, object, limits);
+        let ids = fields.token_ids(field);
+        gaps.extend(fields.into_gaps().0);
+        ids
+    };
+    let generation = object(dir, "generation_config.json", limits)?.unwrap_or_default();
+    let in_generation = ids("generation_config.json", &generation, "eos_token_id");
+    let in_config = ids("config.json", config, "eos_token_id");
+    let eos = if in_generation.is_empty() { in_config } else { in_generation };
+    let bos = ids("config.json", config, "bos_token_id").first().copied();
+
+    let tokenizer = dir.text("tokenizer.json", limits.text_bytes)?;
+    let settings = object(dir, "tokenizer_config.json", limits)?.unwrap_or_default();
+    let wanted = settings.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
+    let bos = bos.filter(|bos| wanted && tokenizer.as_deref().is_some_and(|json| !puts_in_front(json, *bos)));
+    Ok((TextSettings { tokenizer, eos, bos }, gaps))
+}
+
+/// Whether a tokenizer puts the token in front of texts by itself: its template for one text begins with it.
+fn puts_in_front(json: &str, bos: u32) -> bool {
+    let Ok(tokenizer) = serde_json::from_str::<Value>(json) else { return false };
+    let steps = match tokenizer.get("post_processor") {
+        Some(step) if step.get("type").and_then(Value::as_str) == Some("Sequence") => {
+            step.get("processors").and_then(Value::as_array).cloned().unwrap_or_default()
+        }
+        Some(step) => vec![step.clone()],
+        None => Vec::new(),
+    };
+    steps.iter().any(|step| {
+        let first = step.pointer("/single/0/SpecialToken/id").and_then(Value::as_str);
+        let special = first.and_then(|name| step.get("special_tokens")?.get(name));
+        special.and_then(|s| s.pointer("/ids/0")).and_then(Value::as_u64) == Some(u64::from(bos))
+    })
+}
