@@ -155,6 +155,12 @@ impl Builder {
 
     fn finish_as(self, bind_all: bool) -> Result<Module, Error> {
         let mut inner = self.inner.into_inner();
+        if inner.errors.is_empty() && inner.types.contains(&None) {
+            inner.errors.push(BuildError {
+                message: "a value of another builder is used".to_owned(),
+                place: "unknown".to_owned(),
+            });
+        }
         if !inner.errors.is_empty() {
             return Err(Error::Build { kernel: inner.module.name, errors: inner.errors });
         }

@@ -96,6 +96,16 @@ fn mistakes_are_listed_with_their_place() {
     assert!(errors.iter().all(|e| e.place.contains("tests/builder.rs:")), "{errors:?}");
 }
 
+#[test]
+fn values_of_another_builder_are_refused() {
+    let (b, other) = (Builder::new("k", [1, 1, 1]), Builder::new("other", [1, 1, 1]));
+    let y = b.output("y", Type::U32);
+    let (foreign, _) = (other.global_x(), other.global_y());
+    b.store(y, 0, foreign);
+    b.store(y, 0, b.add(other.group_x(), 1));
+    assert!(b.finish().is_err());
+}
+
 fn outcome(module: &Module) -> BTreeMap<ArrayRef, Vec<u32>> {
     let memory = module.buffers.iter().map(|(h, _)| (ArrayRef::Buffer(h), (0..8).map(|i| i * i + 1).collect()));
     let mut memory = run(module, memory.collect());
