@@ -10,7 +10,7 @@ fn fixture(path: &str) -> PathBuf {
 }
 
 fn loaded(path: &str) -> Model {
-    load(&fixture(path), &LoadOptions::default()).unwrap_or_else(|e| unreachable!("{path}: {e}"))
+    load(fixture(path)).unwrap_or_else(|e| unreachable!("{path}: {e}"))
 }
 
 fn names(model: &Model) -> Vec<&str> {
@@ -34,7 +34,7 @@ fn hostile_files_are_refused_by_name() {
     for entry in manifest("refused") {
         let path = entry["path"].as_str().unwrap();
         let words: Vec<&str> = entry["contains"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
-        match load(&fixture("hostile").join(path), &LoadOptions::default()) {
+        match load(fixture("hostile").join(path)) {
             Ok(_) => wrong.push(format!("{path}: loaded, although {}", entry["fault"])),
             Err(e) => {
                 let message = e.to_string().replace(&fixture("hostile").display().to_string(), "");
@@ -114,8 +114,9 @@ fn settings_of_text_come_along() {
 
 #[test]
 fn the_context_is_bounded_by_the_model() {
-    let with =
-        |context| load(&fixture("devset/llama_gqa"), &LoadOptions { context: Some(context), ..Default::default() });
+    let with = |context| {
+        load_with(&fixture("devset/llama_gqa"), &LoadOptions { context: Some(context), ..Default::default() })
+    };
     assert_eq!(with(16).unwrap_or_else(|e| unreachable!("{e}")).info.context, 16);
     assert!(with(65).is_err_and(|e| e.to_string().contains("64 positions")));
 }
@@ -130,7 +131,47 @@ fn other_formats_are_refused_with_a_next_step() {
         ("notes.txt", "no format"),
     ] {
         std::fs::write(dir.path().join(name), b"anything").unwrap();
-        let e = load(&dir.path().join(name), &LoadOptions::default()).map(|_| ()).unwrap_err().to_string();
+        let e = load(dir.path().join(name)).map(|_| ()).unwrap_err().to_string();
         assert!(e.contains(want) && e.contains(name), "{e}");
+    }
+}
+
+/// Whatever bytes change, a model is loaded or refused, and what is refused is not called a fault of this program.
+fn survives(write: impl Fn(&[u8], &std::path::Path), bytes: &[u8], edits: &[(usize, u8)]) -> Result<(), String> {
+    let mut bytes = bytes.to_vec();
+    for (at, value) in edits {
+        let at = at % bytes.len();
+        bytes[at] = *value;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    write(&bytes, &path);
+    match load(&path) {
+        Err(e @ Error::Internal { .. }) => Err(e.to_string()),
+        _ => Ok(()),
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn changed_gguf_files_never_break_the_loader(edits in proptest::collection::vec((0usize..1600, proptest::num::u8::ANY), 1..6)) {
+        let good = std::fs::read(fixture("hostile/gguf/good.gguf")).unwrap();
+        survives(|bytes, path| std::fs::write(path, bytes).unwrap(), &good, &edits).map_err(proptest::test_runner::TestCaseError::fail)?;
+    }
+
+    #[test]
+    fn changed_directories_never_break_the_loader(
+        family in proptest::sample::select(vec!["llama", "qwen3", "gpt2", "bert"]),
+        in_config in proptest::bool::ANY,
+        edits in proptest::collection::vec((0usize..1600, proptest::num::u8::ANY), 1..6),
+    ) {
+        let (changed, same) = if in_config { ("config.json", "model.safetensors") } else { ("model.safetensors", "config.json") };
+        let read = |name: &str| std::fs::read(fixture("hostile/hf").join(family).join(name)).unwrap();
+        let other = read(same);
+        survives(|bytes, path| {
+            std::fs::create_dir(path).unwrap();
+            std::fs::write(path.join(changed), bytes).unwrap();
+            std::fs::write(path.join(same), &other).unwrap();
+        }, &read(changed), &edits).map_err(proptest::test_runner::TestCaseError::fail)?;
     }
 }

@@ -31,12 +31,20 @@ pub struct LoadOptions {
     pub context: Option<u64>,
 }
 
-/// Loads a model: a directory in Hugging Face form, or a GGUF file.
+/// Loads a model with the default limits: a directory in Hugging Face form, or a GGUF file.
 ///
 /// # Errors
 /// What is missing, malformed or above a limit; or, for a well-formed model, the list of everything about it that is
 /// not supported.
-pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
+pub fn load(path: impl AsRef<Path>) -> Result<Model> {
+    load_with(path.as_ref(), &LoadOptions::default())
+}
+
+/// Loads a model as [`load`] does, with these options.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(path: &Path, options: &LoadOptions) -> Result<Model> {
     let refuse = |problem: &str| Err(Error::Format { path: path.to_owned(), problem: problem.into() });
     let meta = std::fs::metadata(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => {
