@@ -2,9 +2,15 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod fusion;
 pub mod graph;
 pub mod ingest;
+pub mod lower;
+pub mod memory;
 pub mod model;
 
+pub mod passes;
+
 pub use error::{Error, Result};
+pub use lower::{CompileOptions, Compiler};
 pub use model::Model;

@@ -1,0 +1,145 @@
+//! What happens to an anchor's result before it is stored. Values are followed forward from the anchor: each holds, for
+//! one or two elements of an invocation (lanes), the expression and the coordinates it has by now.
+
+use super::Site;
+use crate::fusion::coords::{self, Coords};
+use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
+use crate::graph::{Op, ValueId};
+use frit_kernels::dim::Dim;
+use frit_kernels::spec::{AxisRange, BinaryOp, ExprId, Store};
+use frit_plan::sizes;
+use std::collections::HashMap;
+
+/// One element of a value.
+#[derive(Clone, Debug)]
+pub(super) struct Lane {
+    pub at: Coords,
+    pub expr: ExprId,
+}
+
+/// A value inside the epilogue.
+#[derive(Clone, Debug)]
+pub(super) struct Tracked {
+    pub lanes: Vec<Lane>,
+    /// The columns for which it exists.
+    pub when: Option<AxisRange>,
+    /// It has one element a row.
+    pub per_row: bool,
+}
+
+/// Follows the region's epilogue from `tracked` and gives the stores of its outputs. `axis` is the column axis that
+/// ranges speak of.
+pub(super) fn run(
+    b: &mut SpecBuilder<'_>,
+    site: &Site<'_>,
+    mut tracked: HashMap<ValueId, Tracked>,
+    axis: usize,
+) -> Result<Vec<Store>, Fault> {
+    for v in &site.region.epilogue {
+        if let Some(t) = step(b, site, &tracked, *v, axis)? {
+            tracked.insert(*v, t);
+        }
+    }
+    let mut stores = Vec::new();
+    for v in &site.region.outputs {
+        let op = site.graph.op(*v);
+        let from = match op {
+            Op::KvAppend { .. } => site.graph.operands(*v).first().copied().unwrap_or(*v),
+            _ => *v,
+        };
+        let t = tracked.get(&from).ok_or_else(|| format!("output {} is not computed here", op.name()))?.clone();
+        for lane in t.lanes {
+            let (operand, index) = match op {
+                Op::KvAppend { slot, part } => {
+                    let past = Dim::size(sizes::PAST);
+                    (Operand::Kv(*slot, *part), b.kv_index(*slot, *part, &lane.at, &past))
+                }
+                _ => (Operand::Value(*v), coords::linear(&lane.at, &site.graph.ty(*v).shape, &b.bounds)),
+            };
+            let arg = b.written(operand);
+            stores.push(Store { arg, index, value: lane.expr, when: t.when.clone(), per_row: t.per_row });
+        }
+    }
+    Ok(stores)
+}
+
+fn step(
+    b: &mut SpecBuilder<'_>,
+    site: &Site<'_>,
+    tracked: &HashMap<ValueId, Tracked>,
+    v: ValueId,
+    axis: usize,
+) -> Result<Option<Tracked>, Fault> {
+    let graph = site.graph;
+    let ops = graph.operands(v);
+    let op = graph.op(v);
+    let base = ops.iter().find_map(|o| tracked.get(o).map(|t| (*o, t.clone())));
+    let Some((source, base)) = base else {
+        return Err(format!("{} ({}) has no operand in its region", op.name(), graph.node(v).origin));
+    };
+    let from = graph.ty(source).shape.clone();
+    let bounds = b.bounds.clone();
+    let mut out = base.clone();
+    match op {
+        Op::KvAppend { .. } => return Ok(None),
+        Op::Reshape(to) => out.lanes.iter_mut().for_each(|l| l.at = coords::reshape(&l.at, &from, to, &bounds)),
+        Op::Transpose(perm) => out.lanes.iter_mut().for_each(|l| l.at = coords::transpose_forward(&l.at, perm)),
+        Op::Slice { axis: cut, start, len } => {
+            let last = Dim::axis(axis);
+            for l in &mut out.lanes {
+                let x = l.at.get_mut(*cut).ok_or("a slice of a missing axis")?;
+                let shift = (last.clone() - x.clone()).simplify(&bounds);
+                if shift.as_const().is_none() {
+                    return Err("a slice of an axis that is no column".into());
+                }
+                let lo = start.clone() + shift;
+                out.when = Some(AxisRange { axis: axis as u8, hi: lo.clone() + len.clone(), lo });
+                *x = (x.clone() - start.clone()).simplify(&bounds);
+            }
+        }
+        Op::Rope { .. } => {
+            let [x, y] = base.lanes.as_slice() else { return Err("rope of single elements".into()) };
+            let [bb, _, s, _] = x.at.as_slice() else { return Err("rope of a value without 4 axes".into()) };
+            let Op::Rope { style, rotary_dim } = op else { return Ok(None) };
+            let d = x.at.get(3).cloned().unwrap_or_default();
+            let j = match style {
+                crate::graph::RopeStyle::Half => d.clone(),
+                crate::graph::RopeStyle::Interleaved => d.div(&Dim::constant(2)),
+            };
+            let half = Dim::from(rotary_dim / 2);
+            let j = j.smaller(&(half - Dim::one())).simplify(&bounds);
+            let (cos, sin) = b.rope_angle(&ops, bb, s, &j)?;
+            let e = &mut b.exprs;
+            let (xc, ys) = (e.binary(BinaryOp::Mul, x.expr, cos), e.binary(BinaryOp::Mul, y.expr, sin));
+            let (yc, xs) = (e.binary(BinaryOp::Mul, y.expr, cos), e.binary(BinaryOp::Mul, x.expr, sin));
+            let mut turned = [e.binary(BinaryOp::Sub, xc, ys), e.binary(BinaryOp::Add, yc, xs)];
+            if !from.last().is_some_and(|h| h.is(*rotary_dim as i64)) {
+                let (d, r) = (e.coord(d), e.coord(Dim::from(*rotary_dim)));
+                let inside = e.binary(BinaryOp::Lt, d, r);
+                turned = [e.select(inside, turned[0], x.expr), e.select(inside, turned[1], y.expr)];
+            }
+            out.lanes.iter_mut().zip(turned).for_each(|(l, t)| l.expr = t);
+        }
+        Op::Unary(_) | Op::Cast(_) | Op::Binary(_) | Op::Select => {
+            for (k, lane) in out.lanes.iter_mut().enumerate() {
+                let mut args = Vec::with_capacity(ops.len());
+                for o in &ops {
+                    let inside = tracked.get(o).and_then(|t| t.lanes.get(k));
+                    args.push(match inside {
+                        Some(l) => l.expr,
+                        None => b.expr_at(*o, &coords::broadcast(&lane.at, &graph.ty(*o).shape))?,
+                    });
+                }
+                lane.expr = match (op, args.as_slice()) {
+                    (Op::Unary(u), [x]) => b.exprs.unary(*u, *x),
+                    (Op::Cast(to), [x]) => b.exprs.cast(*to, *x),
+                    (Op::Binary(f), [x, y]) => b.exprs.binary(*f, *x, *y),
+                    (Op::Select, [c, t, f]) => b.exprs.select(*c, *t, *f),
+                    _ => return Err(format!("{} with {} operands", op.name(), args.len())),
+                };
+            }
+        }
+        _ => return Err(format!("{} in an epilogue", op.name())),
+    }
+    Ok(Some(out))
+}

@@ -1,0 +1,37 @@
+//! Pointwise regions: every element of the result by itself.
+
+use super::{Site, kernel_name};
+use crate::fusion::coords;
+use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
+use crate::graph::Op;
+use frit_kernels::dim::{Dim, product};
+use frit_kernels::spec::{Anchor, KernelSpec, Store};
+use frit_plan::sizes;
+
+pub(super) fn build(site: &Site<'_>) -> Result<(KernelSpec, Vec<Operand>), Fault> {
+    let v = *site.region.epilogue.last().ok_or("an empty region")?;
+    let op = site.graph.op(v);
+    let source = match op {
+        Op::KvAppend { .. } => site.graph.operands(v).first().copied().unwrap_or(v),
+        _ => v,
+    };
+    let shape = site.graph.ty(source).shape.clone();
+    let lead = shape.len().saturating_sub(1);
+    let domain = vec![product(shape.iter().take(lead)), shape.last().cloned().unwrap_or_else(Dim::one)];
+    let mut b = SpecBuilder::new(site.graph, site.tables, site.stored, &domain);
+    let bounds = b.bounds.clone();
+    let mut at = coords::delinear(&Dim::axis(0), shape.get(..lead).unwrap_or(&[]), &bounds);
+    if !shape.is_empty() {
+        at.push(Dim::axis(1));
+    }
+    let (value, operand, index) = match op {
+        Op::KvAppend { slot, part } => {
+            let index = b.kv_index(*slot, *part, &at, &Dim::size(sizes::PAST));
+            (b.expr_at(source, &at)?, Operand::Kv(*slot, *part), index)
+        }
+        _ => (b.compute(v, &at)?, Operand::Value(v), coords::linear(&at, &shape, &bounds)),
+    };
+    let arg = b.written(operand);
+    let stores = vec![Store { arg, index, value, when: None, per_row: false }];
+    Ok(b.finish(kernel_name(site), domain, Anchor::Map, stores))
+}

@@ -1,0 +1,121 @@
+//! Row regions: reductions, softmax and norms, with what follows them on the same rows.
+
+use super::epilogue::{self, Lane, Tracked};
+use super::{Site, kernel_name};
+use crate::fusion::coords;
+use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
+use crate::graph::{NormKind, Op, ValueId};
+use frit_kernels::dim::{Dim, product};
+use frit_kernels::dtype::Scalar;
+use frit_kernels::spec::{Anchor, BinaryOp, Expr, ExprId, Exprs, KernelSpec, ReduceOp, Stat, UnaryOp};
+use std::collections::HashMap;
+
+/// The number of summed elements as a float.
+fn count(e: &mut Exprs, n: &Dim) -> ExprId {
+    match n.as_const() {
+        Some(n) => e.f32(n as f32),
+        None => {
+            let c = e.coord(n.clone());
+            e.cast(Scalar::F32, c)
+        }
+    }
+}
+
+/// The statistics of a norm over rows of `n` elements, and the normalised element. `x` is the element, `gain` and `bias`
+/// are applied where given.
+pub(super) fn norm(
+    e: &mut Exprs,
+    kind: NormKind,
+    eps: f32,
+    n: &Dim,
+    x: ExprId,
+    gain: Option<ExprId>,
+    bias: Option<ExprId>,
+) -> (Vec<Stat>, ExprId) {
+    let mut stats = Vec::new();
+    let mut centred = x;
+    if kind == NormKind::Layer {
+        let raw = e.add(Expr::Stat(0), Scalar::F32);
+        let len = count(e, n);
+        let mean = e.binary(BinaryOp::Div, raw, len);
+        stats.push(Stat { op: ReduceOp::Sum, value: x, finish: Some(mean) });
+        centred = e.binary(BinaryOp::Sub, x, raw);
+    }
+    let square = e.binary(BinaryOp::Mul, centred, centred);
+    let raw = e.add(Expr::Stat(stats.len() as u8), Scalar::F32);
+    let len = count(e, n);
+    let mean = e.binary(BinaryOp::Div, raw, len);
+    let eps = e.f32(eps);
+    let shifted = e.binary(BinaryOp::Add, mean, eps);
+    let rstd = e.unary(UnaryOp::Rsqrt, shifted);
+    stats.push(Stat { op: ReduceOp::Sum, value: square, finish: Some(rstd) });
+    let mut y = e.binary(BinaryOp::Mul, centred, raw);
+    if let Some(g) = gain {
+        y = e.binary(BinaryOp::Mul, y, g);
+    }
+    if let Some(b) = bias {
+        y = e.binary(BinaryOp::Add, y, b);
+    }
+    (stats, y)
+}
+
+pub(super) fn build(site: &Site<'_>, v: ValueId) -> Result<(KernelSpec, Vec<Operand>), Fault> {
+    let graph = site.graph;
+    let op = graph.op(v);
+    let ops = graph.operands(v);
+    let x = *ops.first().ok_or("a reduction of nothing")?;
+    let shape = graph.ty(x).shape.clone();
+    let axes: Vec<usize> = match op {
+        Op::Reduce { axes, .. } => axes.clone(),
+        _ => vec![shape.len().saturating_sub(1)],
+    };
+    let pick = |inside: bool| -> Vec<Dim> {
+        shape.iter().enumerate().filter(|(i, _)| axes.contains(i) == inside).map(|(_, d)| d.clone()).collect()
+    };
+    let (kept, reduced) = (pick(false), pick(true));
+    let domain = vec![product(&kept), product(&reduced)];
+    let mut b = SpecBuilder::new(graph, site.tables, site.stored, &domain);
+    let bounds = b.bounds.clone();
+    let mut kept_at = coords::delinear(&Dim::axis(0), &kept, &bounds).into_iter();
+    let mut reduced_at = coords::delinear(&Dim::axis(1), &reduced, &bounds).into_iter();
+    let at: Vec<Dim> = (0..shape.len())
+        .map(|i| if axes.contains(&i) { reduced_at.next() } else { kept_at.next() }.unwrap_or_default())
+        .collect();
+    let e = b.expr_at(x, &at)?;
+    let (stats, lane, per_row) = match op {
+        Op::Reduce { op: r, keep, .. } => {
+            let scalar = if *r == ReduceOp::ArgMax { Scalar::I32 } else { Scalar::F32 };
+            let result = b.exprs.add(Expr::Stat(0), scalar);
+            let own = at.iter().enumerate().filter_map(|(i, c)| match axes.contains(&i) {
+                true => keep.then(Dim::zero),
+                false => Some(c.clone()),
+            });
+            (vec![Stat { op: *r, value: e, finish: None }], Lane { at: own.collect(), expr: result }, true)
+        }
+        Op::Softmax => {
+            let x = &mut b.exprs;
+            let largest = x.add(Expr::Stat(0), Scalar::F32);
+            let shifted = x.binary(BinaryOp::Sub, e, largest);
+            let power = x.unary(UnaryOp::Exp, shifted);
+            let sum = x.add(Expr::Stat(1), Scalar::F32);
+            let share = x.binary(BinaryOp::Div, power, sum);
+            let stats = vec![
+                Stat { op: ReduceOp::Max, value: e, finish: None },
+                Stat { op: ReduceOp::Sum, value: power, finish: None },
+            ];
+            (stats, Lane { at, expr: share }, false)
+        }
+        Op::Norm { kind, eps, has_gain, has_bias } => {
+            let j = [Dim::axis(1)];
+            let gain = if *has_gain { Some(b.expr_at(ops.get(1).copied().unwrap_or(x), &j)?) } else { None };
+            let bias = if *has_bias { Some(b.expr_at(ops.last().copied().unwrap_or(x), &j)?) } else { None };
+            let n = domain.get(1).cloned().unwrap_or_else(Dim::one);
+            let (stats, y) = norm(&mut b.exprs, *kind, eps.0, &n, e, gain, bias);
+            (stats, Lane { at, expr: y }, false)
+        }
+        _ => return Err(format!("{} as a row anchor", op.name())),
+    };
+    let tracked = HashMap::from([(v, Tracked { lanes: vec![lane], when: None, per_row })]);
+    let stores = epilogue::run(&mut b, site, tracked, 1)?;
+    Ok(b.finish(kernel_name(site), domain, Anchor::Row { stats }, stores))
+}

@@ -1,0 +1,82 @@
+//! Graph to regions to kernels: which operations share a kernel, and what each kernel computes.
+//!
+//! A region is one anchor (attention, matmul, row reduction, or none), the operations behind it that it computes in the
+//! same invocation, and the operations in front of it that it expands where it reads them. [`legality`] holds the
+//! reasons for what was not fused.
+
+pub mod anchors;
+pub mod coords;
+pub mod legality;
+mod partition;
+pub mod region;
+pub mod report;
+pub mod spec_builder;
+
+pub use legality::Refusal;
+pub use partition::{Partition, depends_on_tokens, is_anchor};
+pub use region::{MatMulForm, MatMulGroup, Region, RegionAnchor};
+pub use spec_builder::{Operand, PackedWeight};
+
+use crate::graph::{Graph, Tables, ValueId};
+
+/// What fusion may do. Every switch is on by default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FusionOptions {
+    /// Absorb operations behind an anchor.
+    pub fuse_epilogues: bool,
+    /// Rotary embeddings behind projections.
+    pub fuse_rope: bool,
+    /// Expand pointwise operations where they are read.
+    pub fuse_prologues: bool,
+    /// Compute norms inside the matmul that reads them.
+    pub fuse_norms: bool,
+    /// Run matmuls with the same left side as one.
+    pub merge_siblings: bool,
+    /// Largest binding; larger weights are split by rows.
+    pub limit_binding_bytes: u64,
+}
+
+impl Default for FusionOptions {
+    fn default() -> Self {
+        FusionOptions {
+            fuse_epilogues: true,
+            fuse_rope: true,
+            fuse_prologues: true,
+            fuse_norms: true,
+            merge_siblings: true,
+            limit_binding_bytes: 128 << 20,
+        }
+    }
+}
+
+impl FusionOptions {
+    /// Every operation a kernel of its own; views and integer arithmetic are still expanded in place.
+    pub fn unfused() -> Self {
+        FusionOptions {
+            fuse_epilogues: false,
+            fuse_rope: false,
+            fuse_prologues: false,
+            fuse_norms: false,
+            merge_siblings: false,
+            ..FusionOptions::default()
+        }
+    }
+}
+
+/// An edge that was considered and not fused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Producer.
+    pub from: ValueId,
+    /// Consumer.
+    pub to: ValueId,
+    /// The first condition that failed.
+    pub code: Refusal,
+    /// Operands and numbers.
+    pub detail: String,
+}
+
+/// Splits a graph into regions.
+pub fn partition(graph: &Graph, tables: &Tables, at_most: &[(String, u64)], options: &FusionOptions) -> Partition {
+    partition::Partitioner::new(graph, tables, at_most, options).run()
+}

@@ -1,0 +1,102 @@
+//! A region: what one kernel computes.
+
+use super::spec_builder::PackedWeight;
+use crate::graph::{RopeStyle, ValueId};
+
+/// The operation a region is built around.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RegionAnchor {
+    /// Pointwise operations.
+    Map,
+    /// A reduction, softmax or norm.
+    Row(ValueId),
+    /// Matmuls of one left side.
+    MatMul(MatMulGroup),
+    /// Attention.
+    Attention(ValueId),
+}
+
+/// Matmuls that share their left side and run as one kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MatMulGroup {
+    /// The matmuls in order of their columns.
+    pub members: Vec<ValueId>,
+    /// How columns map to accumulators.
+    pub form: MatMulForm,
+    /// The norm whose statistics are computed inside, if the left side is normalised here.
+    pub norm: Option<ValueId>,
+}
+
+/// How the columns of a matmul group map to accumulators.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MatMulForm {
+    /// One accumulator; the members' columns follow each other.
+    Concat,
+    /// Two members of equal width, one accumulator each: gate and up.
+    Paired,
+    /// Two accumulators: the two elements of each rotary pair; the members' columns follow each other.
+    RotaryPairs {
+        /// Which elements pair up.
+        style: RopeStyle,
+        /// Elements of a head.
+        head_dim: u64,
+    },
+}
+
+/// What one kernel computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Region {
+    /// The operation it is built around.
+    pub anchor: RegionAnchor,
+    /// Operations behind the anchor that it absorbs, in graph order.
+    pub epilogue: Vec<ValueId>,
+    /// Operations in front of the anchor that it computes itself, in graph order.
+    pub prologue: Vec<ValueId>,
+    /// Values it writes, in graph order.
+    pub outputs: Vec<ValueId>,
+    /// Only this row range of the packed weight (a weight too large for one binding).
+    pub rows: Option<(u64, u64)>,
+}
+
+impl Region {
+    /// A region around `anchor`.
+    pub fn new(anchor: RegionAnchor) -> Self {
+        Region { anchor, epilogue: Vec::new(), prologue: Vec::new(), outputs: Vec::new(), rows: None }
+    }
+    /// The anchor's own operations.
+    pub fn anchors(&self) -> Vec<ValueId> {
+        match &self.anchor {
+            RegionAnchor::Map => Vec::new(),
+            RegionAnchor::Row(v) | RegionAnchor::Attention(v) => vec![*v],
+            RegionAnchor::MatMul(g) => g.members.iter().copied().chain(g.norm).collect(),
+        }
+    }
+    /// Kind as reports name it.
+    pub fn kind(&self) -> &'static str {
+        match &self.anchor {
+            RegionAnchor::Map => "map",
+            RegionAnchor::Row(_) => "row",
+            RegionAnchor::MatMul(_) => "matmul",
+            RegionAnchor::Attention(_) => "attention",
+        }
+    }
+    /// Every operation inside.
+    pub fn members(&self) -> Vec<ValueId> {
+        let mut all = self.prologue.clone();
+        all.extend(self.anchors());
+        all.extend(&self.epilogue);
+        all.sort();
+        all.dedup();
+        all
+    }
+    /// The right sides of a matmul group, if they are all weights.
+    pub fn packed(&self, graph: &crate::graph::Graph) -> Option<PackedWeight> {
+        let RegionAnchor::MatMul(g) = &self.anchor else { return None };
+        let part = |m: &ValueId| match graph.operands(*m).get(1).map(|w| graph.op(*w)) {
+            Some(crate::graph::Op::Weight(w)) => Some(*w),
+            _ => None,
+        };
+        let parts = g.members.iter().map(part).collect::<Option<Vec<_>>>()?;
+        Some(PackedWeight { parts, rows: self.rows, side: false })
+    }
+}

@@ -1,0 +1,315 @@
+//! Regions, kernels and memory to a [`Plan`].
+
+use crate::error::{Error, Result};
+use crate::fusion::spec_builder::size_bounds;
+use crate::fusion::{self, FusionOptions, Operand, PackedWeight, anchors, report};
+use crate::graph::{Graph, Op, StateId, Tables, ValueId, WeightData};
+use crate::memory::{self, Lifetime};
+use crate::model::Model;
+use crate::passes;
+use frit_kernels::dim::Dim;
+use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::spec::KernelSpec;
+use frit_kernels::target::{Capabilities, Tier};
+use frit_kernels::templates;
+use frit_plan::{
+    BufferRef, FusionReport, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, Part, Placement, Plan, Port, Program, Schedule,
+    StateDecl, Step, ValueDecl, Variant, WeightDecl, WeightSource, sizes,
+};
+use std::collections::HashMap;
+
+/// How to compile.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CompileOptions {
+    /// What fusion may do.
+    pub fusion: FusionOptions,
+    /// Kernel texts are made for these; the CPU backend needs none.
+    pub targets: Vec<Capabilities>,
+}
+
+impl Default for CompileOptions {
+    fn default() -> Self {
+        CompileOptions {
+            fusion: FusionOptions::default(),
+            targets: vec![Capabilities::webgpu(Tier::Cpu), Capabilities::webgpu(Tier::Gpu)],
+        }
+    }
+}
+
+/// Model in, plan out.
+#[derive(Clone, Debug, Default)]
+pub struct Compiler {
+    options: CompileOptions,
+}
+
+struct Lowering<'a> {
+    model: &'a Model,
+    options: &'a CompileOptions,
+    weights: Vec<WeightDecl>,
+    weight_ids: HashMap<PackedWeight, u32>,
+    kernels: Vec<Kernel>,
+    kernel_ids: HashMap<blake3::Hash, u32>,
+    names: HashMap<String, u32>,
+}
+
+impl Compiler {
+    /// A compiler with these options.
+    pub fn new(options: CompileOptions) -> Self {
+        Compiler { options }
+    }
+    /// Compiles every graph of a model. No weight is read.
+    ///
+    /// # Errors
+    /// A graph that breaks the IR's rules, or an operation that no kernel can express.
+    pub fn compile(&self, model: &Model) -> Result<Plan> {
+        let mut l = Lowering {
+            model,
+            options: &self.options,
+            weights: Vec::new(),
+            weight_ids: HashMap::new(),
+            kernels: Vec::new(),
+            kernel_ids: HashMap::new(),
+            names: HashMap::new(),
+        };
+        let (mut programs, mut phases) = (Vec::new(), Vec::new());
+        for g in &model.graphs {
+            let (program, phase) = l.program(g)?;
+            programs.push(program);
+            phases.push(phase);
+        }
+        let tables = &model.tables;
+        let batch_by = |heads: u64, dim: u64| match dim {
+            0 => Vec::new(),
+            d => vec![Dim::size(sizes::BATCH), heads.into(), Dim::size(sizes::CAPACITY), d.into()],
+        };
+        Ok(Plan {
+            version: PLAN_VERSION,
+            compiler: env!("CARGO_PKG_VERSION").into(),
+            model: model.info.clone(),
+            sizes: tables.sizes.clone(),
+            weights: l.weights,
+            kv_slots: tables
+                .kv_slots
+                .iter()
+                .map(|s| KvSlotDecl { name: s.name.clone(), k_shape: batch_by(s.heads, s.k_dim), v_shape: batch_by(s.heads, s.v_dim) })
+                .collect(),
+            states: tables
+                .states
+                .iter()
+                .map(|s| StateDecl { name: s.name.clone(), storage: s.storage, shape: s.shape.clone() })
+                .collect(),
+            kernels: l.kernels,
+            programs,
+            report: FusionReport { phases },
+        })
+    }
+}
+
+fn storage(s: Scalar) -> Storage {
+    match s {
+        Scalar::F32 => Storage::F32,
+        Scalar::I32 => Storage::I32,
+        Scalar::Bool => Storage::Bool,
+    }
+}
+
+/// Outputs that name a source get a copy of their own.
+fn copy_source_outputs(graph: &mut Graph) {
+    for i in 0..graph.outputs.len() {
+        let v = graph.outputs[i].value;
+        let duplicate = graph.outputs.iter().take(i).any(|o| o.value == v);
+        if graph.op(v).is_source() || matches!(graph.op(v), Op::KvAppend { .. } | Op::KvRead { .. }) || duplicate {
+            let ty = graph.ty(v).clone();
+            let copy = graph.push(Op::Reshape(ty.shape.clone()), &[v], ty, "output");
+            graph.outputs[i].value = copy;
+        }
+    }
+}
+
+impl Lowering<'_> {
+    fn program(&mut self, g: &crate::model::ModelGraph) -> Result<(Program, frit_plan::PhaseReport)> {
+        let tables = &self.model.tables;
+        let mut graph = g.graph.clone();
+        passes::run_pipeline(&mut graph, tables, &g.fixed)?;
+        copy_source_outputs(&mut graph);
+        let part = fusion::partition(&graph, tables, &g.at_most, &self.options.fusion);
+        let mut built: Vec<(u32, KernelSpec, Vec<Operand>)> = Vec::with_capacity(part.regions.len());
+        for region in &part.regions {
+            let site = anchors::Site { graph: &graph, tables, stored: &part.stored, region };
+            let (spec, operands) = anchors::build(&site).map_err(|fault| Error::Internal {
+                pass: "fusion",
+                fault: format!("{}: {fault}", anchors::describe(&site)),
+            })?;
+            let id = self.kernel(&spec)?;
+            built.push((id, spec, operands));
+        }
+        let steps_last = (built.len() as u32).saturating_sub(1);
+        let mut live: HashMap<ValueId, (u32, u32)> = HashMap::new();
+        let mut values: Vec<ValueId> = Vec::new();
+        let mut touch = |v: ValueId, at: u32| {
+            let range = live.entry(v).or_insert_with(|| {
+                values.push(v);
+                (at, at)
+            });
+            *range = (range.0.min(at), range.1.max(at));
+        };
+        for i in &graph.inputs {
+            touch(i.value, 0);
+        }
+        for (at, (_, _, operands)) in built.iter().enumerate() {
+            for o in operands {
+                if let Operand::Value(v) = o {
+                    touch(*v, at as u32);
+                }
+            }
+        }
+        for o in &graph.outputs {
+            touch(o.value, steps_last);
+        }
+        let state_of: HashMap<ValueId, StateId> = graph.outputs.iter().filter_map(|o| Some((o.value, o.state?))).collect();
+        values.retain(|v| !state_of.contains_key(v));
+        let bounds = size_bounds(tables);
+        let mut decls: Vec<ValueDecl> = Vec::new();
+        let mut index: HashMap<ValueId, u32> = HashMap::new();
+        let mut layouts = Vec::new();
+        for float in [true, false] {
+            let own: Vec<ValueId> =
+                values.iter().copied().filter(|v| (graph.ty(*v).scalar == Scalar::F32) == float).collect();
+            let lifetimes: Vec<Lifetime> = own
+                .iter()
+                .map(|v| Lifetime { size: graph.ty(*v).elems(), live: live.get(v).copied().unwrap_or((0, steps_last)) })
+                .collect();
+            let (slots, layout) = memory::assign(&lifetimes, &bounds);
+            for ((v, life), slot) in own.iter().zip(&lifetimes).zip(slots) {
+                index.insert(*v, decls.len() as u32);
+                let ty = graph.ty(*v);
+                let name = format!("v{}_{}", decls.len(), graph.op(*v).name());
+                decls.push(ValueDecl { name, storage: storage(ty.scalar), shape: ty.shape.clone(), slot, live: life.live });
+            }
+            layouts.push(layout);
+        }
+        let buffer = |v: ValueId| match (state_of.get(&v), index.get(&v)) {
+            (Some(s), _) => Ok(BufferRef::State(s.0)),
+            (_, Some(i)) => Ok(BufferRef::Value(*i)),
+            _ => Err(Error::Internal { pass: "lower", fault: format!("{} has no buffer", graph.op(v).name()) }),
+        };
+        let mut steps = Vec::with_capacity(built.len());
+        for (region, (kernel, _, operands)) in part.regions.iter().zip(&built) {
+            let mut args = Vec::with_capacity(operands.len());
+            for o in operands {
+                args.push(match o {
+                    Operand::Value(v) => buffer(*v)?,
+                    Operand::State(s) => BufferRef::State(s.0),
+                    Operand::Kv(slot, part) => BufferRef::Kv { slot: slot.0, part: *part },
+                    Operand::Weight(w) => BufferRef::Weight(weight(&mut self.weights, &mut self.weight_ids, tables, w)?),
+                });
+            }
+            let site = anchors::Site { graph: &graph, tables, stored: &part.stored, region };
+            steps.push(Step { kernel: *kernel, args, label: anchors::describe(&site) });
+        }
+        let port = |name: &str, v: ValueId, fill: InputFill| {
+            let ty = graph.ty(v);
+            Ok::<_, Error>(Port {
+                name: name.into(),
+                storage: storage(ty.scalar),
+                shape: ty.shape.clone(),
+                buffer: buffer(v)?,
+                fill,
+            })
+        };
+        let inputs = graph.inputs.iter().map(|i| port(&i.name, i.value, i.fill)).collect::<Result<Vec<_>>>()?;
+        let outputs =
+            graph.outputs.iter().map(|o| port(&o.name, o.value, InputFill::Required)).collect::<Result<Vec<_>>>()?;
+        let named: Vec<(&fusion::Region, &KernelSpec, String)> = part
+            .regions
+            .iter()
+            .zip(&built)
+            .map(|(r, (k, s, _))| (r, s, self.kernels.get(*k as usize).map(|k| k.name.clone()).unwrap_or_default()))
+            .collect();
+        let phase = report::phase(&g.name, &graph, tables, &part, &named);
+        let ints = layouts.pop().unwrap_or_default();
+        let arena = layouts.pop().unwrap_or_default();
+        let program = Program {
+            name: g.name.clone(),
+            fixed: g.fixed.clone(),
+            at_most: g.at_most.clone(),
+            inputs,
+            outputs,
+            values: decls,
+            arena,
+            ints,
+            steps,
+        };
+        Ok((program, phase))
+    }
+
+    /// The kernel of a spec, rendered on first sight.
+    fn kernel(&mut self, spec: &KernelSpec) -> Result<u32> {
+        let hash = spec.hash();
+        if let Some(id) = self.kernel_ids.get(&hash) {
+            return Ok(*id);
+        }
+        spec.verify().map_err(|e| Error::Internal { pass: "fusion", fault: e.to_string() })?;
+        let mut variants = Vec::new();
+        for caps in &self.options.targets {
+            let r = templates::render(spec, caps)
+                .map_err(|e| Error::Unsupported { region: spec.name.clone(), reason: e.to_string() })?;
+            variants.push(Variant {
+                tier: caps.tier,
+                schedule: Schedule { template: r.template.into(), workgroup: r.workgroup, tile: r.tile },
+                grid: r.grid,
+                wgsl: r.wgsl,
+            });
+        }
+        let n = self.names.entry(spec.name.clone()).or_insert(0);
+        *n += 1;
+        let name = if *n == 1 { spec.name.clone() } else { format!("{}_{n}", spec.name) };
+        let id = self.kernels.len() as u32;
+        self.kernels.push(Kernel { name, spec: spec.clone(), variants });
+        self.kernel_ids.insert(hash, id);
+        Ok(id)
+    }
+}
+
+fn weight(
+    weights: &mut Vec<WeightDecl>,
+    ids: &mut HashMap<PackedWeight, u32>,
+    tables: &Tables,
+    w: &PackedWeight,
+) -> Result<u32> {
+    if let Some(id) = ids.get(w) {
+        return Ok(*id);
+    }
+    let missing = || Error::Internal { pass: "lower", fault: "a weight that does not exist".into() };
+    let infos = w.parts.iter().map(|p| tables.weight_info(*p)).collect::<Option<Vec<_>>>().ok_or_else(missing)?;
+    let first = infos.first().ok_or_else(missing)?;
+    let mut shape = first.shape.clone();
+    if let Some(rows) = shape.first_mut() {
+        *rows = match w.rows {
+            Some((lo, hi)) => Dim::from(hi - lo),
+            None => infos.iter().fold(Dim::zero(), |s, i| s + i.shape.first().cloned().unwrap_or_else(Dim::one)),
+        };
+    }
+    let part = |i: &&crate::graph::WeightInfo| match &i.data {
+        WeightData::Tensor { name, transpose } => Some(Part { tensor: name.clone(), transpose: *transpose, rows: w.rows }),
+        _ => None,
+    };
+    let source = match &first.data {
+        WeightData::Tensor { .. } => WeightSource::Parts(infos.iter().map(part).collect::<Option<Vec<_>>>().ok_or_else(missing)?),
+        WeightData::Rope { inv_freq, scale, part } => {
+            WeightSource::Rope { inv_freq: inv_freq.clone(), scale: *scale, part: *part }
+        }
+        WeightData::Inline(v) => WeightSource::Inline(v.clone()),
+    };
+    let names: Vec<&str> = infos.iter().filter_map(|i| i.names.first().map(String::as_str)).collect();
+    let id = weights.len() as u32;
+    weights.push(WeightDecl {
+        name: names.join(" + "),
+        storage: if w.side { Storage::F32 } else { first.storage },
+        shape,
+        placement: if w.side { Placement::Side } else { Placement::Own },
+        source,
+    });
+    ids.insert(w.clone(), id);
+    Ok(id)
+}

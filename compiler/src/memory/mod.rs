@@ -1,0 +1,72 @@
+//! Memory after fusion: which values share a slot of an arena, from their live ranges. Sizes stay symbolic; offsets
+//! follow when a session binds them.
+
+use frit_kernels::dim::{Bounds, Dim};
+use frit_plan::SlotLayout;
+
+/// A value to be placed: its size and the steps that touch it.
+#[derive(Clone, Debug)]
+pub struct Lifetime {
+    /// Elements.
+    pub size: Dim,
+    /// First and last step, inclusive.
+    pub live: (u32, u32),
+}
+
+/// Gives every value a slot so that values alive at the same step never share one. A free slot of the same size is
+/// taken first, then one whose size compares; a slot grows to the larger of its values.
+pub fn assign(values: &[Lifetime], bounds: &Bounds) -> (Vec<u32>, SlotLayout) {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by_key(|i| (values[*i].live.0, *i));
+    let mut slots: Vec<(Dim, u32)> = Vec::new();
+    let mut of = vec![0u32; values.len()];
+    for i in order {
+        let v = &values[i];
+        let free = |s: &(Dim, u32)| s.1 < v.live.0;
+        let same = slots.iter().position(|s| free(s) && s.0 == v.size);
+        let larger = || slots.iter().position(|s| free(s) && bounds.le(&v.size, &s.0));
+        let smaller = || slots.iter().position(|s| free(s) && bounds.le(&s.0, &v.size));
+        match same.or_else(larger).or_else(smaller) {
+            Some(k) => {
+                if bounds.le(&slots[k].0, &v.size) {
+                    slots[k].0 = v.size.clone();
+                }
+                slots[k].1 = v.live.1;
+                of[i] = k as u32;
+            }
+            None => {
+                of[i] = slots.len() as u32;
+                slots.push((v.size.clone(), v.live.1));
+            }
+        }
+    }
+    (of, SlotLayout { sizes: slots.into_iter().map(|s| s.0).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn v(size: &str, a: u32, b: u32) -> Lifetime {
+        Lifetime { size: size.parse().unwrap(), live: (a, b) }
+    }
+
+    #[test]
+    fn values_alive_together_never_share() {
+        let values = [v("B*64", 0, 2), v("B*64", 1, 3), v("B*64", 3, 4), v("B*64", 4, 5), v("B*256", 5, 6)];
+        let (of, layout) = assign(&values, &Bounds::new());
+        for (i, a) in values.iter().enumerate() {
+            for (j, b) in values.iter().enumerate().skip(i + 1) {
+                let overlap = a.live.0 <= b.live.1 && b.live.0 <= a.live.1;
+                assert!(!overlap || of[i] != of[j], "{i} and {j}");
+            }
+        }
+        assert_eq!(layout.sizes.len(), 2);
+        assert!(layout.sizes.contains(&"256*B".parse().unwrap()));
+    }
+    #[test]
+    fn sizes_that_do_not_compare_keep_apart() {
+        let (of, _) = assign(&[v("B*64", 0, 1), v("S*3", 2, 3)], &Bounds::new());
+        assert_ne!(of[0], of[1]);
+    }
+}
