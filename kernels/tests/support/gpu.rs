@@ -1,0 +1,223 @@
+//! Runs a rendered kernel on an adapter, through the binding convention of generated kernels.
+
+use super::Case;
+use super::blocks::{Data, words};
+use frit_kernels::dim::Sym;
+use frit_kernels::dtype::Scalar;
+use frit_kernels::spec::Space;
+use frit_kernels::templates::Rendered;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+struct Gpu {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+}
+
+/// What a run left.
+pub struct Outcome {
+    /// Numbers of every argument; empty for those not written.
+    pub args: Vec<Vec<f64>>,
+    /// Best time of a run.
+    pub best_ms: f64,
+}
+
+/// Elements between two arguments of one buffer.
+const GAP: usize = 64;
+/// What fills the gaps.
+const FILL: u32 = 0x4b4b_4b4b;
+
+fn gpu() -> Option<&'static Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    GPU.get_or_init(|| {
+        let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+            backends,
+            flags: wgpu::InstanceFlags::empty(),
+            ..wgpu::InstanceDescriptor::new_without_display_handle()
+        });
+        let wanted = std::env::var("FRIT_WGPU_ADAPTER").unwrap_or_default().to_lowercase();
+        let adapters = pollster::block_on(instance.enumerate_adapters(backends));
+        let mut suits = adapters.into_iter().filter(|a| a.get_info().name.to_lowercase().contains(&wanted));
+        let adapter = suits.next()?;
+        let offered = adapter.limits();
+        let limits = wgpu::Limits {
+            max_buffer_size: offered.max_buffer_size,
+            max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
+            ..wgpu::Limits::default()
+        };
+        let asked = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
+        let (device, queue) = pollster::block_on(adapter.request_device(&asked)).ok()?;
+        Some(Gpu { device, queue })
+    })
+    .as_ref()
+}
+
+fn bytes(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// Runs the kernel `runs` times on fresh copies of its data; `None` without an adapter.
+pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
+    let gpu = gpu()?;
+    let spec = &case.spec;
+    let mut spaces: Vec<(Space, Vec<u32>, bool)> = Vec::new();
+    let mut place: Vec<(usize, usize)> = Vec::new();
+    for (i, a) in spec.args.iter().enumerate() {
+        if let Some((_, from)) = case.shared.iter().find(|(o, _)| *o == i) {
+            place.push(place[*from]);
+            continue;
+        }
+        let content = words(a.storage, &case.data[i]);
+        let known = spaces.iter().position(|(s, ..)| *s == a.space && a.space != Space::Weight);
+        let at = known.unwrap_or_else(|| {
+            spaces.push((a.space, Vec::new(), false));
+            spaces.len() - 1
+        });
+        let (space, buffer, written) = &mut spaces[at];
+        *written |= a.written || matches!(space, Space::Arena | Space::Ints);
+        if *space != Space::Weight {
+            let start = buffer.len().next_multiple_of(4) + GAP;
+            buffer.resize(start, FILL);
+        }
+        place.push((at, buffer.len()));
+        buffer.extend(content);
+        if *space != Space::Weight {
+            buffer.resize(buffer.len() + GAP, FILL);
+        }
+        let padded = buffer.len().next_multiple_of(4);
+        buffer.resize(padded, FILL);
+    }
+    let mut record: Vec<u32> =
+        place.iter().zip(&spec.args).map(|((_, o), a)| if a.space == Space::Weight { 0 } else { *o as u32 }).collect();
+    record.resize(record.len().div_ceil(4).max(1) * 4, 0);
+    let mut sizes = vec![0u32; 16];
+    for z in &spec.sizes {
+        sizes[z.index as usize] = case.sizes.iter().find(|s| s.0 == z.name).unwrap().1 as u32;
+    }
+    let env = |s: &Sym| match s {
+        Sym::Size(n) => case.sizes.iter().find(|z| *z.0 == **n).map(|z| z.1),
+        _ => None,
+    };
+    let grid: Vec<u32> = r.grid.iter().map(|d| u32::try_from(d.eval(&env).unwrap()).unwrap()).collect();
+    assert!(grid.iter().all(|g| (1..=65535).contains(g)), "grid {grid:?}");
+
+    let contents: Vec<Vec<u8>> =
+        spaces.iter().map(|s| bytes(&s.1)).chain([bytes(&record), bytes(&sizes)]).collect();
+    let n = spaces.len();
+    let buffers: Vec<wgpu::Buffer> = contents
+        .iter()
+        .enumerate()
+        .map(|(i, c)| {
+            let kind = if i < n { wgpu::BufferUsages::STORAGE } else { wgpu::BufferUsages::UNIFORM };
+            gpu.device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: c.len() as u64,
+                usage: kind | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            })
+        })
+        .collect();
+    let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..n + 2)
+        .map(|i| wgpu::BindGroupLayoutEntry {
+            binding: i as u32,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: match spaces.get(i) {
+                    Some((_, _, written)) => wgpu::BufferBindingType::Storage { read_only: !written },
+                    None => wgpu::BufferBindingType::Uniform,
+                },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        })
+        .collect();
+    let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: Some(&spec.name),
+        source: wgpu::ShaderSource::Wgsl(r.wgsl.as_str().into()),
+    });
+    let group_layout =
+        gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+    let layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: None,
+        bind_group_layouts: &[Some(&group_layout)],
+        immediate_size: 0,
+    });
+    let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(&spec.name),
+        layout: Some(&layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions::default(),
+        cache: None,
+    });
+    let bound: Vec<wgpu::BindGroupEntry> = buffers
+        .iter()
+        .enumerate()
+        .map(|(i, b)| wgpu::BindGroupEntry { binding: i as u32, resource: b.as_entire_binding() })
+        .collect();
+    let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: None,
+        layout: &group_layout,
+        entries: &bound,
+    });
+    let mut best_ms = f64::MAX;
+    for _ in 0..runs.max(1) {
+        for (b, c) in buffers.iter().zip(&contents) {
+            gpu.queue.write_buffer(b, 0, c);
+        }
+        wait(gpu, gpu.queue.submit([]));
+        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            pass.set_pipeline(&pipeline);
+            pass.set_bind_group(0, &group, &[]);
+            pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
+        }
+        let start = Instant::now();
+        wait(gpu, gpu.queue.submit([encoder.finish()]));
+        best_ms = best_ms.min(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let left: Vec<Vec<u32>> = (0..n).map(|i| if spaces[i].2 { read(gpu, &buffers[i]) } else { Vec::new() }).collect();
+    for (i, now) in left.iter().enumerate().filter(|(_, l)| !l.is_empty()) {
+        let inside = |w: usize| {
+            let mut args = place.iter().zip(&case.data).zip(&spec.args);
+            args.any(|((p, d), a)| p.0 == i && a.written && w >= p.1 && w < p.1 + words(a.storage, d).len())
+        };
+        for (w, (was, now)) in spaces[i].1.iter().zip(now).enumerate() {
+            assert!(was == now || inside(w), "{}: word {w} of {:?} was overwritten\n{}", spec.name, spaces[i].0, r.wgsl);
+        }
+    }
+    let args = spec.args.iter().zip(&place).zip(&case.data).map(|((a, (at, start)), d)| {
+        let len = match d {
+            Data::F32(v) => v.len(),
+            Data::I32(v) => v.len(),
+            Data::Bytes(_) => 0,
+        };
+        let found = left[*at].get(*start..start + len).filter(|_| a.written).unwrap_or_default();
+        found.iter().map(|w| if a.storage.scalar() == Scalar::F32 { f64::from(f32::from_bits(*w)) } else { f64::from(*w as i32) }).collect()
+    });
+    Some(Outcome { args: args.collect(), best_ms })
+}
+
+fn wait(gpu: &Gpu, index: wgpu::SubmissionIndex) {
+    let how = wgpu::PollType::Wait { submission_index: Some(index), timeout: Some(Duration::from_secs(120)) };
+    gpu.device.poll(how).unwrap();
+}
+
+fn read(gpu: &Gpu, from: &wgpu::Buffer) -> Vec<u32> {
+    let staging = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: from.size(),
+        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    encoder.copy_buffer_to_buffer(from, 0, &staging, 0, from.size());
+    let index = gpu.queue.submit([encoder.finish()]);
+    staging.map_async(wgpu::MapMode::Read, .., |r| r.unwrap());
+    wait(gpu, index);
+    let view = staging.get_mapped_range(..).unwrap();
+    view.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect()
+}
