@@ -3,10 +3,11 @@
 
 use super::activation::Activation;
 use super::builder::{GraphBuilder, ModelBuilder};
+use super::rope::{Beyond, Frequencies};
 use crate::graph::{AttentionAttrs, Float, KvSlotId, NormKind, RopeStyle, ValueId, WeightId};
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
-use frit_kernels::spec::{BinaryOp, ReduceOp};
+use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
 use frit_plan::{KvPart, RopePart, Task, sizes};
 
 /// A projection.
@@ -65,8 +66,7 @@ pub(crate) enum Ffn {
 /// Rotary positions.
 #[derive(Clone, Debug)]
 pub(crate) struct Rope {
-    pub inv_freq: Vec<f32>,
-    pub scale: f32,
+    pub frequencies: Frequencies,
     pub style: RopeStyle,
 }
 
@@ -103,10 +103,32 @@ pub(crate) struct Shared {
     mask: Option<ValueId>,
     /// I32 `[B, S]`.
     positions: Option<ValueId>,
-    /// Cosines and sines.
-    rope: Option<(WeightId, WeightId, RopeStyle, u64)>,
+    rope: Option<Rotation>,
     /// A cache slot for each layer of a decoder.
     slots: Vec<KvSlotId>,
+}
+
+/// The rotary tables of one graph.
+#[derive(Clone, Copy)]
+struct Rotation {
+    cos: Table,
+    sin: Table,
+    style: RopeStyle,
+    rotary_dim: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Table {
+    Fixed(WeightId),
+    /// Depends on the length of the sequence.
+    Computed(ValueId),
+}
+
+/// What the graphs of one decoder share.
+struct Declared {
+    slots: Vec<KvSlotId>,
+    /// The constants of [`Beyond::Growing`].
+    growing: Option<[WeightId; 2]>,
 }
 
 /// The ways to run a decoder.
@@ -220,10 +242,93 @@ impl Shared {
     }
 
     fn rotate(&self, b: &mut GraphBuilder<'_>, x: ValueId) -> ValueId {
-        let (Some((cos, sin, style, dim)), Some(positions)) = (self.rope, self.positions) else { return x };
-        let (cos, sin) = (b.weight(cos), b.weight(sin));
-        b.rope(x, cos, sin, positions, style, dim)
+        let (Some(rotation), Some(positions)) = (self.rope, self.positions) else { return x };
+        let [cos, sin] = [rotation.cos, rotation.sin].map(|table| match table {
+            Table::Fixed(weight) => b.weight(weight),
+            Table::Computed(value) => value,
+        });
+        b.rope(x, cos, sin, positions, rotation.style, rotation.rotary_dim)
     }
+}
+
+impl Rope {
+    /// The constants of [`Beyond::Growing`]: frequencies and exponents.
+    fn constants(&self, m: &mut ModelBuilder) -> Option<[WeightId; 2]> {
+        let Some(Beyond::Growing { exponents, .. }) = &self.frequencies.beyond else { return None };
+        let shape = [1, exponents.len() as u64];
+        let inv_freq = m.constant("rope.inv_freq", &shape, &self.frequencies.inv_freq);
+        Some([inv_freq, m.constant("rope.exponents", &shape, exponents)])
+    }
+
+    /// The tables for sequences of `len` tokens, those in the cache included.
+    fn tables(&self, b: &mut GraphBuilder<'_>, len: &Dim, growing: Option<[WeightId; 2]>) -> Rotation {
+        let Frequencies { inv_freq, scale, beyond } = &self.frequencies;
+        let rotary_dim = inv_freq.len() as u64 * 2;
+        let [cos, sin] = match beyond {
+            None => {
+                [RopePart::Cos, RopePart::Sin].map(|part| Table::Fixed(b.model().rope_table(inv_freq, *scale, part)))
+            }
+            Some(beyond) => b.scope("rope", |b| match beyond {
+                Beyond::Other { after, inv_freq: other } => {
+                    let longer = is_longer(b, len, *after);
+                    [RopePart::Cos, RopePart::Sin].map(|part| {
+                        let [longer_table, table] = [other, inv_freq].map(|inv_freq| {
+                            let table = b.model().rope_table(inv_freq, *scale, part);
+                            let table = b.weight(table);
+                            b.slice(table, 0, Dim::zero(), len.clone())
+                        });
+                        Table::Computed(b.select(longer, longer_table, table))
+                    })
+                }
+                Beyond::Growing { after, factor, .. } => growing_tables(b, len, growing, *after, *factor),
+            }),
+        };
+        Rotation { cos, sin, style: self.style, rotary_dim }
+    }
+}
+
+/// The length as an I32 scalar.
+fn length(b: &mut GraphBuilder<'_>, len: &Dim) -> ValueId {
+    let len = b.iota(&[Dim::one()], 0, len.clone());
+    b.reshape(len, &[])
+}
+
+fn is_longer(b: &mut GraphBuilder<'_>, len: &Dim, after: u64) -> ValueId {
+    let len = length(b, len);
+    let after = b.i32(i32::try_from(after).unwrap_or(i32::MAX));
+    b.binary(BinaryOp::Lt, after, len)
+}
+
+/// Tables whose frequencies fall as the sequence grows, see [`Beyond::Growing`]. Angles are brought into one turn before
+/// their cosine is taken.
+fn growing_tables(
+    b: &mut GraphBuilder<'_>,
+    len: &Dim,
+    constants: Option<[WeightId; 2]>,
+    after: u64,
+    factor: f32,
+) -> [Table; 2] {
+    let [inv_freq, exponents] = constants.unwrap_or([WeightId(u32::MAX); 2]).map(|id| b.weight(id));
+    let tokens = length(b, len);
+    let tokens = b.cast(tokens, Scalar::F32);
+    let least = b.f32(after as f32);
+    let tokens = b.binary(BinaryOp::Max, tokens, least);
+    let slope = b.f32(factor / after as f32);
+    let growth = b.mul(tokens, slope);
+    let past = b.f32(factor - 1.0);
+    let growth = b.sub(growth, past);
+    let change = b.binary(BinaryOp::Pow, growth, exponents);
+    let inv_freq = b.mul(inv_freq, change);
+
+    let positions = b.iota(&[len.clone(), Dim::one()], 0, Dim::zero());
+    let positions = b.cast(positions, Scalar::F32);
+    let angle = b.mul(positions, inv_freq);
+    let turn = b.f32(std::f32::consts::TAU);
+    let turns = b.binary(BinaryOp::Div, angle, turn);
+    let whole = b.unary(UnaryOp::Floor, turns);
+    let whole = b.mul(whole, turn);
+    let angle = b.sub(angle, whole);
+    [UnaryOp::Cos, UnaryOp::Sin].map(|wave| Table::Computed(b.unary(wave, angle)))
 }
 
 impl Decoder {
@@ -244,14 +349,16 @@ impl Decoder {
                 m.kv_slot(&format!("layer{i}"), a.kv_heads, a.head_dim, a.head_dim)
             })
             .collect();
-        m.graph("forward", |b| self.graph(b, Phase::Forward, &slots));
-        m.graph("prefill", |b| self.graph(b, Phase::Prefill, &slots));
+        let growing = self.rope.as_ref().and_then(|rope| rope.constants(m));
+        let declared = Declared { slots, growing };
+        m.graph("forward", |b| self.graph(b, Phase::Forward, &declared));
+        m.graph("prefill", |b| self.graph(b, Phase::Prefill, &declared));
         let one = [(sizes::TOKENS, 1)];
-        m.graph_with("decode", &one, &[(sizes::BATCH, 4)], |b| self.graph(b, Phase::Decode, &slots));
-        m.graph_with("decode_wide", &one, &[], |b| self.graph(b, Phase::Decode, &slots));
+        m.graph_with("decode", &one, &[(sizes::BATCH, 4)], |b| self.graph(b, Phase::Decode, &declared));
+        m.graph_with("decode_wide", &one, &[], |b| self.graph(b, Phase::Decode, &declared));
     }
 
-    fn graph(&self, b: &mut GraphBuilder<'_>, phase: Phase, slots: &[KvSlotId]) {
+    fn graph(&self, b: &mut GraphBuilder<'_>, phase: Phase, declared: &Declared) {
         let (batch, tokens) = (Dim::size(sizes::BATCH), Dim::size(sizes::TOKENS));
         let (past, capacity) = (Dim::size(sizes::PAST), Dim::size(sizes::CAPACITY));
         let key_mask = b.model().state("key_mask", Storage::Bool, &[batch.clone(), capacity]);
@@ -268,7 +375,7 @@ impl Decoder {
         let mask = b.state(key_mask);
         let keys = past.clone() + tokens.clone();
         let mask = b.slice(mask, 1, Dim::zero(), keys.clone());
-        let mask = b.reshape(mask, &[batch.clone(), Dim::one(), Dim::one(), keys]);
+        let mask = b.reshape(mask, &[batch.clone(), Dim::one(), Dim::one(), keys.clone()]);
 
         let at = b.iota(&[batch.clone(), tokens.clone()], 1, past);
         let offset = b.state(pos_offset);
@@ -277,18 +384,14 @@ impl Decoder {
         let zero = b.i32(0);
         let positions = b.binary(BinaryOp::Max, at, zero);
 
-        let rope = self.rope.as_ref().map(|rope| {
-            let cos = b.model().rope_table(&rope.inv_freq, rope.scale, RopePart::Cos);
-            let sin = b.model().rope_table(&rope.inv_freq, rope.scale, RopePart::Sin);
-            (cos, sin, rope.style, rope.inv_freq.len() as u64 * 2)
-        });
+        let rope = self.rope.as_ref().map(|rope| rope.tables(b, &keys, declared.growing));
         let shared = Shared {
             batch: batch.clone(),
             tokens: tokens.clone(),
             mask: Some(mask),
             positions: Some(positions),
             rope,
-            slots: slots.to_vec(),
+            slots: declared.slots.clone(),
         };
 
         let mut x = b.scope("embedding", |b| {

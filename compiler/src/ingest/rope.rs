@@ -58,24 +58,47 @@ pub struct Frequencies {
     pub inv_freq: Vec<f32>,
     /// Factor on cosines and sines.
     pub scale: f32,
-    /// Positions up to which these frequencies hold; beyond, the model uses others, which depend on the length of the
-    /// sequence. `None`: they hold at any length.
-    pub holds_to: Option<u64>,
+    /// What holds instead for longer sequences; `None`: the frequencies hold at any length.
+    pub beyond: Option<Beyond>,
+}
+
+/// Frequencies of sequences that are longer than `after` tokens, those in the cache included.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Beyond {
+    /// Other frequencies.
+    Other {
+        /// The longest sequence that is not concerned.
+        after: u64,
+        /// Radians per position of each pair.
+        inv_freq: Vec<f32>,
+    },
+    /// For a sequence of `L` tokens, each frequency times `(factor·L/after − factor + 1)^exponent`.
+    Growing {
+        /// The longest sequence that is not concerned.
+        after: u64,
+        /// How fast the base grows.
+        factor: f32,
+        /// The exponent of each pair.
+        exponents: Vec<f32>,
+    },
 }
 
 impl RopeConfig {
     /// The frequencies of this configuration.
     pub fn frequencies(&self) -> Frequencies {
         let plain: Vec<f64> = (0..self.dim / 2).map(|i| self.theta.powf(-((2 * i) as f64) / self.dim as f64)).collect();
-        let done = |inv_freq: Vec<f64>, scale: f64, holds_to| Frequencies {
-            inv_freq: inv_freq.into_iter().map(|f| f as f32).collect(),
-            scale: scale as f32,
-            holds_to,
-        };
+        let rounded = |values: Vec<f64>| values.into_iter().map(|f| f as f32).collect();
+        let done =
+            |inv_freq, scale: f64, beyond| Frequencies { inv_freq: rounded(inv_freq), scale: scale as f32, beyond };
         match &self.scaling {
             RopeScaling::Default => done(plain, 1.0, None),
             RopeScaling::Linear { factor } => done(plain.iter().map(|f| f / factor).collect(), 1.0, None),
-            RopeScaling::Dynamic { .. } => done(plain, 1.0, Some(self.context)),
+            RopeScaling::Dynamic { factor } => {
+                // (θ·g^(d/(d−2)))^(−2i/d) == θ^(−2i/d) · g^(−2i/(d−2)).
+                let exponent = |i: u64| -((2 * i) as f64) / (self.dim as f64 - 2.0);
+                let exponents = rounded((0..self.dim / 2).map(exponent).collect());
+                done(plain, 1.0, Some(Beyond::Growing { after: self.context, factor: *factor as f32, exponents }))
+            }
             RopeScaling::Yarn { .. } => {
                 let (inv_freq, scale) = self.yarn(&plain);
                 done(inv_freq, scale, None)
@@ -95,7 +118,7 @@ impl RopeConfig {
                 });
                 done(scaled.collect(), 1.0, None)
             }
-            RopeScaling::LongRope { short, factor, attention_factor, original_context, .. } => {
+            RopeScaling::LongRope { short, long, factor, attention_factor, original_context } => {
                 let original = original_context.unwrap_or(self.context);
                 let factor = match original_context {
                     Some(original) => self.context as f64 / *original as f64,
@@ -105,10 +128,22 @@ impl RopeConfig {
                     true => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
                     false => 1.0,
                 });
-                done(divided(&plain, short), scale, Some(original))
+                let inv_freq = rounded(divided(&plain, long));
+                done(divided(&plain, short), scale, Some(Beyond::Other { after: original, inv_freq }))
             }
             RopeScaling::Divisors(divisors) => done(divided(&plain, divisors), 1.0, None),
         }
+    }
+
+    /// The longest sequence that the model is meant for.
+    pub fn longest(&self) -> u64 {
+        let factor = match &self.scaling {
+            RopeScaling::Dynamic { factor } => *factor,
+            RopeScaling::LongRope { factor, original_context: None, .. } => factor.unwrap_or(1.0),
+            _ => 1.0,
+        };
+        // A float this large is a whole number of positions that no memory holds; the cast saturates.
+        self.context.max((self.context as f64 * factor) as u64).min(i32::MAX as u64)
     }
 
     /// YaRN: the ramp goes from the pair that turns `beta_fast` times within the original context to the one that turns

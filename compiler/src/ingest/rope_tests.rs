@@ -1,10 +1,11 @@
 #![allow(clippy::unwrap_used, clippy::excessive_precision)]
 use crate::ingest::hf::config::{ModelConfig, read};
 use crate::ingest::limits::Limits;
+use crate::ingest::rope::Beyond;
 use serde_json::{Value, json};
 
 /// The table of a Llama with 8 rotary pairs and these fields.
-fn table(extra: Value) -> (Vec<f32>, f32, Option<u64>) {
+fn table(extra: Value) -> (Vec<f32>, f32, Option<Beyond>) {
     let mut config = json!({
         "model_type": "llama", "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
         "num_attention_heads": 4, "max_position_embeddings": 4096,
@@ -15,17 +16,20 @@ fn table(extra: Value) -> (Vec<f32>, f32, Option<u64>) {
     assert_eq!(reading.gaps, [], "{extra}");
     let Some(ModelConfig::Llama(config)) = reading.config else { return Default::default() };
     let table = config.rope.frequencies();
-    (table.inv_freq, table.scale, table.holds_to)
+    (table.inv_freq, table.scale, table.beyond)
 }
 
-fn check(extra: Value, inv_freq: [f32; 8], scale: f32, holds_to: Option<u64>) {
+fn check(extra: Value, inv_freq: [f32; 8], scale: f32, after: Option<u64>) {
     let got = table(extra.clone());
     for (g, w) in got.0.iter().zip(inv_freq) {
         assert!((g - w).abs() <= w * 1e-6, "{extra}: {:?} and not {inv_freq:?}", got.0);
     }
     assert_eq!(got.0.len(), 8);
     assert!((got.1 - scale).abs() <= scale * 1e-6, "{extra}: scale {} and not {scale}", got.1);
-    assert_eq!(got.2, holds_to, "{extra}");
+    let got_after = got.2.map(|beyond| match beyond {
+        Beyond::Other { after, .. } | Beyond::Growing { after, .. } => after,
+    });
+    assert_eq!(got_after, after, "{extra}");
 }
 
 /// The expected numbers are those of transformers 4.57.6.

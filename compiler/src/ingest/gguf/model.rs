@@ -385,13 +385,12 @@ fn bind(config: &Config, t: &mut Binder<'_>, limits: &Limits) -> Decoder {
     let layers = layers.into_iter().map(|i| layer(config, t, i)).collect();
     let norm = norm(config, t, "norm", "output_norm.weight", hidden);
     let head = t.take_if_there("output.weight", &[vocab, hidden]).unwrap_or(embedding);
-    let rope = config.rope.frequencies();
     Decoder {
         vocab: vocab.0,
-        context: config.context.min(rope.holds_to.unwrap_or(u64::MAX)),
+        context: config.context,
         embedding,
         positions: None,
-        rope: Some(Rope { inv_freq: rope.inv_freq, scale: rope.scale, style: config.kind.style }),
+        rope: Some(Rope { frequencies: config.rope.frequencies(), style: config.kind.style }),
         layers_name: "layers",
         layers,
         norm,

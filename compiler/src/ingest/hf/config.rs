@@ -389,7 +389,12 @@ fn scaling(f: &mut Fields<'_>, table: &str, dim: u64, context: u64) -> RopeScali
     match new.or(old) {
         Some("default") => RopeScaling::Default,
         Some("linear") => RopeScaling::Linear { factor: f.positive(&at("factor"), None) },
-        Some("dynamic") => RopeScaling::Dynamic { factor: f.positive(&at("factor"), None) },
+        Some("dynamic") => {
+            if dim <= 2 {
+                f.gap(table, "is `dynamic`, which a head of 2 elements does not have", "use another scaling");
+            }
+            RopeScaling::Dynamic { factor: f.number(&at("factor"), None, "a number of at least 1", |v| v >= 1.0) }
+        }
         Some("yarn") => RopeScaling::Yarn {
             factor: f.positive(&at("factor"), None),
             attention_factor: f.positive_or_none(&at("attention_factor")),

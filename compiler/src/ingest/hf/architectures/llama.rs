@@ -19,13 +19,12 @@ pub fn bind(config: &LlamaConfig, t: &mut Binder<'_>) -> Decoder {
     let layers = layers.into_iter().zip(&config.windows).map(|(i, window)| layer(config, t, i, *window)).collect();
     let norm = norm(config, t, "norm", "model.norm", hidden);
     let head = if config.tie_word_embeddings { embedding } else { t.take("lm_head.weight", &[vocab, hidden]) };
-    let rope = config.rope.frequencies();
     Decoder {
         vocab: config.vocab_size,
-        context: config.max_position_embeddings.min(rope.holds_to.unwrap_or(u64::MAX)),
+        context: config.rope.longest(),
         embedding,
         positions: None,
-        rope: Some(Rope { inv_freq: rope.inv_freq, scale: rope.scale, style: RopeStyle::Half }),
+        rope: Some(Rope { frequencies: config.rope.frequencies(), style: RopeStyle::Half }),
         layers_name: "layers",
         layers,
         norm,
