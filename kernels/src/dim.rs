@@ -213,8 +213,8 @@ impl Dim {
             }
         }
     }
-    /// `self = q·d + r`, moving every term that `d` divides exactly into `q`. Only a single-term `d` (or an exact
-    /// constant multiple of `d`) divides.
+    /// `self = q·d + r`, moving every term that `d` divides exactly into `q`, and of a constant as much as leaves a
+    /// remainder in `[0, d)`. Only a single-term `d` (or an exact constant multiple of `d`) divides.
     pub fn split(&self, d: &Dim) -> (Dim, Dim) {
         if self == d {
             return (Dim::one(), Dim::zero());
@@ -224,6 +224,11 @@ impl Dim {
         };
         let (mut q, mut r) = (Dim::zero(), Dim::zero());
         for (m, c) in &self.terms {
+            if m.is_empty() && dm.is_empty() && dc > 0 {
+                q.add_term(Vec::new(), c.div_euclid(dc));
+                r.add_term(Vec::new(), c.rem_euclid(dc));
+                continue;
+            }
             match (c % dc == 0).then(|| without(m, dm)).flatten() {
                 Some(rest) => q.add_term(rest, c / dc),
                 None => r.add_term(m.clone(), *c),
@@ -796,6 +801,7 @@ mod tests {
         assert_eq!(d("2*B*3 + B"), d("7*B"));
         assert_eq!(d("div(6*B*S, 2*S)"), d("3*B"));
         assert_eq!(d("mod(4*S + 1, S)").to_string(), "mod(1, S)");
+        assert_eq!(d("div(i0 - 42, 12)"), d("div(i0 + 6, 12) - 4"));
     }
     #[test]
     fn text_round_trips() {
