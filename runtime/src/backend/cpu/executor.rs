@@ -72,7 +72,6 @@ struct Scratch {
 }
 
 /// A plan bound to the processor.
-#[derive(Debug)]
 pub struct CpuExecutor {
     plan: Arc<Plan>,
     extent: Vec<u64>,
@@ -161,7 +160,8 @@ impl CpuExecutor {
         let program = &plan.programs[p];
         let mut out = Vec::new();
         for step in &program.steps {
-            let at = |reason: String| Error::Plan(format!("program `{}`, step `{}`: {reason}", program.name, step.label));
+            let at =
+                |reason: String| Error::Plan(format!("program `{}`, step `{}`: {reason}", program.name, step.label));
             let kernel = step.kernel as usize;
             let (Some(k), Some(code)) = (plan.kernels.get(kernel), self.codes.get(kernel)) else {
                 return Err(at(format!("there is no kernel {kernel}")));
@@ -207,11 +207,16 @@ impl CpuExecutor {
         }
         for port in program.inputs.iter().chain(&program.outputs) {
             let place = self.place(program, port.buffer);
-            let fits = place.is_some_and(|p| self.storage(p).1 == port.storage.scalar() || {
-                self.storage(p).1 != Scalar::F32 && port.storage.scalar() != Scalar::F32
+            let fits = place.is_some_and(|p| {
+                self.storage(p).1 == port.storage.scalar() || {
+                    self.storage(p).1 != Scalar::F32 && port.storage.scalar() != Scalar::F32
+                }
             });
             if !fits {
-                return Err(Error::Plan(format!("program `{}`: `{}` has no buffer of its type", program.name, port.name)));
+                return Err(Error::Plan(format!(
+                    "program `{}`: `{}` has no buffer of its type",
+                    program.name, port.name
+                )));
             }
         }
         Ok(out)
@@ -520,7 +525,10 @@ impl Executor for CpuExecutor {
 /// A source for weights that need none.
 struct Nothing;
 impl TensorSource for Nothing {
-    fn read(&self, tensor: &str) -> std::result::Result<frit_plan::TensorData, Box<dyn std::error::Error + Send + Sync>> {
+    fn read(
+        &self,
+        tensor: &str,
+    ) -> std::result::Result<frit_plan::TensorData, Box<dyn std::error::Error + Send + Sync>> {
         Err(format!("`{tensor}` depends on the sizes, but is stored").into())
     }
 }

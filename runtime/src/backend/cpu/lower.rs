@@ -190,7 +190,11 @@ impl<'b, 'a> Lower<'b, 'a> {
         if let RowOp::Int(v) = op {
             self.b.constants.insert(r, v);
         }
-        if row { self.row.push((r, op)) } else { self.b.uniform.push((r, op)) }
+        if row {
+            self.row.push((r, op))
+        } else {
+            self.b.uniform.push((r, op))
+        }
         r
     }
     /// The register that already holds the result, or the operation to do.
@@ -309,9 +313,7 @@ impl<'b, 'a> Lower<'b, 'a> {
                 let found = self.b.spec.sizes.iter().position(|s| *s.name == **n);
                 Int::Row((self.b.axes + found.ok_or_else(|| format!("the size `{n}` is not declared"))?) as Reg)
             }
-            Atom::Sym(Sym::Axis(k)) if Some(*k) == self.inner => {
-                Int::Run { base: self.int(0), step: self.int(1) }
-            }
+            Atom::Sym(Sym::Axis(k)) if Some(*k) == self.inner => Int::Run { base: self.int(0), step: self.int(1) },
             Atom::Sym(Sym::Axis(k)) if (*k as usize) < self.b.axes => Int::Row(Reg::from(*k)),
             Atom::Sym(Sym::Axis(k)) => return Err(format!("there is no axis {k}")),
             Atom::Sym(Sym::Value(v)) => match self.done.get(&ExprId(*v)) {
@@ -463,11 +465,8 @@ fn allocate(p: &mut Program, named: (usize, usize)) -> (usize, usize) {
     let mut used = (0usize, 0usize);
     for (at, (d, op)) in p.each.iter_mut().enumerate() {
         let float = op.is_float();
-        let (free_here, used_here, place_here) = if float {
-            (&mut free.0, &mut used.0, &mut place.0)
-        } else {
-            (&mut free.1, &mut used.1, &mut place.1)
-        };
+        let (free_here, used_here, place_here) =
+            if float { (&mut free.0, &mut used.0, &mut place.0) } else { (&mut free.1, &mut used.1, &mut place.1) };
         let new = free_here.pop().unwrap_or_else(|| {
             *used_here += 1;
             (*used_here - 1) as Reg

@@ -12,13 +12,13 @@ pub fn exp(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = n.mul_add(-0.693_145_75, x);
     let r = n.mul_add(-1.428_606_8e-6, r);
-    let p = 1.388_888_9e-3f32;
-    let p = p.mul_add(r, 8.333_334e-3);
-    let p = p.mul_add(r, 4.166_666_8e-2);
-    let p = p.mul_add(r, 1.666_666_7e-1);
+    let p = 1.987_569_1e-4f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
     let p = p.mul_add(r, 0.5);
-    let p = p.mul_add(r, 1.0);
-    let p = p.mul_add(r, 1.0);
+    let p = (p * r).mul_add(r, r) + 1.0;
     let bits = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
     let y = p * f32::from_bits(bits);
     if x0 < -87.0 { 0.0 } else { y }

@@ -216,7 +216,16 @@ impl MatMul {
             let (block, band) = (rest / bands, rest % bands);
             let first = g * c.rows + band * c.band;
             let count = (c.rows - band * c.band).min(c.band);
-            let part = Part { l, extents, groups, first, count, lo: block * c.columns, hi: ((block + 1) * c.columns).min(n), k };
+            let part = Part {
+                l,
+                extents,
+                groups,
+                first,
+                count,
+                lo: block * c.columns,
+                hi: ((block + 1) * c.columns).min(n),
+                k,
+            };
             let x = x.get(first * k..(first + count) * k).unwrap_or_default();
             let sums = sums.get(first * runs..(first + count) * runs).unwrap_or_default();
             if c.few { self.few(&part, task, x, sums) } else { self.many(&part, task, x) }
@@ -309,11 +318,8 @@ impl MatMul {
                 }
                 Rhs::Values(program, along_n) => {
                     let env = Env::new(p.l.read);
-                    let (count, len, axis, first) = if *along_n {
-                        (k, n, p.extents.len(), 0)
-                    } else {
-                        (n, k, p.extents.len() - 1, p.lo)
-                    };
+                    let (count, len, axis, first) =
+                        if *along_n { (k, n, p.extents.len(), 0) } else { (n, k, p.extents.len() - 1, p.lo) };
                     let x0 = if *along_n { p.lo as i64 } else { 0 };
                     for (j, to) in panel.chunks_exact_mut(len.max(1)).take(count).enumerate() {
                         frame.int[axis] = (first + j) as i64;

@@ -185,9 +185,10 @@ impl<'a> View<'a> {
             View::Half(false, v) => gather(v, at, to, |x| half_to_f32(*x)),
             View::Half(true, v) => gather(v, at, to, |x| bf16_to_f32(*x)),
             View::I32(v) => gather(v, at, to, |x| *x as f32),
-            View::Blocks(s, v) => to.iter_mut().zip(at).all(|(t, i)| {
-                usize::try_from(*i).is_ok_and(|i| dequant::blocks(*s, v, i, std::slice::from_mut(t)))
-            }),
+            View::Blocks(s, v) => to
+                .iter_mut()
+                .zip(at)
+                .all(|(t, i)| usize::try_from(*i).is_ok_and(|i| dequant::blocks(*s, v, i, std::slice::from_mut(t)))),
         }
     }
     /// Reads a run of integers; `false` when it leaves the argument.

@@ -17,7 +17,13 @@ pub struct StatCode {
 }
 
 /// Statistics along axis `inner`.
-pub fn stats(b: &mut Builder<'_>, spec: &KernelSpec, axes: usize, list: &[Stat], inner: usize) -> Result<Vec<StatCode>, Refused> {
+pub fn stats(
+    b: &mut Builder<'_>,
+    spec: &KernelSpec,
+    axes: usize,
+    list: &[Stat],
+    inner: usize,
+) -> Result<Vec<StatCode>, Refused> {
     let mut out = Vec::new();
     for (number, s) in list.iter().enumerate() {
         let value = b.values(&[s.value], Some(inner))?;
