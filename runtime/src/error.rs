@@ -34,7 +34,7 @@ pub enum Error {
     #[error(transparent)]
     Artifact(#[from] frit_plan::format::FormatError),
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}", path = path.display())]
     Io {
         /// The file.
         path: std::path::PathBuf,
@@ -48,6 +48,36 @@ pub enum Error {
         weight: String,
         /// The cause.
         cause: String,
+    },
+    /// Arrays that cannot be read.
+    #[error("{path}: {reason}", path = path.display())]
+    Npz {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An option out of its range.
+    #[error("{option}: {reason}")]
+    Option {
+        /// The option.
+        option: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// The model does not do what was asked for.
+    #[error("model {model} {reason}")]
+    Task {
+        /// The model's name.
+        model: String,
+        /// What it lacks.
+        reason: String,
+    },
+    /// A model directory or model file where only artifacts can be loaded.
+    #[error("{path}: this build has no compiler and reads .frit files only; make one with `frit compile`", path = path.display())]
+    NeedsCompiler {
+        /// The model.
+        path: std::path::PathBuf,
     },
     /// There is no such backend on this machine.
     #[error("backend {backend}: {reason}")]

@@ -4,8 +4,26 @@
 //! plan's programs. Sessions, generation and the command line are written against it.
 
 pub mod backend;
+mod binding;
+mod device;
 pub mod error;
+mod generate;
+pub mod model_source;
+pub mod npz;
+mod prompt;
+pub mod sampler;
+mod session;
 pub mod tensor;
+#[cfg(test)]
+mod test_model;
+#[cfg(feature = "tokenizer")]
+pub mod tokenizer;
 
+pub use device::BackendChoice;
 pub use error::{Error, Result};
+pub use generate::{Completion, Finish, GenerateOptions, GenerateStats, Generation, NewToken};
+pub use model_source::{LoadedModel, Stage};
+pub use prompt::visible_tokens;
+pub use sampler::Sampling;
+pub use session::{Session, SessionBuilder};
 pub use tensor::Tensor;

@@ -4,8 +4,8 @@
 //! [`ModelBuilder::finish`] reports every fault together.
 
 use crate::graph::{
-    AttentionAttrs, Float, Graph, GraphError, GraphInput, GraphOutput, KvSlot, KvSlotId, NormKind, Op, RopeStyle, StateId,
-    StateInfo, Tables, TensorType, ValueId, WeightData, WeightId, WeightInfo,
+    AttentionAttrs, Float, Graph, GraphError, GraphInput, GraphOutput, KvSlot, KvSlotId, NormKind, Op, RopeStyle,
+    StateId, StateInfo, Tables, TensorType, ValueId, WeightData, WeightId, WeightInfo,
 };
 use crate::model::{MemoryTensors, Model, ModelGraph};
 use frit_kernels::dim::Dim;
@@ -344,7 +344,14 @@ impl GraphBuilder<'_> {
         self.op(Op::Softmax, &[a])
     }
     /// Normalisation over the last axis with optional gain and bias.
-    pub fn norm(&mut self, kind: NormKind, x: ValueId, eps: f32, gain: Option<ValueId>, bias: Option<ValueId>) -> ValueId {
+    pub fn norm(
+        &mut self,
+        kind: NormKind,
+        x: ValueId,
+        eps: f32,
+        gain: Option<ValueId>,
+        bias: Option<ValueId>,
+    ) -> ValueId {
         let op = Op::Norm { kind, eps: Float(eps), has_gain: gain.is_some(), has_bias: bias.is_some() };
         let inputs: Vec<ValueId> = [Some(x), gain, bias].into_iter().flatten().collect();
         self.op(op, &inputs)

@@ -71,17 +71,6 @@ impl Scope {
     pub fn push_stat(&mut self, v: Val) {
         self.stats.push(v);
     }
-    /// Sets statistic `j`, which replaces a raw value by its finished one. Forgets the expressions computed so far.
-    pub fn set_stat(&mut self, j: usize, v: Val) {
-        self.exprs.clear();
-        self.dims.clear();
-        self.atoms.clear();
-        self.split.clear();
-        match self.stats.get_mut(j) {
-            Some(slot) => *slot = v,
-            None => self.stats.push(v),
-        }
-    }
     /// The value of an axis.
     pub fn axis(&self, k: usize) -> Option<Val> {
         self.axes.get(k).copied().flatten()

@@ -1,9 +1,98 @@
-//! Not yet written.
+//! Matrix-vector products: few rows against a weight with k-contiguous rows. A workgroup takes a block of columns of one
+//! row of the left side; the lanes of a column split K in chunks, and a tree adds their partial sums. The order of the
+//! sum depends on K alone.
 
-use super::{Rendered, TemplateError};
-use crate::spec::KernelSpec;
-use crate::target::Capabilities;
+use super::stats::Team;
+use super::{KernelCtx, Rendered, Scope, TemplateError, View, contiguous_rows, dispatch};
+use crate::dim::{Dim, product};
+use crate::ir::Type;
+use crate::spec::{Anchor, ArgId, KernelSpec, Store};
+use crate::target::{Capabilities, Tier};
 
-pub(super) fn render(spec: &KernelSpec, _caps: &Capabilities) -> Result<Rendered, TemplateError> {
-    Err(TemplateError::unsupported(spec, "template not written"))
+pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
+    let Anchor::MatMul { k, lhs, lhs_stats, rhs } = &spec.anchor else {
+        return Err(TemplateError::unsupported(spec, "no matmul"));
+    };
+    let rank = spec.domain.len();
+    let runs: Vec<(ArgId, Dim)> = rhs.iter().filter_map(|r| contiguous_rows(spec, *r, rank)).collect();
+    if runs.len() != rhs.len() {
+        return Err(TemplateError::unsupported(spec, "a right side whose rows are not contiguous"));
+    }
+    let (lanes, columns) = match caps.tier {
+        Tier::Cpu => (8u32, 4u32),
+        Tier::Gpu => (16, 8),
+    };
+    let width = lanes * columns;
+    let n = &spec.domain[rank - 1];
+    let blocks = n.ceil_div(&Dim::constant(i64::from(columns)));
+    let rows = product(&spec.domain[..rank - 1]);
+    let groups = &blocks * &rows;
+    let ctx = KernelCtx::new(spec, caps, [width, 1, 1], |_, _| View::Scalar)?;
+    let chunk = k.as_const().and_then(|k| u64::try_from(k).ok()).map_or(1, |k| ctx.chunk_for(k));
+    let b = &ctx.b;
+    let me = b.let_("me", b.local_x());
+    let lane = b.let_("lane", b.rem(me, lanes));
+    let sums: Vec<_> = (0..rhs.len()).map(|j| b.workgroup(&format!("sums{j}"), Type::F32, width)).collect();
+    let group = b.let_("group", ctx.group(&groups));
+    b.if_(b.lt(group, ctx.extent(&groups)), |b| {
+        let count = ctx.extent(&blocks);
+        let row = b.let_("m", b.div(group, count));
+        let mut scope = Scope::new();
+        ctx.unravel(&mut scope, 0, &spec.domain[..rank - 1], row);
+        let depth = b.let_("k_len", ctx.extent(k));
+        if !lhs_stats.is_empty() {
+            let team = Team { lanes: width, teams: 1, lane: me, team: b.u32(0), active: b.bool(true) };
+            ctx.row_stats(&mut scope, lhs_stats, rank, depth, &team);
+        }
+        let block = b.rem(group, count);
+        let column = b.let_("n", b.add(b.mul(block, columns), b.div(me, lanes)));
+        let last = b.sub(ctx.extent(n), 1);
+        let inside = b.let_("n_safe", b.min(column, last));
+        let mut safe = scope.with(rank - 1, inside);
+        ctx.hoist(&mut safe, &[*lhs]);
+        let starts: Vec<_> = runs
+            .iter()
+            .map(|(arg, row)| b.let_("run", ctx.address(&mut safe.clone(), *arg, row)))
+            .collect();
+        let accs: Vec<_> = (0..rhs.len()).map(|j| b.var(&format!("acc{j}"), Type::F32, 0.0)).collect();
+        b.for_("k", b.mul(lane, chunk), depth, lanes * chunk, |b, at| {
+            let x = |i: u32| ctx.expr(&mut safe.with(rank, b.add(at, i)), *lhs);
+            if chunk == 1 {
+                let x = x(0);
+                for ((arg, _), (start, acc)) in runs.iter().zip(starts.iter().zip(&accs)) {
+                    b.fma_to(*acc, x, ctx.element(*arg, b.add(*start, at)));
+                }
+                return;
+            }
+            let quads: Vec<_> =
+                (0..chunk / 4).map(|q| b.vec4(x(4 * q), x(4 * q + 1), x(4 * q + 2), x(4 * q + 3))).collect();
+            for ((arg, _), (start, acc)) in runs.iter().zip(starts.iter().zip(&accs)) {
+                let values = ctx.values(&ctx.row_chunk(*arg, b.add(*start, at), chunk));
+                for (x, w) in quads.iter().zip(values) {
+                    b.add_to(*acc, b.dot(*x, w));
+                }
+            }
+        });
+        for (s, a) in sums.iter().zip(&accs) {
+            b.store(*s, me, b.get(*a));
+        }
+        b.barrier();
+        let mut half = lanes / 2;
+        while half > 0 {
+            b.if_(b.lt(lane, half), |b| {
+                for s in &sums {
+                    b.store(*s, me, b.add(b.load(*s, me), b.load(*s, b.add(me, half))));
+                }
+            });
+            b.barrier();
+            half /= 2;
+        }
+        b.if_(b.and(b.eq(lane, 0), b.le(column, last)), |b| {
+            let found = sums.iter().map(|s| b.load(*s, me)).collect();
+            let here = scope.with(rank - 1, column).with_accs(found);
+            let stores: Vec<&Store> = spec.stores.iter().collect();
+            ctx.store_all(&here, &stores);
+        });
+    });
+    ctx.finish("gemv", &[("columns", columns), ("lanes", lanes), ("chunk", chunk)], dispatch(&groups))
 }

@@ -21,7 +21,9 @@ mod gemv;
 mod load;
 mod lower_expr;
 mod map;
+mod reduce;
 mod row;
+mod stats;
 
 pub use common::{KernelCtx, Scope, dispatch};
 pub use load::{Part, View};

@@ -4,9 +4,7 @@ use super::Case;
 use super::blocks::elements;
 use frit_kernels::dim::{Dim, Sym};
 use frit_kernels::dtype::Scalar;
-use frit_kernels::spec::{
-    Anchor, Attention, BinaryOp, Expr, ExprId, KernelSpec, Literal, ReduceOp, Stat, UnaryOp,
-};
+use frit_kernels::spec::{Anchor, Attention, BinaryOp, Expr, ExprId, KernelSpec, Literal, ReduceOp, Stat, UnaryOp};
 
 /// One coordinate with what is known there.
 #[derive(Clone, Default)]

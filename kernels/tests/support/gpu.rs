@@ -102,8 +102,7 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
     let grid: Vec<u32> = r.grid.iter().map(|d| u32::try_from(d.eval(&env).unwrap()).unwrap()).collect();
     assert!(grid.iter().all(|g| (1..=65535).contains(g)), "grid {grid:?}");
 
-    let contents: Vec<Vec<u8>> =
-        spaces.iter().map(|s| bytes(&s.1)).chain([bytes(&record), bytes(&sizes)]).collect();
+    let contents: Vec<Vec<u8>> = spaces.iter().map(|s| bytes(&s.1)).chain([bytes(&record), bytes(&sizes)]).collect();
     let n = spaces.len();
     let buffers: Vec<wgpu::Buffer> = contents
         .iter()
@@ -186,18 +185,30 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
             args.any(|((p, d), a)| p.0 == i && a.written && w >= p.1 && w < p.1 + words(a.storage, d).len())
         };
         for (w, (was, now)) in spaces[i].1.iter().zip(now).enumerate() {
-            assert!(was == now || inside(w), "{}: word {w} of {:?} was overwritten\n{}", spec.name, spaces[i].0, r.wgsl);
+            assert!(
+                was == now || inside(w),
+                "{}: word {w} of {:?} was overwritten\n{}",
+                spec.name,
+                spaces[i].0,
+                r.wgsl
+            );
         }
     }
-    let args = spec.args.iter().zip(&place).zip(&case.data).map(|((a, (at, start)), d)| {
-        let len = match d {
-            Data::F32(v) => v.len(),
-            Data::I32(v) => v.len(),
-            Data::Bytes(_) => 0,
-        };
-        let found = left[*at].get(*start..start + len).filter(|_| a.written).unwrap_or_default();
-        found.iter().map(|w| if a.storage.scalar() == Scalar::F32 { f64::from(f32::from_bits(*w)) } else { f64::from(*w as i32) }).collect()
-    });
+    let args =
+        spec.args.iter().zip(&place).zip(&case.data).map(|((a, (at, start)), d)| {
+            let len = match d {
+                Data::F32(v) => v.len(),
+                Data::I32(v) => v.len(),
+                Data::Bytes(_) => 0,
+            };
+            let found = left[*at].get(*start..start + len).filter(|_| a.written).unwrap_or_default();
+            found
+                .iter()
+                .map(|w| {
+                    if a.storage.scalar() == Scalar::F32 { f64::from(f32::from_bits(*w)) } else { f64::from(*w as i32) }
+                })
+                .collect()
+        });
     Some(Outcome { args: args.collect(), best_ms })
 }
 

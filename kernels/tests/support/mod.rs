@@ -60,8 +60,8 @@ impl Case {
 
 /// Fails on a text that naga refuses or that exceeds the base limits.
 pub fn validate(r: &Rendered, caps: &Capabilities) {
-    let module = naga::front::wgsl::parse_str(&r.wgsl)
-        .unwrap_or_else(|e| panic!("{}\n{}", e.emit_to_string(&r.wgsl), r.wgsl));
+    let module =
+        naga::front::wgsl::parse_str(&r.wgsl).unwrap_or_else(|e| panic!("{}\n{}", e.emit_to_string(&r.wgsl), r.wgsl));
     let mut v = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::empty());
     v.validate(&module).unwrap_or_else(|e| panic!("{}\n{}", e.emit_to_string(&r.wgsl), r.wgsl));
     assert!(r.workgroup.iter().product::<u32>() <= caps.limit_invocations, "{:?}", r.workgroup);

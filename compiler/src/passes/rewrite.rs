@@ -1,0 +1,105 @@
+//! Named rules and the sweep that applies them.
+
+use super::{Changed, Ctx};
+use crate::error::{Error, Result};
+use crate::graph::patch::Editor;
+use crate::graph::{Graph, GraphError, Op, Tables, TensorType, ValueId};
+use frit_kernels::dim::Bounds;
+use frit_kernels::spec::{BinaryOp, Literal, UnaryOp};
+
+/// What a rule may look at.
+pub(super) struct Site<'a> {
+    pub g: &'a Graph,
+    pub tables: &'a Tables,
+    pub bounds: &'a Bounds,
+}
+
+/// The right side of a rule.
+pub(super) enum New {
+    /// A value that exists.
+    Use(ValueId),
+    /// A new node.
+    Make(Op, Vec<New>),
+    /// A new source of a stated type.
+    Source(Op, TensorType),
+}
+
+impl New {
+    pub fn make(op: Op, inputs: &[ValueId]) -> New {
+        New::Make(op, inputs.iter().map(|v| New::Use(*v)).collect())
+    }
+    pub fn unary(op: UnaryOp, a: New) -> New {
+        New::Make(Op::Unary(op), vec![a])
+    }
+    pub fn binary(op: BinaryOp, a: New, b: New) -> New {
+        New::Make(Op::Binary(op), vec![a, b])
+    }
+    pub fn f32(v: f32) -> New {
+        New::Make(Op::Const(Literal::f32(v)), Vec::new())
+    }
+}
+
+#[derive(Clone, Copy)]
+/// A rule: its right side for a node, where its left side matches.
+pub(super) struct Rule {
+    pub name: &'static str,
+    pub apply: fn(&Site<'_>, ValueId) -> Option<New>,
+}
+
+const MAX_ROUNDS: usize = 24;
+
+/// Applies rules to every node, operands first, until none matches. The number of rounds is bounded; hitting the bound
+/// is noted in the context.
+pub(super) fn sweep(pass: &'static str, graph: &mut Graph, ctx: &mut Ctx<'_>, rules: &[Rule]) -> Result<Changed> {
+    let mut changed = false;
+    for _ in 0..MAX_ROUNDS {
+        let mut again = false;
+        for v in graph.order() {
+            again |= apply_at(pass, graph, ctx, rules, v)?;
+            if ctx.log.fuel.is_spent() {
+                return Ok(Changed::from(changed | again));
+            }
+        }
+        if !again {
+            return Ok(Changed::from(changed));
+        }
+        changed = true;
+    }
+    ctx.unfinished.push(pass);
+    Ok(Changed::Yes)
+}
+
+fn apply_at(
+    pass: &'static str,
+    graph: &mut Graph,
+    ctx: &mut Ctx<'_>,
+    rules: &[Rule],
+    v: ValueId,
+) -> Result<bool> {
+    for rule in rules {
+        if graph.get(v).is_none() {
+            return Ok(false);
+        }
+        let site = Site { g: graph, tables: ctx.tables, bounds: &ctx.bounds };
+        let Some(new) = (rule.apply)(&site, v) else { continue };
+        let bounds = ctx.bounds.clone();
+        let mut e = Editor::new(graph, rule.name, &mut ctx.log).with_bounds(&bounds);
+        let origin = e.graph().node(v).origin.clone();
+        let done = build(&mut e, &new, &origin).and_then(|n| e.replace(v, n));
+        if done.map_err(|f: GraphError| Error::Internal { pass, fault: format!("{}: {f}", rule.name) })? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn build(e: &mut Editor<'_>, new: &New, origin: &str) -> std::result::Result<ValueId, GraphError> {
+    match new {
+        New::Use(v) => Ok(*v),
+        New::Source(op, ty) => Ok(e.add_source(op.clone(), ty.clone(), origin)),
+        New::Make(op, inputs) => {
+            let inputs = inputs.iter().map(|i| build(e, i, origin)).collect::<std::result::Result<Vec<_>, _>>()?;
+            e.add(op.clone(), &inputs, origin)
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Row statistics: a team of invocations reduces one row, and every one of them learns the results.
+
+use super::common::{KernelCtx, Scope};
+use crate::ir::{ArrayRef, Builder, Type, Val, Var};
+use crate::spec::{Expr, ExprId, ReduceOp, Stat};
+
+/// The invocations that share a row. `lanes` is a power of two; the teams of a workgroup lie one after the other.
+pub(super) struct Team {
+    /// Invocations of a team.
+    pub lanes: u32,
+    /// Teams of a workgroup.
+    pub teams: u32,
+    /// Number of this invocation in its team.
+    pub lane: Val,
+    /// Number of the team in the workgroup.
+    pub team: Val,
+    /// Whether the team has a row; all its invocations agree.
+    pub active: Val,
+}
+
+/// Stands for the empty row of an arg-reduction.
+const NOWHERE: i32 = i32::MAX;
+
+struct Slot<'s> {
+    stat: &'s Stat,
+    value: Var,
+    place: Option<Var>,
+    values: Option<ArrayRef>,
+    places: Option<ArrayRef>,
+}
+
+impl KernelCtx<'_> {
+    /// Adds the finished statistics to `scope`, in which the row axes are bound; `axis` runs over `extent`.
+    ///
+    /// Statistics that need no other one are reduced in one pass. The order of a sum depends on `extent` and
+    /// `team.lanes` only. Contains barriers: call it in uniform control flow, with a uniform `extent`.
+    pub(super) fn row_stats(&self, scope: &mut Scope, stats: &[Stat], axis: usize, extent: Val, team: &Team) {
+        let mut done = 0;
+        while done < stats.len() {
+            let more = stats.iter().skip(done).take_while(|s| self.uses_stats_below(s.value, done)).count().max(1);
+            let Some(pass) = stats.get(done..done + more) else { return };
+            self.pass(scope, pass, axis, extent, team);
+            done += more;
+        }
+    }
+    fn uses_stats_below(&self, e: ExprId, limit: usize) -> bool {
+        self.spec.exprs.reachable(&[e]).into_iter().all(|x| match self.spec.exprs.get(x) {
+            Expr::Stat(j) => (*j as usize) < limit,
+            _ => true,
+        })
+    }
+    fn pass(&self, scope: &mut Scope, stats: &[Stat], axis: usize, extent: Val, team: &Team) {
+        let b = &self.b;
+        let shared = |name: &str, ty: Type| (team.lanes > 1).then(|| b.workgroup(name, ty, team.lanes * team.teams));
+        let slots: Vec<Slot> = stats
+            .iter()
+            .map(|stat| {
+                let (first, arg) = (initial(stat.op), stat.op == ReduceOp::ArgMax);
+                Slot {
+                    stat,
+                    value: b.var("reduced", Type::F32, first),
+                    place: arg.then(|| b.var("place", Type::I32, b.i32(NOWHERE))),
+                    values: shared("partial", Type::F32),
+                    places: if arg { shared("partial_place", Type::I32) } else { None },
+                }
+            })
+            .collect();
+        b.if_(team.active, |b| {
+            let mut row = scope.clone();
+            let values: Vec<ExprId> = stats.iter().map(|s| s.value).collect();
+            self.hoist(&mut row, &values);
+            b.for_("i", team.lane, extent, team.lanes, |b, i| {
+                let mut at = row.with(axis, i);
+                for s in &slots {
+                    let v = self.expr(&mut at, s.stat.value);
+                    let place = s.place.map(|p| (p, b.cast(crate::ir::Scalar::I32, i)));
+                    fold(b, s, v, place);
+                }
+            });
+        });
+        self.tree(&slots, team);
+        for s in &slots {
+            let own = |array: Option<ArrayRef>, var: Var| match array {
+                Some(a) => b.load(a, b.mul(team.team, team.lanes)),
+                None => b.get(var),
+            };
+            let raw = match s.place {
+                Some(place) => own(s.places, place),
+                None => own(s.values, s.value),
+            };
+            let raw = b.let_("stat", raw);
+            let finished = match s.stat.finish {
+                Some(e) => {
+                    let mut here = scope.clone();
+                    here.push_stat(raw);
+                    b.let_("stat", self.expr(&mut here, e))
+                }
+                None => raw,
+            };
+            scope.push_stat(finished);
+        }
+    }
+    /// Joins the partial results of a team; the first lane's place holds the result behind the last barrier.
+    fn tree(&self, slots: &[Slot], team: &Team) {
+        let b = &self.b;
+        if team.lanes == 1 {
+            return;
+        }
+        let own = b.let_("slot", b.add(b.mul(team.team, team.lanes), team.lane));
+        let keep = |s: &Slot| {
+            if let Some(a) = s.values {
+                b.store(a, own, s.value);
+            }
+            if let (Some(a), Some(p)) = (s.places, s.place) {
+                b.store(a, own, p);
+            }
+        };
+        slots.iter().for_each(keep);
+        b.barrier();
+        let mut stride = team.lanes / 2;
+        while stride > 0 {
+            b.if_(b.lt(team.lane, stride), |b| {
+                let other = b.add(own, stride);
+                for s in slots {
+                    if let Some(a) = s.values {
+                        let place = s.place.zip(s.places).map(|(p, a)| (p, b.load(a, other)));
+                        fold(b, s, b.load(a, other), place);
+                    }
+                    keep(s);
+                }
+            });
+            b.barrier();
+            stride /= 2;
+        }
+    }
+}
+
+fn initial(op: ReduceOp) -> f32 {
+    match op {
+        ReduceOp::Sum => 0.0,
+        ReduceOp::Prod => 1.0,
+        ReduceOp::Max => -3.0e38,
+        ReduceOp::Min => 3.0e38,
+        ReduceOp::ArgMax => f32::MIN,
+    }
+}
+
+/// Takes one more value into a reduction. Of equal largest values the one at the smaller place stays.
+fn fold(b: &Builder, s: &Slot, v: Val, place: Option<(Var, Val)>) {
+    let so_far = b.get(s.value);
+    match s.stat.op {
+        ReduceOp::Sum => b.set(s.value, b.add(so_far, v)),
+        ReduceOp::Prod => b.set(s.value, b.mul(so_far, v)),
+        ReduceOp::Max => b.set(s.value, b.max(so_far, v)),
+        ReduceOp::Min => b.set(s.value, b.min(so_far, v)),
+        ReduceOp::ArgMax => {
+            if let Some((var, at)) = place {
+                let earlier = b.and(b.eq(v, so_far), b.lt(at, var));
+                let better = b.or(b.gt(v, so_far), earlier);
+                b.set(var, b.select(better, at, var));
+                b.set(s.value, b.max(so_far, v));
+            }
+        }
+    }
+}

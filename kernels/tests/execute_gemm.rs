@@ -1,0 +1,281 @@
+//! Blocked matrix products against naive loops in f64.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use frit_kernels::dtype::Storage;
+use frit_kernels::spec::{AliasKind, Anchor, ArgId, BinaryOp, KernelSpec, ReduceOp, Space, Stat, UnaryOp};
+use frit_kernels::target::{Capabilities, Tier};
+use frit_kernels::templates::render;
+use support::blocks::{Data, Random};
+use support::build::{SpecBuilder, dim};
+use support::Case;
+
+/// `x[S, k] · w[n, k]ᵀ` for every weight, and what is stored.
+fn product(
+    (n, k): (u64, u64),
+    storages: &[Storage],
+    store: impl FnOnce(&mut SpecBuilder, ArgId),
+) -> (KernelSpec, Vec<ArgId>) {
+    let mut s = SpecBuilder::new("product", &["S", &n.to_string()], &["S"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*S"));
+    let lhs = s.load(x, &format!("{k}*i0 + i2"));
+    let mut rhs = Vec::new();
+    let mut weights = Vec::new();
+    for (i, storage) in storages.iter().enumerate() {
+        let w = s.arg(&format!("w{i}"), Space::Weight, *storage, &(n * k).to_string());
+        rhs.push(s.load(w, &format!("{k}*i1 + i2")));
+        weights.push(w);
+    }
+    s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats: Vec::new(), rhs };
+    let y = s.out("y", Space::Arena, Storage::F32, &format!("{n}*S"));
+    store(&mut s, y);
+    (s.done(), weights)
+}
+
+fn plain((n, k): (u64, u64), storage: Storage) -> KernelSpec {
+    product((n, k), &[storage], |s, y| {
+        let acc = s.acc(0);
+        s.store(y, &format!("{n}*i0 + i1"), acc);
+    })
+    .0
+}
+
+/// Random contents for every argument; what is written starts at zero.
+fn filled(spec: KernelSpec, sizes: &[(&str, i64)], seed: u64) -> Case {
+    let mut random = Random::new(seed);
+    let env = |s: &frit_kernels::dim::Sym| match s {
+        frit_kernels::dim::Sym::Size(n) => sizes.iter().find(|z| z.0 == &**n).map(|z| z.1),
+        _ => None,
+    };
+    let data = spec.args.iter().map(|a| {
+        let len = usize::try_from(a.len.eval(&env).unwrap()).unwrap();
+        if a.written { Data::F32(vec![0.0; len]) } else { random.stored(a.storage, len) }
+    });
+    let data = data.collect();
+    Case::new(spec, sizes, data)
+}
+
+#[test]
+fn every_tail_of_rows_columns_and_sum() {
+    for m in [1, 7, 8, 9, 63, 65] {
+        filled(plain((9, 5), Storage::F32), &[("S", m)], m as u64).check();
+    }
+    for n in [1, 3, 4, 63, 64, 65, 130] {
+        filled(plain((n, 8), Storage::F32), &[("S", 3)], n).check();
+    }
+    for k in [1, 2, 3, 4, 7, 15, 16, 17, 33, 100] {
+        filled(plain((5, k), Storage::F32), &[("S", 10)], k).check();
+    }
+    filled(plain((64, 64), Storage::F32), &[("S", 64)], 1).check();
+    filled(plain((129, 48), Storage::F32), &[("S", 130)], 2).check();
+}
+
+#[test]
+fn weights_of_every_storage() {
+    for storage in Storage::ALL {
+        if matches!(storage, Storage::I32 | Storage::Bool) {
+            continue;
+        }
+        let depths: &[u64] = match storage.block_elems() {
+            1 => &[1, 3, 6, 8, 12, 33],
+            32 => &[32, 96],
+            _ => &[256, 512],
+        };
+        for k in depths {
+            let mut case = filled(plain((37, *k), storage), &[("S", 11)], *k);
+            case.tolerance = 1e-4;
+            case.check();
+        }
+    }
+}
+
+#[test]
+fn several_accumulators_meet_in_the_epilogue() {
+    for (count, storage) in [(2, Storage::F32), (2, Storage::Q8_0), (3, Storage::Bf16), (4, Storage::Q4_0), (4, Storage::F32)] {
+        let (n, k) = (35, 64);
+        let (spec, _) = product((n, k), &vec![storage; count], |s, y| {
+            let gain = s.arg("gain", Space::Side, Storage::F32, "35");
+            let gate = s.acc(0);
+            let gate = s.un(UnaryOp::Silu, gate);
+            let mut value = s.load(gain, "i1");
+            value = s.bin(BinaryOp::Mul, value, gate);
+            for j in 1..count {
+                let a = s.acc(j as u8);
+                value = s.bin(BinaryOp::Add, value, a);
+            }
+            s.store(y, &format!("{n}*i0 + i1"), value);
+        });
+        let mut case = filled(spec, &[("S", 70)], count as u64);
+        case.tolerance = 1e-4;
+        case.check();
+    }
+}
+
+#[test]
+fn mixed_storages_and_interleaved_rows() {
+    // Accumulators read the even and odd rows of one weight, and a second weight of another storage.
+    let mut s = SpecBuilder::new("interleaved", &["S", "20"], &["S"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, "32*S");
+    let w = s.arg("w", Space::Weight, Storage::Q8_0, "40*32");
+    let v = s.arg("v", Space::Weight, Storage::F32, "20*32");
+    let y = s.out("y", Space::Arena, Storage::F32, "20*S");
+    let lhs = s.load(x, "32*i0 + i2");
+    let rhs = vec![s.load(w, "64*i1 + i2"), s.load(w, "64*i1 + 32 + i2"), s.load(v, "32*i1 + i2")];
+    s.spec.anchor = Anchor::MatMul { k: dim("32"), lhs, lhs_stats: Vec::new(), rhs };
+    let (a, b, c) = (s.acc(0), s.acc(1), s.acc(2));
+    let ab = s.bin(BinaryOp::Mul, a, b);
+    let value = s.bin(BinaryOp::Add, ab, c);
+    s.store(y, "20*i0 + i1", value);
+    filled(s.done(), &[("S", 19)], 5).check();
+}
+
+#[test]
+fn batched_products_of_activations() {
+    // Right side contiguous along k, then along n; batch axes B and H, M symbolic.
+    for (name, index) in [("along_k", "12*T*i0 + 12*i3 + i4"), ("along_n", "12*T*i0 + T*i4 + i3")] {
+        let mut s = SpecBuilder::new(name, &["B", "3", "S", "T"], &["B", "S", "T"]);
+        let x = s.arg("x", Space::Arena, Storage::F32, "36*B*S");
+        let z = s.arg("z", Space::Arena, Storage::F32, "12*B*T");
+        let y = s.out("y", Space::Arena, Storage::F32, "3*B*S*T");
+        let lhs = s.load(x, "36*S*i0 + 36*i2 + 12*i1 + i4");
+        let rhs = vec![s.load(z, index)];
+        s.spec.anchor = Anchor::MatMul { k: dim("12"), lhs, lhs_stats: Vec::new(), rhs };
+        let acc = s.acc(0);
+        s.store(y, "3*S*T*i0 + S*T*i1 + T*i2 + i3", acc);
+        let spec = s.done();
+        for (b, m, t) in [(1, 1, 1), (2, 7, 9), (2, 66, 5), (1, 3, 70)] {
+            filled(spec.clone(), &[("B", b), ("S", m), ("T", t)], 3).check();
+        }
+    }
+}
+
+#[test]
+fn a_sum_of_symbolic_extent() {
+    let mut s = SpecBuilder::new("values", &["2", "S", "10"], &["S", "T"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, "2*S*T");
+    let z = s.arg("z", Space::Kv(0), Storage::F32, "20*T");
+    let y = s.out("y", Space::Arena, Storage::F32, "20*S");
+    let lhs = s.load(x, "S*T*i0 + T*i1 + i3");
+    let rhs = vec![s.load(z, "10*T*i0 + 10*i3 + i2")];
+    s.spec.anchor = Anchor::MatMul { k: dim("T"), lhs, lhs_stats: Vec::new(), rhs };
+    let acc = s.acc(0);
+    s.store(y, "10*S*i0 + 10*i1 + i2", acc);
+    let spec = s.done();
+    for (m, t) in [(1, 1), (5, 15), (9, 16), (65, 17), (4, 35)] {
+        filled(spec.clone(), &[("S", m), ("T", t)], 7).check();
+    }
+}
+
+#[test]
+fn batches_flatten_into_rows() {
+    let mut s = SpecBuilder::new("flat", &["B", "S", "21"], &["B", "S"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, "16*B*S");
+    let w = s.arg("w", Space::Weight, Storage::F32, "21*16");
+    let bias = s.arg("bias", Space::Side, Storage::F32, "21");
+    let y = s.out("y", Space::Arena, Storage::F32, "21*B*S");
+    let lhs = s.load(x, "16*B*i1 + 16*i0 + i3");
+    let rhs = vec![s.load(w, "16*i2 + i3")];
+    s.spec.anchor = Anchor::MatMul { k: dim("16"), lhs, lhs_stats: Vec::new(), rhs };
+    let (acc, add) = (s.acc(0), s.load(bias, "i2"));
+    let value = s.bin(BinaryOp::Add, acc, add);
+    s.store(y, "21*S*i0 + 21*i1 + i2", value);
+    let spec = s.done();
+    for (b, m) in [(1, 1), (3, 5), (13, 11)] {
+        filled(spec.clone(), &[("B", b), ("S", m)], 7).check();
+    }
+}
+
+#[test]
+fn prologue_epilogue_and_a_residual_in_place() {
+    let mut s = SpecBuilder::new("residual", &["S", "24"], &["S"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, "20*S");
+    let gain = s.arg("gain", Space::Side, Storage::F32, "20");
+    let w = s.arg("w", Space::Weight, Storage::F16, "24*20");
+    let bias = s.arg("bias", Space::Side, Storage::F32, "24");
+    let r = s.arg("r", Space::Arena, Storage::F32, "24*S");
+    let y = s.out("y", Space::Arena, Storage::F32, "24*S");
+    let (v, g) = (s.load(x, "20*i0 + i2"), s.load(gain, "i2"));
+    let v = s.un(UnaryOp::GeluTanh, v);
+    let lhs = s.bin(BinaryOp::Mul, v, g);
+    let rhs = vec![s.load(w, "20*i1 + i2")];
+    s.spec.anchor = Anchor::MatMul { k: dim("20"), lhs, lhs_stats: Vec::new(), rhs };
+    let (acc, b, before) = (s.acc(0), s.load(bias, "i1"), s.load(r, "24*i0 + i1"));
+    let v = s.bin(BinaryOp::Add, acc, b);
+    let v = s.bin(BinaryOp::Add, v, before);
+    s.store(y, "24*i0 + i1", v);
+    s.alias(y, r, AliasKind::SameElement);
+    let mut case = filled(s.done(), &[("S", 37)], 11);
+    case.shared = vec![(5, 4)];
+    case.data[5] = case.data[4].clone();
+    case.check();
+}
+
+#[test]
+fn stores_in_ranges_of_columns() {
+    // Columns 0..12 are queries, 12..18 keys and 18..24 values of a slot.
+    let mut s = SpecBuilder::new("ranges", &["S", "24"], &["S", "P"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, "8*S");
+    let w = s.arg("w", Space::Weight, Storage::F32, "24*8");
+    let q = s.out("q", Space::Arena, Storage::F32, "12*S");
+    let keys = s.out("keys", Space::Kv(0), Storage::F32, "6*40");
+    let values = s.out("values", Space::Kv(0), Storage::F32, "6*40");
+    let lhs = s.load(x, "8*i0 + i2");
+    let rhs = vec![s.load(w, "8*i1 + i2")];
+    s.spec.anchor = Anchor::MatMul { k: dim("8"), lhs, lhs_stats: Vec::new(), rhs };
+    let acc = s.acc(0);
+    s.store_when(q, "12*i0 + i1", acc, 1, "0", "12");
+    s.store_when(keys, "6*i0 + 6*P + i1 - 12", acc, 1, "12", "18");
+    s.store_when(values, "6*i0 + 6*P + i1 - 18", acc, 1, "18", "24");
+    filled(s.done(), &[("S", 10), ("P", 4)], 13).check();
+}
+
+#[test]
+fn rows_named_by_data() {
+    // The left side is a table's rows, chosen by ids.
+    let mut s = SpecBuilder::new("gathered", &["S", "9"], &["S"]);
+    let ids = s.arg("ids", Space::Ints, Storage::I32, "S");
+    let table = s.arg("table", Space::Side, Storage::F32, "7*6");
+    let w = s.arg("w", Space::Weight, Storage::F32, "9*6");
+    let y = s.out("y", Space::Arena, Storage::F32, "9*S");
+    let id = s.load(ids, "i0");
+    let lhs = s.load_at(table, dim(&format!("6*v{} + i2", id.0)));
+    let rhs = vec![s.load(w, "6*i1 + i2")];
+    s.spec.anchor = Anchor::MatMul { k: dim("6"), lhs, lhs_stats: Vec::new(), rhs };
+    let acc = s.acc(0);
+    s.store(y, "9*i0 + i1", acc);
+    let mut case = filled(s.done(), &[("S", 12)], 17);
+    case.data[0] = Random::new(4).ints(12, 7);
+    case.check();
+}
+
+#[test]
+fn sums_do_not_depend_on_the_number_of_rows() {
+    let spec = plain((40, 100), Storage::F32);
+    let all = filled(spec.clone(), &[("S", 70)], 23);
+    let mut one = filled(spec.clone(), &[("S", 1)], 23);
+    let Data::F32(x) = &all.data[0] else { panic!() };
+    one.data[0] = Data::F32(x[..100].to_vec());
+    one.data[1] = all.data[1].clone();
+    for tier in [Tier::Cpu, Tier::Gpu] {
+        let r = render(&spec, &Capabilities::webgpu(tier)).unwrap();
+        let (Some(a), Some(b)) = (support::gpu::run(&all, &r, 1), support::gpu::run(&one, &r, 1)) else { return };
+        assert_eq!(a.args[2][..40], b.args[2], "{tier:?}");
+    }
+}
+
+#[test]
+fn statistics_of_rows_are_refused() {
+    let mut s = SpecBuilder::new("normed", &["S", "T"], &["S", "T"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, "8*S");
+    let z = s.arg("z", Space::Arena, Storage::F32, "8*T");
+    let y = s.out("y", Space::Arena, Storage::F32, "S*T");
+    let lhs = s.load(x, "8*i0 + i2");
+    let rhs = vec![s.load(z, "T*i2 + i1")];
+    let stats = vec![Stat { op: ReduceOp::Sum, value: lhs, finish: None }];
+    s.spec.anchor = Anchor::MatMul { k: dim("8"), lhs, lhs_stats: stats, rhs };
+    let acc = s.acc(0);
+    s.store(y, "T*i0 + i1", acc);
+    let spec = s.done();
+    assert!(render(&spec, &Capabilities::webgpu(Tier::Cpu)).is_err());
+}

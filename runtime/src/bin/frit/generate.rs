@@ -1,0 +1,140 @@
+//! `frit generate`.
+
+use crate::model::{self, Progress, bytes};
+use anyhow::{Context, Result, bail};
+use frit::tokenizer::Tokenizer;
+use frit::{BackendChoice, GenerateOptions, Sampling, Session, Tensor, npz, visible_tokens};
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face directory, a .gguf or a .frit file [default: fixtures/lexicon]
+    model: Option<PathBuf>,
+    /// Text to continue.
+    #[arg(long, conflicts_with = "inputs")]
+    prompt: Option<String>,
+    /// An .npz file with `input_ids` and optionally `attention_mask`, instead of a prompt.
+    #[arg(long, requires = "output")]
+    inputs: Option<PathBuf>,
+    /// Where the new tokens are written, as `tokens`.
+    #[arg(long)]
+    output: Option<PathBuf>,
+    /// Most tokens to generate.
+    #[arg(long, default_value_t = 64)]
+    max_new_tokens: usize,
+    /// Randomness; 0 takes the most likely token.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Draw from this many most likely tokens.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Draw from the most likely tokens up to this probability.
+    #[arg(long)]
+    top_p: Option<f32>,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Go on after the model's end-of-text token.
+    #[arg(long)]
+    ignore_eos: bool,
+    /// auto, cpu or wgpu.
+    #[arg(long, default_value = "auto")]
+    backend: BackendChoice,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn main(a: &Args) -> Result<()> {
+    let path = model::path(a.model.as_deref())?;
+    let progress = Progress::new();
+    let loaded = model::open(&path, &progress)?;
+    let tokenizer = Tokenizer::of(&loaded.plan.model)?;
+    let (prompts, from_text) = match (&a.prompt, &a.inputs) {
+        (Some(text), _) => {
+            let Some(t) = &tokenizer else {
+                bail!("{} has no tokenizer\nhint: give token ids with --inputs ids.npz --output out.npz", path.display());
+            };
+            (vec![t.encode(text)?], true)
+        }
+        (None, Some(file)) => {
+            let arrays = npz::read(file)?;
+            let find = |n: &str| arrays.iter().find(|(name, _)| name == n).map(|(_, t): &(String, Tensor)| t);
+            let ids = find("input_ids").with_context(|| format!("{}: there is no array `input_ids`", file.display()))?;
+            (visible_tokens(ids, find("attention_mask"))?, false)
+        }
+        (None, None) => bail!("there is nothing to continue\nhint: --prompt TEXT, or --inputs ids.npz --output out.npz"),
+    };
+    let mut session = Session::builder().backend(a.backend).progress(|s| progress.stage(s)).open(&loaded)?;
+    progress.clear();
+    let sampling = (a.temperature > 0.0).then_some(Sampling {
+        temperature: a.temperature,
+        top_k: a.top_k,
+        top_p: a.top_p,
+        seed: a.seed,
+    });
+    let options = GenerateOptions {
+        max_new_tokens: a.max_new_tokens,
+        sampling,
+        ignore_eos: a.ignore_eos,
+        ..GenerateOptions::default()
+    };
+    let show = from_text && !a.json;
+    let mut stream = tokenizer.as_ref().filter(|_| show).map(Tokenizer::stream);
+    if let (true, Some(p)) = (show, &a.prompt) {
+        print!("{p}");
+        std::io::stdout().flush()?;
+    }
+    let mut failed = None;
+    let made = session.generate(&prompts, &options, &mut |t| {
+        if let Some(s) = &mut stream {
+            match s.push(t.id) {
+                Ok(text) => {
+                    print!("{text}");
+                    let _ = std::io::stdout().flush();
+                }
+                Err(e) => {
+                    failed = Some(e);
+                    return ControlFlow::Break(());
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    })?;
+    if let Some(e) = failed {
+        return Err(e.into());
+    }
+    if let Some(s) = stream {
+        println!("{}", s.finish()?);
+    }
+    if let Some(out) = &a.output {
+        let (shape, tokens) = made.padded();
+        npz::write(out, &[("tokens", npz::Array::I64(&shape, &tokens))])?;
+    }
+    let s = &made.stats;
+    if a.json {
+        let texts: Vec<Option<String>> =
+            made.rows.iter().map(|r| tokenizer.as_ref().and_then(|t| t.decode(&r.tokens).ok())).collect();
+        let report = serde_json::json!({
+            "backend": session.backend(),
+            "device": session.device(),
+            "rows": made.rows,
+            "texts": texts,
+            "stats": s,
+            "tokens_per_second": { "prefill": s.prefill_rate(), "decode": s.decode_rate() },
+        });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else if from_text {
+        println!("\nbackend  {} ({})", session.backend(), session.device());
+        println!(
+            "kernels  {} a token, {} if nothing were fused; {} of activations not moved",
+            s.kernels_per_token,
+            s.kernels_per_token_unfused,
+            bytes(s.saved_bytes_per_token)
+        );
+        println!("speed    {:.1} tokens/s, prompt {:.1} tokens/s", s.decode_rate(), s.prefill_rate());
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! `frit inspect`.
+
+use crate::model::{self, Progress, bytes};
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use frit_kernels::dim::{Dim, product};
+use frit_kernels::target::Tier;
+use frit_plan::{Plan, WeightSource, sizes};
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Emit {
+    /// The WGSL text.
+    Wgsl,
+    /// What the kernel computes, as JSON.
+    Spec,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Target {
+    /// Drivers that run shaders on the processor.
+    Cpu,
+    /// Graphics cards.
+    Gpu,
+}
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face directory, a .gguf or a .frit file [default: fixtures/lexicon]
+    model: Option<PathBuf>,
+    /// List the kernels.
+    #[arg(long)]
+    kernels: bool,
+    /// Show one kernel.
+    #[arg(long)]
+    kernel: Option<String>,
+    /// What to show of it.
+    #[arg(long, default_value = "wgsl", requires = "kernel")]
+    emit: Emit,
+    /// For which tier of target.
+    #[arg(long, default_value = "gpu")]
+    tier: Target,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Unique and logical bytes of the weights: shared ones once, and once for every program step that reads them.
+fn weight_bytes(plan: &Plan) -> (u64, u64) {
+    let size = |d: &Dim| d.as_const().and_then(|v| u64::try_from(v).ok()).unwrap_or(0);
+    let each: Vec<u64> = plan
+        .weights
+        .iter()
+        .map(|w| match &w.source {
+            WeightSource::Parts(_) => w.storage.size_bytes(size(&product(&w.shape))).unwrap_or(0),
+            WeightSource::Inline(v) => 4 * v.len() as u64,
+            WeightSource::Rope { .. } => 0,
+        })
+        .collect();
+    let mut uses: HashMap<u32, u64> = HashMap::new();
+    if let Some(p) = plan.programs.first() {
+        for a in p.steps.iter().flat_map(|s| &s.args) {
+            if let frit_plan::BufferRef::Weight(w) = a {
+                *uses.entry(*w).or_default() += 1;
+            }
+        }
+    }
+    let logical = each.iter().enumerate().map(|(i, b)| b * uses.get(&(i as u32)).copied().unwrap_or(1)).sum();
+    (each.iter().sum(), logical)
+}
+
+fn kv_per_token(plan: &Plan) -> u64 {
+    let at: Vec<u64> = plan.sizes.iter().map(|s| u64::from(s.name == sizes::BATCH || s.name == sizes::CAPACITY)).collect();
+    let elems = |shape: &[Dim]| if shape.is_empty() { 0 } else { plan.eval(&product(shape), &at).unwrap_or(0) };
+    plan.kv_slots.iter().map(|s| 4 * (elems(&s.k_shape) + elems(&s.v_shape))).sum()
+}
+
+pub fn main(a: &Args) -> Result<()> {
+    let path = model::path(a.model.as_deref())?;
+    let progress = Progress::new();
+    let loaded = model::open(&path, &progress)?;
+    progress.clear();
+    let plan = &loaded.plan;
+    let tier = match a.tier {
+        Target::Cpu => Tier::Cpu,
+        Target::Gpu => Tier::Gpu,
+    };
+    if let Some(name) = &a.kernel {
+        let Some(k) = plan.kernels().find(|k| k.name == *name) else {
+            let names: Vec<&str> = plan.kernels().map(|k| k.name.as_str()).collect();
+            bail!("there is no kernel `{name}`\nhint: one of {}", names.join(", "));
+        };
+        match (a.emit, k.variant(tier)) {
+            (Emit::Spec, _) => println!("{}", serde_json::to_string_pretty(&k.spec)?),
+            (Emit::Wgsl, Some(v)) => print!("{}", v.wgsl),
+            (Emit::Wgsl, None) => bail!("`{name}` has no text for the tier {}", tier.name()),
+        }
+        return Ok(());
+    }
+    let (unique, logical) = weight_bytes(plan);
+    let kernels: Vec<_> = plan
+        .kernels()
+        .map(|k| {
+            let schedule = k.variant(tier).map(|v| &v.schedule);
+            serde_json::json!({ "name": k.name, "bindings": k.spec.bindings(), "schedule": schedule, "hash": k.spec.hash().to_hex().to_string() })
+        })
+        .collect();
+    if a.json {
+        let programs: Vec<_> =
+            plan.programs.iter().map(|p| serde_json::json!({ "name": p.name, "dispatches": p.steps.len() })).collect();
+        let report = serde_json::json!({
+            "model": plan.model.name, "architecture": plan.model.architecture, "layers": plan.model.layers,
+            "context": plan.model.context, "vocabulary": plan.model.vocab,
+            "weights": { "bytes": unique, "logical_bytes": logical, "count": plan.weights.len() },
+            "kv": { "slots": plan.kv_slots.len(), "bytes_per_token": kv_per_token(plan) },
+            "programs": programs, "kernels": kernels,
+        });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        return Ok(());
+    }
+    let m = &plan.model;
+    println!("{}  {}, {} layers, context {}, vocabulary {}", m.name, m.architecture, m.layers, m.context, m.vocab);
+    println!("weights  {} unique, {} logical, {} buffers", bytes(unique), bytes(logical), plan.weights.len());
+    println!("cache    {} slots, {} a token", plan.kv_slots.len(), bytes(kv_per_token(plan)));
+    for p in &plan.programs {
+        println!("program  {:12} {} launches", p.name, p.steps.len());
+    }
+    println!("kernels  {} ({} texts)", plan.kernels.len(), plan.kernels().map(|k| k.variants.len()).sum::<usize>());
+    if a.kernels {
+        for k in plan.kernels() {
+            let s = k.variant(tier).map(|v| format!("{} {:?}", v.schedule.template, v.schedule.workgroup));
+            println!("  {:44} {} bindings  {}", k.name, k.spec.bindings(), s.unwrap_or_default());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! Opening a model for a verb: the default model, progress on a terminal.
+
+use anyhow::{Result, bail};
+use frit::{LoadedModel, Stage, model_source};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::{Path, PathBuf};
+
+/// The model named, or the demo model of the project.
+pub fn path(named: Option<&Path>) -> Result<PathBuf> {
+    if let Some(p) = named {
+        return Ok(p.to_owned());
+    }
+    let local = Path::new("fixtures/lexicon");
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/lexicon");
+    match [local.to_owned(), built].into_iter().find(|p| p.is_dir()) {
+        Some(p) => Ok(p),
+        None => bail!("no model was named, and there is no fixtures/lexicon here\nhint: frit generate MODEL --prompt TEXT"),
+    }
+}
+
+/// Progress on standard error, when that is a terminal.
+pub struct Progress(ProgressBar);
+
+impl Progress {
+    pub fn new() -> Self {
+        let bar = ProgressBar::new(0);
+        if let Ok(style) = ProgressStyle::with_template("{msg:10} {bar:32} {bytes}/{total_bytes}") {
+            bar.set_style(style);
+        }
+        Progress(bar)
+    }
+    pub fn stage(&self, s: Stage) {
+        match s {
+            Stage::Open => self.0.set_message("reading"),
+            Stage::Compile => self.0.set_message("compiling"),
+            Stage::Weights(done, all) => {
+                self.0.set_message("weights");
+                self.0.set_length(all);
+                self.0.set_position(done);
+            }
+        }
+    }
+    pub fn steps(&self, what: &'static str, done: u64, all: u64) {
+        self.0.set_message(what);
+        self.0.set_length(all);
+        self.0.set_position(done);
+    }
+    pub fn clear(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Opens or compiles a model.
+pub fn open(path: &Path, progress: &Progress) -> Result<LoadedModel> {
+    Ok(model_source::open(path, &mut |s| progress.stage(s))?)
+}
+
+/// Bytes for people.
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1000 => format!("{n} B"),
+        1000..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.2} GB", n as f64 / 1e9),
+    }
+}

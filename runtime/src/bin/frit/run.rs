@@ -1,0 +1,51 @@
+//! `frit run`.
+
+use crate::model::{self, Progress};
+use anyhow::Result;
+use frit::{BackendChoice, Session, npz};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face directory, a .gguf or a .frit file.
+    model: PathBuf,
+    /// An .npz file with the model's inputs by name.
+    #[arg(long)]
+    inputs: Option<PathBuf>,
+    /// Where the outputs are written, as .npz.
+    #[arg(long)]
+    output: PathBuf,
+    /// auto, cpu or wgpu.
+    #[arg(long, default_value = "auto")]
+    backend: BackendChoice,
+    /// Print a JSON object about the run.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn main(a: &Args) -> Result<()> {
+    let progress = Progress::new();
+    let loaded = model::open(&a.model, &progress)?;
+    let inputs = match &a.inputs {
+        Some(f) => npz::read(f)?,
+        None => Vec::new(),
+    };
+    let mut session = Session::builder().backend(a.backend).progress(|s| progress.stage(s)).open(&loaded)?;
+    progress.clear();
+    let start = std::time::Instant::now();
+    let outputs = session.run(&inputs)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let arrays: Vec<(&str, npz::Array<'_>)> =
+        outputs.iter().map(|(n, t)| (n.as_str(), npz::Array::Tensor(t))).collect();
+    npz::write(&a.output, &arrays)?;
+    if a.json {
+        let shapes: serde_json::Map<String, serde_json::Value> =
+            outputs.iter().map(|(n, t)| (n.clone(), serde_json::json!(t.shape()))).collect();
+        let report = serde_json::json!({
+            "backend": session.backend(), "device": session.device(), "seconds": seconds,
+            "outputs": shapes, "counters": session.counters(),
+        });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! From a path to a plan and its weights: an artifact, or a model that is compiled now. The one place that knows the
+//! compiler.
+
+use crate::{Error, Result};
+use frit_plan::format::FritFile;
+use frit_plan::{Plan, TensorSource};
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What the host is told while a model is made ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Files are opened and their tables read.
+    Open,
+    /// The graph is compiled.
+    Compile,
+    /// Weights are read and brought to the device: bytes done, bytes in all.
+    Weights(u64, u64),
+}
+
+/// A plan and where its tensors are.
+#[derive(Clone)]
+pub struct LoadedModel {
+    /// The compiled model.
+    pub plan: Arc<Plan>,
+    /// Its stored tensors.
+    pub weights: Arc<dyn TensorSource>,
+    /// The open artifact, when it was one.
+    pub artifact: Option<Arc<FritFile>>,
+}
+
+/// Opens `path`: a `.frit` file, or with the feature `compiler` a Hugging Face directory or a `.gguf` file.
+///
+/// # Errors
+/// A file that is missing, damaged or not supported.
+pub fn open(path: &Path, progress: &mut dyn FnMut(Stage)) -> Result<LoadedModel> {
+    progress(Stage::Open);
+    let exists = std::fs::metadata(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    if exists.is_file() && is_artifact(path) {
+        let file = Arc::new(FritFile::open(path)?);
+        return Ok(LoadedModel { plan: Arc::clone(file.plan()), weights: file.clone(), artifact: Some(file) });
+    }
+    compile(path, progress)
+}
+
+/// Whether a file is to be read as an artifact: by its extension, else by its content.
+fn is_artifact(path: &Path) -> bool {
+    if path.extension().is_some_and(|e| e == "frit") {
+        return true;
+    }
+    let mut head = [0u8; 64];
+    let read = std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut head));
+    let mark = b"\"frit.version\"";
+    read.is_ok() && head.windows(mark.len()).any(|w| w == mark)
+}
+
+#[cfg(feature = "compiler")]
+fn compile(path: &Path, progress: &mut dyn FnMut(Stage)) -> Result<LoadedModel> {
+    let model = frit_compiler::ingest::load(path).map_err(frit_compiler::Error::from)?;
+    progress(Stage::Compile);
+    compiled(&model)
+}
+
+/// A model made with the typed builder, compiled for every backend.
+///
+/// # Errors
+/// A graph that no kernel can express.
+#[cfg(feature = "compiler")]
+pub fn compiled(model: &frit_compiler::Model) -> Result<LoadedModel> {
+    let plan = frit_compiler::Compiler::default().compile(model)?;
+    Ok(LoadedModel { plan: Arc::new(plan), weights: model.weights(), artifact: None })
+}
+
+#[cfg(not(feature = "compiler"))]
+fn compile(path: &Path, _progress: &mut dyn FnMut(Stage)) -> Result<LoadedModel> {
+    Err(Error::NeedsCompiler { path: path.to_owned() })
+}
