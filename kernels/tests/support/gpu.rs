@@ -180,10 +180,9 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
     }
     let left: Vec<Vec<u32>> = (0..n).map(|i| if spaces[i].2 { read(gpu, &buffers[i]) } else { Vec::new() }).collect();
     for (i, now) in left.iter().enumerate().filter(|(_, l)| !l.is_empty()) {
-        let inside = |w: usize| {
-            let mut args = place.iter().zip(&case.data).zip(&spec.args);
-            args.any(|((p, d), a)| p.0 == i && a.written && w >= p.1 && w < p.1 + words(a.storage, d).len())
-        };
+        let args = place.iter().zip(&case.data).zip(&spec.args).filter(|((p, _), a)| p.0 == i && a.written);
+        let ranges: Vec<_> = args.map(|((p, d), a)| p.1..p.1 + words(a.storage, d).len()).collect();
+        let inside = |w: usize| ranges.iter().any(|r| r.contains(&w));
         for (w, (was, now)) in spaces[i].1.iter().zip(now).enumerate() {
             assert!(
                 was == now || inside(w),
