@@ -45,7 +45,8 @@ fn case(tag: &str, session: &mut Session, root: &Path, case: &Value) {
     let want = arrays(&root.join(case["outputs"].as_str().unwrap()));
     let mask = inputs.iter().find(|(n, _)| n == "attention_mask" && case.get("compare_where").is_some());
     let mask = mask.and_then(|(_, t)| t.as_i32()).map(<[i32]>::to_vec);
-    let got: BTreeMap<String, Tensor> = session.run(&inputs).unwrap_or_else(|e| panic!("{tag}: {e}")).into_iter().collect();
+    let got: BTreeMap<String, Tensor> =
+        session.run(&inputs).unwrap_or_else(|e| panic!("{tag}: {e}")).into_iter().collect();
     let bound = |k: &str| case[k].as_f64().unwrap() as f32;
     for (name, want) in want.iter().filter(|(n, _)| *n != "greedy_tokens") {
         let tag = format!("{tag} {name}");
@@ -92,7 +93,8 @@ fn lexicon(file: &str, prefix: &str, backend: BackendChoice) {
         let prompt: Vec<u32> = ids.iter().map(|t| *t as u32).collect();
         let options = GenerateOptions { max_new_tokens: 24, ignore_eos: true, ..Default::default() };
         let made = session.generate(&[prompt], &options, &mut |_| ControlFlow::Continue(())).unwrap();
-        let greedy: Vec<u32> = golden[&format!("{prefix}p{p}_greedy")].as_i32().unwrap().iter().map(|t| *t as u32).collect();
+        let greedy: Vec<u32> =
+            golden[&format!("{prefix}p{p}_greedy")].as_i32().unwrap().iter().map(|t| *t as u32).collect();
         assert_eq!(made.rows[0].tokens, greedy, "prompt {p} of {file} on {backend:?}");
     }
 }

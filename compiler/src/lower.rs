@@ -13,8 +13,8 @@ use frit_kernels::spec::KernelSpec;
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates;
 use frit_plan::{
-    BufferRef, FusionReport, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, Part, Placement, Plan, Port, Program, Schedule,
-    StateDecl, Step, ValueDecl, Variant, WeightDecl, WeightSource, sizes,
+    BufferRef, FusionReport, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, Part, Placement, Plan, Port, Program,
+    Schedule, StateDecl, Step, ValueDecl, Variant, WeightDecl, WeightSource, sizes,
 };
 use std::collections::HashMap;
 
@@ -91,7 +91,11 @@ impl Compiler {
             kv_slots: tables
                 .kv_slots
                 .iter()
-                .map(|s| KvSlotDecl { name: s.name.clone(), k_shape: batch_by(s.heads, s.k_dim), v_shape: batch_by(s.heads, s.v_dim) })
+                .map(|s| KvSlotDecl {
+                    name: s.name.clone(),
+                    k_shape: batch_by(s.heads, s.k_dim),
+                    v_shape: batch_by(s.heads, s.v_dim),
+                })
                 .collect(),
             states: tables
                 .states
@@ -166,7 +170,8 @@ impl Lowering<'_> {
         for o in &graph.outputs {
             touch(o.value, steps_last);
         }
-        let state_of: HashMap<ValueId, StateId> = graph.outputs.iter().filter_map(|o| Some((o.value, o.state?))).collect();
+        let state_of: HashMap<ValueId, StateId> =
+            graph.outputs.iter().filter_map(|o| Some((o.value, o.state?))).collect();
         values.retain(|v| !state_of.contains_key(v));
         let bounds = size_bounds(tables);
         let mut decls: Vec<ValueDecl> = Vec::new();
@@ -184,7 +189,13 @@ impl Lowering<'_> {
                 index.insert(*v, decls.len() as u32);
                 let ty = graph.ty(*v);
                 let name = format!("v{}_{}", decls.len(), graph.op(*v).name());
-                decls.push(ValueDecl { name, storage: storage(ty.scalar), shape: ty.shape.clone(), slot, live: life.live });
+                decls.push(ValueDecl {
+                    name,
+                    storage: storage(ty.scalar),
+                    shape: ty.shape.clone(),
+                    slot,
+                    live: life.live,
+                });
             }
             layouts.push(layout);
         }
@@ -201,7 +212,9 @@ impl Lowering<'_> {
                     Operand::Value(v) => buffer(*v)?,
                     Operand::State(s) => BufferRef::State(s.0),
                     Operand::Kv(slot, part) => BufferRef::Kv { slot: slot.0, part: *part },
-                    Operand::Weight(w) => BufferRef::Weight(weight(&mut self.weights, &mut self.weight_ids, tables, w)?),
+                    Operand::Weight(w) => {
+                        BufferRef::Weight(weight(&mut self.weights, &mut self.weight_ids, tables, w)?)
+                    }
                 });
             }
             let site = anchors::Site { graph: &graph, tables, stored: &part.stored, region };
@@ -291,11 +304,15 @@ fn weight(
         };
     }
     let part = |i: &&crate::graph::WeightInfo| match &i.data {
-        WeightData::Tensor { name, transpose } => Some(Part { tensor: name.clone(), transpose: *transpose, rows: w.rows }),
+        WeightData::Tensor { name, transpose } => {
+            Some(Part { tensor: name.clone(), transpose: *transpose, rows: w.rows })
+        }
         _ => None,
     };
     let source = match &first.data {
-        WeightData::Tensor { .. } => WeightSource::Parts(infos.iter().map(part).collect::<Option<Vec<_>>>().ok_or_else(missing)?),
+        WeightData::Tensor { .. } => {
+            WeightSource::Parts(infos.iter().map(part).collect::<Option<Vec<_>>>().ok_or_else(missing)?)
+        }
         WeightData::Rope { inv_freq, scale, part } => {
             WeightSource::Rope { inv_freq: inv_freq.clone(), scale: *scale, part: *part }
         }

@@ -343,8 +343,8 @@ impl Dim {
                 let quotient = x.div(d);
                 let rest = Dim { terms: BTreeMap::from([(rest, *c)]) };
                 let partner = &(&rest * &quotient) * d;
-                let wanted = !partner.terms.is_empty()
-                    && partner.terms.iter().all(|(pm, pc)| self.terms.get(pm) == Some(pc));
+                let wanted =
+                    !partner.terms.is_empty() && partner.terms.iter().all(|(pm, pc)| self.terms.get(pm) == Some(pc));
                 if wanted {
                     let modterm = Dim { terms: BTreeMap::from([(m.clone(), *c)]) };
                     let joined = self.clone() - partner - modterm + &rest * x;
@@ -535,11 +535,8 @@ impl Bounds {
             return Some(d.clone());
         };
         let (c, r) = d.linear_in(&s)?;
-        let at = if self.nonneg_at(&c, depth + 1) {
-            self.known.get(&s)?.1.clone()?
-        } else {
-            Dim::constant(self.lo(&s))
-        };
+        let at =
+            if self.nonneg_at(&c, depth + 1) { self.known.get(&s)?.1.clone()? } else { Dim::constant(self.lo(&s)) };
         self.upper(&(&c * &at + r), depth + 1)
     }
 }

@@ -97,7 +97,7 @@ impl Storage {
     }
     /// Bytes of `elems` elements as model files store them; `None` when they do not fill whole blocks or overflow.
     pub fn size_bytes(self, elems: u64) -> Option<u64> {
-        (elems % self.block_elems() == 0).then(|| elems / self.block_elems())?.checked_mul(self.block_bytes())
+        elems.is_multiple_of(self.block_elems()).then(|| elems / self.block_elems())?.checked_mul(self.block_bytes())
     }
     /// The name used in text forms.
     pub const fn name(self) -> &'static str {

@@ -7,9 +7,9 @@ use frit_kernels::dtype::Storage;
 use frit_kernels::spec::{AliasKind, Anchor, ArgId, BinaryOp, KernelSpec, ReduceOp, Space, Stat, UnaryOp};
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates::render;
+use support::Case;
 use support::blocks::{Data, Random};
 use support::build::{SpecBuilder, dim};
-use support::Case;
 
 /// `x[S, k] · w[n, k]ᵀ` for every weight, and what is stored.
 fn product(
@@ -92,7 +92,9 @@ fn weights_of_every_storage() {
 
 #[test]
 fn several_accumulators_meet_in_the_epilogue() {
-    for (count, storage) in [(2, Storage::F32), (2, Storage::Q8_0), (3, Storage::Bf16), (4, Storage::Q4_0), (4, Storage::F32)] {
+    for (count, storage) in
+        [(2, Storage::F32), (2, Storage::Q8_0), (3, Storage::Bf16), (4, Storage::Q4_0), (4, Storage::F32)]
+    {
         let (n, k) = (35, 64);
         let (spec, _) = product((n, k), &vec![storage; count], |s, y| {
             let gain = s.arg("gain", Space::Side, Storage::F32, "35");

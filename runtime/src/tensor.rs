@@ -30,7 +30,11 @@ impl Tensor {
         };
         let want = shape.iter().try_fold(1u64, |p, d| p.checked_mul(*d));
         if want != Some(len as u64) {
-            return Err(Error::Shape { what: "tensor".into(), expected: format!("{shape:?}"), found: format!("{len} elements") });
+            return Err(Error::Shape {
+                what: "tensor".into(),
+                expected: format!("{shape:?}"),
+                found: format!("{len} elements"),
+            });
         }
         Ok(Tensor { shape, data })
     }

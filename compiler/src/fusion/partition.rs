@@ -46,7 +46,12 @@ pub fn is_anchor(op: &Op) -> bool {
 }
 
 impl<'a> Partitioner<'a> {
-    pub(super) fn new(graph: &'a Graph, tables: &'a Tables, at_most: &[(String, u64)], options: &'a FusionOptions) -> Self {
+    pub(super) fn new(
+        graph: &'a Graph,
+        tables: &'a Tables,
+        at_most: &[(String, u64)],
+        options: &'a FusionOptions,
+    ) -> Self {
         let order = graph.order();
         let position: HashMap<_, _> = order.iter().enumerate().map(|(i, v)| (*v, i)).collect();
         let mut users: HashMap<ValueId, Vec<ValueId>> = HashMap::new();
@@ -94,7 +99,7 @@ impl<'a> Partitioner<'a> {
         self.collect_outputs();
         self.launch_order();
         self.split_large_weights();
-        self.refused.sort_by(|a, b| (a.from, a.to, a.code).cmp(&(b.from, b.to, b.code)));
+        self.refused.sort_by_key(|a| (a.from, a.to, a.code));
         self.refused.dedup_by(|a, b| (a.from, a.to) == (b.from, b.to));
         Partition { regions: self.regions, stored: self.stored, refused: self.refused }
     }
@@ -204,7 +209,7 @@ impl<'a> Partitioner<'a> {
             && let Some(hd) = head.as_const().and_then(|h| u64::try_from(h).ok())
         {
             let whole = *rotary == hd || *style == RopeStyle::Interleaved;
-            let heads = group.iter().all(|m| self.graph.ty(*m).last().as_const().is_some_and(|n| n as u64 % hd == 0));
+            let heads = group.iter().all(|m| self.graph.ty(*m).last().as_const().is_some_and(|n| (n as u64).is_multiple_of(hd)));
             let alike = ropes.iter().all(|r| r.0 == *style && r.2 == *head);
             if whole && heads && alike && hd % 2 == 0 && self.options.fuse_epilogues && self.options.fuse_rope {
                 return MatMulForm::RotaryPairs { style: *style, head_dim: hd };
@@ -312,7 +317,9 @@ impl<'a> Partitioner<'a> {
                     let n = g.ty(u).last();
                     Err((Refusal::RowTile, format!("a tile of columns does not own rows of {n}")))
                 }
-                Op::MatMul { .. } => Err((Refusal::Profit, "a chain of two matmuls re-reads its weights for every row tile".into())),
+                Op::MatMul { .. } => {
+                    Err((Refusal::Profit, "a chain of two matmuls re-reads its weights for every row tile".into()))
+                }
                 Op::Attention(_) => Err((Refusal::Grid, "attention reads keys of every position".into())),
                 _ => Err((Refusal::Dup, "computed in another region already".into())),
             };
@@ -330,7 +337,8 @@ impl<'a> Partitioner<'a> {
                 let last = *axis + 1 == shape_in.len();
                 let region = &self.regions[id];
                 let concat = matches!(&region.anchor, RegionAnchor::MatMul(m) if m.form == MatMulForm::Concat && m.members == [v])
-                    || region.epilogue.contains(&v) && matches!(&region.anchor, RegionAnchor::MatMul(m) if m.form == MatMulForm::Concat && m.members.len() == 1 && g.ty(v).shape == g.ty(m.members[0]).shape);
+                    || region.epilogue.contains(&v)
+                        && matches!(&region.anchor, RegionAnchor::MatMul(m) if m.form == MatMulForm::Concat && m.members.len() == 1 && g.ty(v).shape == g.ty(m.members[0]).shape);
                 if !last || !concat || start.as_const().is_none() {
                     return Err((Refusal::Map, "only a range of columns is used".into()));
                 }
@@ -402,7 +410,8 @@ impl<'a> Partitioner<'a> {
                     && self.graph.operands(*u).first() == Some(&v)
                     && self.rhs_weight(*u).is_some()
             });
-            let (Some(target), 1, true, false) = (owners.first().copied(), owners.len(), lhs, self.graph.is_output(v)) else {
+            let (Some(target), 1, true, false) = (owners.first().copied(), owners.len(), lhs, self.graph.is_output(v))
+            else {
                 for u in users {
                     if owners.len() > 1 && self.owner.contains_key(&u) {
                         self.refuse(v, u, Refusal::Dup, format!("{} regions read the normalised rows", owners.len()));
@@ -416,7 +425,8 @@ impl<'a> Partitioner<'a> {
                 self.refuse(v, first, Refusal::User, "norm prologues are switched off".into());
             } else if !self.bounds.le(&rows, &Dim::constant(NORM_PROLOGUE_ROWS)) {
                 let n = self.graph.ty(first).last();
-                let detail = format!("{rows} rows > {NORM_PROLOGUE_ROWS}; every tile of the {n} columns would recompute them");
+                let detail =
+                    format!("{rows} rows > {NORM_PROLOGUE_ROWS}; every tile of the {n} columns would recompute them");
                 self.refuse(v, first, Refusal::Recompute, detail);
             } else if let RegionAnchor::MatMul(g) = &mut self.regions[target].anchor {
                 g.norm = Some(v);
@@ -497,7 +507,8 @@ impl<'a> Partitioner<'a> {
     }
     /// Integer and truth values, and functions of constants: cheaper to compute again than to store.
     fn is_cheap(&self, v: ValueId) -> bool {
-        let small = |v: ValueId| self.graph.ty(v).scalar != Scalar::F32 || self.graph.ty(v).elems().as_const() == Some(1);
+        let small =
+            |v: ValueId| self.graph.ty(v).scalar != Scalar::F32 || self.graph.ty(v).elems().as_const() == Some(1);
         let mut stack = vec![(v, 0)];
         while let Some((v, depth)) = stack.pop() {
             let op = self.graph.op(v);
@@ -550,7 +561,14 @@ impl<'a> Partitioner<'a> {
     /// Regions ordered so that each comes after the regions whose values it reads; ties by graph order.
     fn launch_order(&mut self) {
         let key = |r: &Region| {
-            let last = r.outputs.iter().chain(&r.epilogue).chain(&r.anchors()).filter_map(|v| self.position.get(v)).max().copied();
+            let last = r
+                .outputs
+                .iter()
+                .chain(&r.epilogue)
+                .chain(&r.anchors())
+                .filter_map(|v| self.position.get(v))
+                .max()
+                .copied();
             last.unwrap_or(0)
         };
         let mut producer: HashMap<ValueId, usize> = HashMap::new();
@@ -597,7 +615,8 @@ impl<'a> Partitioner<'a> {
     fn split_large_weights(&mut self) {
         let mut out = Vec::with_capacity(self.regions.len());
         for r in std::mem::take(&mut self.regions) {
-            let single = matches!(&r.anchor, RegionAnchor::MatMul(g) if g.members.len() == 1 && g.form == MatMulForm::Concat);
+            let single =
+                matches!(&r.anchor, RegionAnchor::MatMul(g) if g.members.len() == 1 && g.form == MatMulForm::Concat);
             let weight = r.packed(self.graph).filter(|_| single);
             let info = weight.and_then(|w| self.tables.weight_info(*w.parts.first()?).cloned());
             let shape = info.as_ref().map(|i| i.shape.iter().filter_map(Dim::as_const).collect::<Vec<_>>());

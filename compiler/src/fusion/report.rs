@@ -1,7 +1,7 @@
 //! Fills the fusion report: what each region saves, what was refused and why, and the ledger of bytes.
 
 use super::partition::is_anchor;
-use super::{Partition, Region, RegionAnchor, Refused};
+use super::{Partition, Refused, Region, RegionAnchor};
 use crate::graph::{Graph, Op, Tables, ValueId};
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::dtype::Scalar;
@@ -66,7 +66,11 @@ pub fn activation_bytes(spec: &KernelSpec) -> Dim {
                 sum = sum + one * four.clone();
             }
             _ => {
-                let read = !a.written || spec.exprs.iter().any(|(_, e)| matches!(e, frit_kernels::spec::Expr::Load { arg, .. } if arg.0 as usize == i));
+                let read = !a.written
+                    || spec
+                        .exprs
+                        .iter()
+                        .any(|(_, e)| matches!(e, frit_kernels::spec::Expr::Load { arg, .. } if arg.0 as usize == i));
                 let times = u64::from(read) + u64::from(stores > 0);
                 sum = sum + a.len.clone() * Dim::from(times) * four.clone();
             }
@@ -105,7 +109,8 @@ pub fn phase(
         let members: Vec<ValueId> = r.members().into_iter().filter(|v| is_launch(graph, *v)).collect();
         let before = members.iter().filter(|v| counted.insert(**v)).fold(Dim::zero(), |s, v| s + alone(graph, *v));
         let (w, a) = (weight_bytes(spec), activation_bytes(spec));
-        let mut origins: Vec<String> = members.iter().map(|v| graph.node(*v).origin.clone()).filter(|o| !o.is_empty()).collect();
+        let mut origins: Vec<String> =
+            members.iter().map(|v| graph.node(*v).origin.clone()).filter(|o| !o.is_empty()).collect();
         origins.sort();
         origins.dedup();
         if let Some(l) = origins.iter().find_map(|o| layer_of(o)) {

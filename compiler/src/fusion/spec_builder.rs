@@ -107,7 +107,8 @@ impl<'a> SpecBuilder<'a> {
             }
             Operand::State(s) => {
                 let info = self.tables.states.get(s.0 as usize);
-                let (name, storage, shape) = info.map_or(("state", Storage::I32, &[][..]), |i| (&i.name, i.storage, &i.shape));
+                let (name, storage, shape) =
+                    info.map_or(("state", Storage::I32, &[][..]), |i| (&i.name, i.storage, &i.shape));
                 (name.to_owned(), Space::Ints, storage, product(shape))
             }
             Operand::Kv(slot, part) => {
@@ -235,7 +236,8 @@ impl<'a> SpecBuilder<'a> {
                 Ok(self.exprs.binary(*b, x, y))
             }
             Op::Select => {
-                let (c, t, f) = (self.operand_at(&ops, 0, at)?, self.operand_at(&ops, 1, at)?, self.operand_at(&ops, 2, at)?);
+                let (c, t, f) =
+                    (self.operand_at(&ops, 0, at)?, self.operand_at(&ops, 1, at)?, self.operand_at(&ops, 2, at)?);
                 Ok(self.exprs.select(c, t, f))
             }
             Op::Reshape(to) => {
@@ -362,7 +364,13 @@ impl<'a> SpecBuilder<'a> {
         Ok(self.exprs.select(inside, turned, x))
     }
     /// The kernel, with only what its stores and anchor need.
-    pub fn finish(self, name: String, domain: Vec<Dim>, anchor: Anchor, stores: Vec<Store>) -> (KernelSpec, Vec<Operand>) {
+    pub fn finish(
+        self,
+        name: String,
+        domain: Vec<Dim>,
+        anchor: Anchor,
+        stores: Vec<Store>,
+    ) -> (KernelSpec, Vec<Operand>) {
         let mut spec = KernelSpec {
             name,
             domain,
@@ -416,7 +424,9 @@ impl<'a> SpecBuilder<'a> {
 /// Drops expressions that nothing uses and renumbers the rest, so that equal kernels are equal to the letter.
 fn compact(spec: &mut KernelSpec) {
     let mut roots: Vec<ExprId> = spec.stores.iter().map(|s| s.value).collect();
-    let stats = |st: &[frit_kernels::spec::Stat]| st.iter().flat_map(|s| [Some(s.value), s.finish]).flatten().collect::<Vec<_>>();
+    let stats = |st: &[frit_kernels::spec::Stat]| {
+        st.iter().flat_map(|s| [Some(s.value), s.finish]).flatten().collect::<Vec<_>>()
+    };
     match &spec.anchor {
         Anchor::Map => {}
         Anchor::Row { stats: st } => roots.extend(stats(st)),

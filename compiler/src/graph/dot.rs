@@ -15,7 +15,8 @@ const COLOURS: [&str; 12] = [
 pub fn dot(g: &Graph, regions: Option<&HashMap<ValueId, u32>>) -> String {
     let order = text::full_order(g);
     let number: HashMap<ValueId, usize> = order.iter().enumerate().map(|(i, v)| (*v, i)).collect();
-    let mut out = String::from("digraph frit {\n  node [shape=box, style=filled, fillcolor=white, fontname=monospace];\n");
+    let mut out =
+        String::from("digraph frit {\n  node [shape=box, style=filled, fillcolor=white, fontname=monospace];\n");
     let mut scopes: BTreeMap<String, Vec<ValueId>> = BTreeMap::new();
     for v in &order {
         if !matches!(g.op(*v), Op::Const(_)) {

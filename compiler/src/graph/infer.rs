@@ -10,7 +10,8 @@ use frit_plan::sizes;
 /// The shape that both broadcast to, aligned from the right; `None` when they do not agree.
 pub fn broadcast_shapes(a: &[Dim], b: &[Dim]) -> Option<Vec<Dim>> {
     let rank = a.len().max(b.len());
-    let at = |s: &[Dim], i: usize| (i + s.len()).checked_sub(rank).and_then(|k| s.get(k).cloned()).unwrap_or_else(Dim::one);
+    let at =
+        |s: &[Dim], i: usize| (i + s.len()).checked_sub(rank).and_then(|k| s.get(k).cloned()).unwrap_or_else(Dim::one);
     (0..rank)
         .map(|i| match (at(a, i), at(b, i)) {
             (x, y) if x == y => Some(x),

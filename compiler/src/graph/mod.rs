@@ -202,6 +202,7 @@ impl Graph {
         }
         out
     }
+    #[allow(dead_code)]
     pub(crate) fn redirect(&mut self, old: ValueId, new: ValueId) {
         let edges: Vec<_> =
             self.g.edges_directed(old.0, Direction::Outgoing).map(|e| (e.id(), e.target(), *e.weight())).collect();

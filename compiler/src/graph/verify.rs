@@ -57,7 +57,8 @@ struct Check<'a> {
 impl Check<'_> {
     fn fault(&mut self, g: &Graph, v: ValueId, fault: impl Into<String>) {
         let n = g.node(v);
-        self.faults.push(GraphError { node: format!("#{} {} ({})", v.index(), n.op.name(), n.origin), fault: fault.into() });
+        self.faults
+            .push(GraphError { node: format!("#{} {} ({})", v.index(), n.op.name(), n.origin), fault: fault.into() });
     }
     fn interface(&mut self, place: &str, fault: String) {
         self.faults.push(GraphError { node: place.into(), fault });
@@ -185,7 +186,9 @@ impl Check<'_> {
         match &node.op {
             Op::Weight(id) => match t.weight_info(*id) {
                 None => self.fault(g, v, format!("weight {} does not exist", id.0)),
-                Some(w) if !same_type(&TensorType::new(w.storage.scalar(), w.shape.clone()), &node.ty, &self.bounds) => {
+                Some(w)
+                    if !same_type(&TensorType::new(w.storage.scalar(), w.shape.clone()), &node.ty, &self.bounds) =>
+                {
                     let own = TensorType::new(w.storage.scalar(), w.shape.clone());
                     if !self.fixed_like(&own, &node.ty) {
                         self.fault(g, v, format!("its type is {}, the weight has {own}", node.ty));
@@ -253,7 +256,9 @@ mod tests {
 
     #[test]
     fn a_type_that_does_not_follow_is_named() {
-        let g = text("graph {\n input \"x\" %0\n %0 = input \"x\" : f32[B, 4]\n %1 = exp %0 : f32[B, 5]\n output \"y\" %1\n}");
+        let g = text(
+            "graph {\n input \"x\" %0\n %0 = input \"x\" : f32[B, 4]\n %1 = exp %0 : f32[B, 5]\n output \"y\" %1\n}",
+        );
         assert!(faults(&g).contains("its type is f32[B, 5], the operation gives f32[B, 4]"), "{}", faults(&g));
     }
     #[test]

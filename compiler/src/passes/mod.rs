@@ -5,7 +5,9 @@ pub mod canonicalize;
 pub mod constant_fold;
 pub mod cse;
 pub mod dce;
+#[allow(dead_code)]
 mod pattern;
+#[allow(dead_code)]
 mod rewrite;
 pub mod shape_fold;
 pub mod specialize;
@@ -217,4 +219,3 @@ fn check(pass: &'static str, graph: &Graph, tables: &Tables) -> Result<()> {
 pub fn run_pipeline(graph: &mut Graph, tables: &Tables, fixed: &[(String, u64)]) -> Result<PassLog> {
     PassManager::standard(fixed).run(graph, tables)
 }
-

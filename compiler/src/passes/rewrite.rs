@@ -69,13 +69,7 @@ pub(super) fn sweep(pass: &'static str, graph: &mut Graph, ctx: &mut Ctx<'_>, ru
     Ok(Changed::Yes)
 }
 
-fn apply_at(
-    pass: &'static str,
-    graph: &mut Graph,
-    ctx: &mut Ctx<'_>,
-    rules: &[Rule],
-    v: ValueId,
-) -> Result<bool> {
+fn apply_at(pass: &'static str, graph: &mut Graph, ctx: &mut Ctx<'_>, rules: &[Rule], v: ValueId) -> Result<bool> {
     for rule in rules {
         if graph.get(v).is_none() {
             return Ok(false);

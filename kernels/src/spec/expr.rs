@@ -297,9 +297,7 @@ impl Exprs {
                 }
                 Expr::Unary(op, a) => Expr::Unary(op, at(&done, a)),
                 Expr::Binary(op, a, b) => Expr::Binary(op, at(&done, a), at(&done, b)),
-                Expr::Select { cond, t, f } => {
-                    Expr::Select { cond: at(&done, cond), t: at(&done, t), f: at(&done, f) }
-                }
+                Expr::Select { cond, t, f } => Expr::Select { cond: at(&done, cond), t: at(&done, t), f: at(&done, f) },
                 Expr::Cast(to, a) => Expr::Cast(to, at(&done, a)),
                 leaf => leaf,
             };

@@ -181,7 +181,9 @@ impl Check<'_> {
                 if op.is_comparison() { Scalar::Bool } else { t }
             }
             Expr::Select { cond, t, f } => {
-                ensure(x.scalar(*cond) == Scalar::Bool && x.scalar(*t) == x.scalar(*f), || at("select of mixed types"))?;
+                ensure(x.scalar(*cond) == Scalar::Bool && x.scalar(*t) == x.scalar(*f), || {
+                    at("select of mixed types")
+                })?;
                 x.scalar(*t)
             }
             Expr::Cast(to, _) => *to,
@@ -202,4 +204,3 @@ impl Check<'_> {
         ensure(want == found, || at(&format!("{want} expected, {found} declared")))
     }
 }
-

@@ -323,8 +323,7 @@ fn staged<'a>(p: &Problem<'a>, caps: &'a Capabilities) -> Result<Rendered, Templ
     let ctx = p.context(caps, [across, down, 1])?;
     let b = &ctx.b;
     let left = b.workgroup("left", Type::VEC4_F32, DEPTH * (down + 1));
-    let right: Vec<_> =
-        p.rhs.iter().map(|_| b.workgroup("right", Type::VEC4_F32, DEPTH * (across + 1))).collect();
+    let right: Vec<_> = p.rhs.iter().map(|_| b.workgroup("right", Type::VEC4_F32, DEPTH * (across + 1))).collect();
     p.in_block(&ctx, rows, columns, |b, scope, row, column| {
         let k = ctx.extent(p.k);
         let tail = p.k.as_const().is_none_or(|k| k % i64::from(DEPTH) != 0);
@@ -358,11 +357,12 @@ fn staged<'a>(p: &Problem<'a>, caps: &'a Capabilities) -> Result<Rendered, Templ
                     right_loads.push(Vec::new());
                 }
                 Right::Elements { along_k, .. } => {
-                    let loads = units(b, me, threads, DEPTH * across, across, *along_k).into_iter().map(|(step, of)| {
-                        let at = |i: u32| b.add(column, b.add(b.mul(of, 4), i));
-                        let scopes = (0..4).map(|i| p.column_scope(&ctx, &scope, at(i))).collect();
-                        Load { step, slot: b.let_("slot", b.add(b.mul(step, across + 1), of)), scopes }
-                    });
+                    let loads =
+                        units(b, me, threads, DEPTH * across, across, *along_k).into_iter().map(|(step, of)| {
+                            let at = |i: u32| b.add(column, b.add(b.mul(of, 4), i));
+                            let scopes = (0..4).map(|i| p.column_scope(&ctx, &scope, at(i))).collect();
+                            Load { step, slot: b.let_("slot", b.add(b.mul(step, across + 1), of)), scopes }
+                        });
                     right_loads.push(loads.collect());
                     block_loads.push(None);
                 }

@@ -50,10 +50,8 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
         let inside = b.let_("n_safe", b.min(column, last));
         let mut safe = scope.with(rank - 1, inside);
         ctx.hoist(&mut safe, &[*lhs]);
-        let starts: Vec<_> = runs
-            .iter()
-            .map(|(arg, row)| b.let_("run", ctx.address(&mut safe.clone(), *arg, row)))
-            .collect();
+        let starts: Vec<_> =
+            runs.iter().map(|(arg, row)| b.let_("run", ctx.address(&mut safe.clone(), *arg, row))).collect();
         let accs: Vec<_> = (0..rhs.len()).map(|j| b.var(&format!("acc{j}"), Type::F32, 0.0)).collect();
         b.for_("k", b.mul(lane, chunk), depth, lanes * chunk, |b, at| {
             let x = |i: u32| ctx.expr(&mut safe.with(rank, b.add(at, i)), *lhs);

@@ -113,7 +113,7 @@ impl KernelCtx<'_> {
     }
     /// The most elements that [`row_chunk`](Self::row_chunk) can give of rows that start on multiples of `row`.
     pub fn chunk_for(&self, row: u64) -> u32 {
-        [32u32, 16, 8, 4].into_iter().find(|n| row % u64::from(*n) == 0).unwrap_or(1)
+        [32u32, 16, 8, 4].into_iter().find(|n| row.is_multiple_of(u64::from(*n))).unwrap_or(1)
     }
 
     /// Blocks of a weight.
@@ -155,7 +155,7 @@ impl KernelCtx<'_> {
     fn words(&self, arg: ArgId, at: Val, n: u32) -> Vec<Val> {
         let b = &self.b;
         let Some(buffer) = self.buffer(arg) else { return vec![b.u32(0); n as usize] };
-        if self.view(arg) == View::Vec4 && n % 4 == 0 {
+        if self.view(arg) == View::Vec4 && n.is_multiple_of(4) {
             let first = b.shr(at, 2);
             let quads: Vec<Val> = (0..n / 4).map(|i| b.let_("quad", b.load(buffer, b.add(first, i)))).collect();
             return quads.iter().flat_map(|q| (0..4).map(|l| b.lane(*q, l))).collect();

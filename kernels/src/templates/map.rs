@@ -49,7 +49,7 @@ fn in_rows(spec: &KernelSpec, caps: &Capabilities, n: u32) -> Result<Rendered, T
         }
         let first = b.let_("first", b.add(b.mul(block, width * per), b.local_x()));
         let stores: Vec<&Store> = spec.stores.iter().collect();
-        let exact = n % (width * per) == 0;
+        let exact = n.is_multiple_of(width * per);
         b.for_("step", 0, width * per, width, |b, step| {
             let i = b.let_(&format!("i{last}"), b.add(first, step));
             let inside = if exact { b.bool(true) } else { b.lt(i, n) };

@@ -123,7 +123,7 @@ pub(crate) fn contiguous_rows(spec: &KernelSpec, e: ExprId, axis: usize) -> Opti
     });
     let storage: Storage = spec.arg(*arg)?.storage;
     let aligned = !storage.is_quantised() || multiple_of(&row, storage.block_elems());
-    (step.is(1) && !named_below && aligned).then(|| (*arg, row))
+    (step.is(1) && !named_below && aligned).then_some((*arg, row))
 }
 
 /// Whether every coefficient of `d` is a multiple of `n`.

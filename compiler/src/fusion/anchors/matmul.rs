@@ -21,7 +21,13 @@ pub(super) fn build(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec
     }
 }
 
-fn left(b: &mut SpecBuilder<'_>, site: &Site<'_>, g: &MatMulGroup, lhs: ValueId, at: &[Dim]) -> Result<(ExprId, Vec<Stat>), Fault> {
+fn left(
+    b: &mut SpecBuilder<'_>,
+    site: &Site<'_>,
+    g: &MatMulGroup,
+    lhs: ValueId,
+    at: &[Dim],
+) -> Result<(ExprId, Vec<Stat>), Fault> {
     let Some(n) = g.norm.filter(|n| *n == lhs) else { return Ok((b.expr_at(lhs, at)?, Vec::new())) };
     let ops = site.graph.operands(n);
     let Op::Norm { kind, eps, has_gain, has_bias } = site.graph.op(n) else {
@@ -96,7 +102,9 @@ fn weighted(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand
         };
         let lane = |col: Dim, expr: ExprId| Lane { at: rows_at.iter().cloned().chain([col]).collect(), expr };
         let t = match &g.form {
-            MatMulForm::Paired => Tracked { lanes: vec![lane(n.clone(), acc(&mut b, j as u8))], when: None, per_row: false },
+            MatMulForm::Paired => {
+                Tracked { lanes: vec![lane(n.clone(), acc(&mut b, j as u8))], when: None, per_row: false }
+            }
             MatMulForm::Concat => {
                 let col = match site.region.rows {
                     Some((lo, _)) => n.clone() + Dim::from(lo),
@@ -125,7 +133,9 @@ fn general(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand>
     let m = *g.members.first().ok_or("an empty matmul group")?;
     let Op::MatMul { b_transposed } = graph.op(m) else { return Err("no matmul".into()) };
     let ops = graph.operands(m);
-    let (Some(x), Some(y)) = (ops.first().copied(), ops.get(1).copied()) else { return Err("a matmul of nothing".into()) };
+    let (Some(x), Some(y)) = (ops.first().copied(), ops.get(1).copied()) else {
+        return Err("a matmul of nothing".into());
+    };
     let shape = graph.ty(m).shape.clone();
     let rank = shape.len();
     let batch: Vec<Dim> = shape.iter().take(rank - 2).cloned().collect();

@@ -40,7 +40,8 @@ pub fn build(site: &Site<'_>) -> Result<(KernelSpec, Vec<Operand>), Fault> {
 /// The kernel's name: its operations in order, each once, views left out.
 pub(super) fn kernel_name(site: &Site<'_>) -> String {
     let mut parts: Vec<String> = Vec::new();
-    let order = site.region.prologue.iter().copied().chain(site.region.anchors()).chain(site.region.epilogue.iter().copied());
+    let order =
+        site.region.prologue.iter().copied().chain(site.region.anchors()).chain(site.region.epilogue.iter().copied());
     let mut all: Vec<ValueId> = order.collect();
     if let RegionAnchor::MatMul(g) = &site.region.anchor
         && let Some(n) = g.norm

@@ -62,7 +62,10 @@ fn faults_name_line_and_column() {
         ("graph {\n  %0 = exp %7 : f32[]\n}", (2, 12, "%7 is not defined above")),
         ("graph {\n  %0 = blur : f32[]\n}", (2, 8, "there is no operation `blur`")),
         ("graph {\n  %0 = const 1 : f32[B, 2*]\n}", (2, 27, "a number, a name or `(` expected")),
-        ("graph {\n  %0 = iota{axis=0, step=2} : i32[B]\n}", (2, 21, "`iota` has no attribute `step`, or not of this form")),
+        (
+            "graph {\n  %0 = iota{axis=0, step=2} : i32[B]\n}",
+            (2, 21, "`iota` has no attribute `step`, or not of this form"),
+        ),
         ("graph {\n  %0 = iota : i32[B]\n}", (2, 8, "the attribute `axis` expected")),
         ("graph {\n  input \"x\" %4\n}", (2, 13, "%4 is not defined in this graph")),
         ("graph {\n  %0 = const 1 : f32[]\n  %0 = const 1 : f32[]\n}", (3, 3, "%0 is defined twice")),

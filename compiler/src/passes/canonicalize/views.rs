@@ -94,7 +94,8 @@ fn with_operands(s: &Site<'_>, v: ValueId, f: impl Fn(ValueId) -> Option<ValueId
         let Some(inner) = operands.get(port).and_then(|o| f(*o)) else { continue };
         let mut trial = operands.clone();
         trial[port] = inner;
-        let joined = trial.iter().try_fold(Vec::new(), |shape: Vec<Dim>, o| broadcast_shapes(&shape, &s.g.ty(*o).shape));
+        let joined =
+            trial.iter().try_fold(Vec::new(), |shape: Vec<Dim>, o| broadcast_shapes(&shape, &s.g.ty(*o).shape));
         if joined.as_ref() == Some(&s.g.ty(v).shape) {
             operands = trial;
         }
@@ -125,7 +126,8 @@ fn sink_broadcast(s: &Site<'_>, v: ValueId) -> Option<New> {
     });
     let inner = inner.collect::<Option<Vec<_>>>()?;
     let smaller = inner.iter().all(|o| s.g.ty(*o).shape != *shape);
-    (smaller && !shape.is_empty()).then(|| New::Make(Op::Broadcast(shape.clone()), vec![New::make(s.g.op(v).clone(), &inner)]))
+    (smaller && !shape.is_empty())
+        .then(|| New::Make(Op::Broadcast(shape.clone()), vec![New::make(s.g.op(v).clone(), &inner)]))
 }
 
 fn unary_of_broadcast(s: &Site<'_>, v: ValueId) -> Option<New> {

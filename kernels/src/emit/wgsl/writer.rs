@@ -246,13 +246,12 @@ impl Writer<'_> {
                 BinaryOp::Mul => Some("*="),
                 _ => None,
             };
-            if let (Some(sign), Expr::Local(own)) = (sign, &module.exprs[*a]) {
-                if *own == local {
+            if let (Some(sign), Expr::Local(own)) = (sign, &module.exprs[*a])
+                && *own == local {
                     let b = self.exprs.write(*b)?;
                     self.line(&format!("{name} {sign} {b};"));
                     return Ok(());
                 }
-            }
         }
         let value = self.exprs.write(value)?;
         self.line(&format!("{name} = {value};"));

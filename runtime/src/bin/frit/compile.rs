@@ -21,8 +21,9 @@ pub fn main(a: &Args) -> Result<()> {
     let start = std::time::Instant::now();
     let loaded = model::open(&a.model, &progress)?;
     let compiled = start.elapsed().as_secs_f64();
-    let written =
-        frit_plan::format::write(&a.output, &loaded.plan, &*loaded.weights, &mut |d, n| progress.steps("writing", d, n))?;
+    let written = frit_plan::format::write(&a.output, &loaded.plan, &*loaded.weights, &mut |d, n| {
+        progress.steps("writing", d, n)
+    })?;
     progress.clear();
     if a.json {
         let report = serde_json::json!({

@@ -74,7 +74,8 @@ pub fn main(a: &Args) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&json(plan))?);
         return Ok(());
     }
-    let wanted = a.phase.clone().unwrap_or_else(|| if plan.program("decode").is_some() { "decode" } else { "forward" }.into());
+    let wanted =
+        a.phase.clone().unwrap_or_else(|| if plan.program("decode").is_some() { "decode" } else { "forward" }.into());
     let Some(phase) = plan.report.phases.iter().find(|p| p.program == wanted) else {
         let have: Vec<&str> = plan.report.phases.iter().map(|p| p.program.as_str()).collect();
         bail!("{} has no phase `{wanted}`\nhint: --phase {}", path.display(), have.join(" | "));
@@ -129,7 +130,9 @@ fn print(a: &Args, plan: &Plan, phase: &PhaseReport) {
         }
     }
     println!("\nnot fused");
-    for e in phase.refused.iter().filter(|e| shown(&[e.from.clone(), e.to.clone()].map(|s| s.replace(['(', ')', ' '], ".")))) {
+    for e in
+        phase.refused.iter().filter(|e| shown(&[e.from.clone(), e.to.clone()].map(|s| s.replace(['(', ')', ' '], "."))))
+    {
         println!(" {:14} {} -> {}\n                {}; to allow it: {}", e.code, e.from, e.to, e.detail, e.remedy);
     }
     let l = &phase.ledger;

@@ -55,17 +55,23 @@ pub fn main(a: &Args) -> Result<()> {
     let (prompts, from_text) = match (&a.prompt, &a.inputs) {
         (Some(text), _) => {
             let Some(t) = &tokenizer else {
-                bail!("{} has no tokenizer\nhint: give token ids with --inputs ids.npz --output out.npz", path.display());
+                bail!(
+                    "{} has no tokenizer\nhint: give token ids with --inputs ids.npz --output out.npz",
+                    path.display()
+                );
             };
             (vec![t.encode(text)?], true)
         }
         (None, Some(file)) => {
             let arrays = npz::read(file)?;
             let find = |n: &str| arrays.iter().find(|(name, _)| name == n).map(|(_, t): &(String, Tensor)| t);
-            let ids = find("input_ids").with_context(|| format!("{}: there is no array `input_ids`", file.display()))?;
+            let ids =
+                find("input_ids").with_context(|| format!("{}: there is no array `input_ids`", file.display()))?;
             (visible_tokens(ids, find("attention_mask"))?, false)
         }
-        (None, None) => bail!("there is nothing to continue\nhint: --prompt TEXT, or --inputs ids.npz --output out.npz"),
+        (None, None) => {
+            bail!("there is nothing to continue\nhint: --prompt TEXT, or --inputs ids.npz --output out.npz")
+        }
     };
     let mut session = Session::builder().backend(a.backend).progress(|s| progress.stage(s)).open(&loaded)?;
     progress.clear();

@@ -71,7 +71,8 @@ fn weight_bytes(plan: &Plan) -> (u64, u64) {
 }
 
 fn kv_per_token(plan: &Plan) -> u64 {
-    let at: Vec<u64> = plan.sizes.iter().map(|s| u64::from(s.name == sizes::BATCH || s.name == sizes::CAPACITY)).collect();
+    let at: Vec<u64> =
+        plan.sizes.iter().map(|s| u64::from(s.name == sizes::BATCH || s.name == sizes::CAPACITY)).collect();
     let elems = |shape: &[Dim]| if shape.is_empty() { 0 } else { plan.eval(&product(shape), &at).unwrap_or(0) };
     plan.kv_slots.iter().map(|s| 4 * (elems(&s.k_shape) + elems(&s.v_shape))).sum()
 }

@@ -14,7 +14,9 @@ pub fn path(named: Option<&Path>) -> Result<PathBuf> {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/lexicon");
     match [local.to_owned(), built].into_iter().find(|p| p.is_dir()) {
         Some(p) => Ok(p),
-        None => bail!("no model was named, and there is no fixtures/lexicon here\nhint: frit generate MODEL --prompt TEXT"),
+        None => {
+            bail!("no model was named, and there is no fixtures/lexicon here\nhint: frit generate MODEL --prompt TEXT")
+        }
     }
 }
 
