@@ -91,3 +91,5 @@ fn limit_context(context: &mut u64, options: &LoadOptions, path: &Path) -> Resul
 
 #[cfg(test)]
 mod load_tests;
+#[cfg(test)]
+mod numerics_tests;
