@@ -99,6 +99,8 @@ impl<'a> Partitioner<'a> {
         self.collect_outputs();
         self.launch_order();
         self.split_large_weights();
+        let together: Vec<HashSet<ValueId>> = self.regions.iter().map(|r| r.members().into_iter().collect()).collect();
+        self.refused.retain(|r| !together.iter().any(|m| m.contains(&r.from) && m.contains(&r.to)));
         self.refused.sort_by_key(|a| (a.from, a.to, a.code));
         self.refused.dedup_by(|a, b| (a.from, a.to) == (b.from, b.to));
         Partition { regions: self.regions, stored: self.stored, refused: self.refused }
@@ -209,7 +211,9 @@ impl<'a> Partitioner<'a> {
             && let Some(hd) = head.as_const().and_then(|h| u64::try_from(h).ok())
         {
             let whole = *rotary == hd || *style == RopeStyle::Interleaved;
-            let heads = group.iter().all(|m| self.graph.ty(*m).last().as_const().is_some_and(|n| (n as u64).is_multiple_of(hd)));
+            let heads = group
+                .iter()
+                .all(|m| self.graph.ty(*m).last().as_const().is_some_and(|n| (n as u64).is_multiple_of(hd)));
             let alike = ropes.iter().all(|r| r.0 == *style && r.2 == *head);
             if whole && heads && alike && hd % 2 == 0 && self.options.fuse_epilogues && self.options.fuse_rope {
                 return MatMulForm::RotaryPairs { style: *style, head_dim: hd };

@@ -1,8 +1,8 @@
 //! Loaded models, evaluated by the reference, give the numbers that other programs computed for them.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
-use crate::ingest::load;
 use crate::graph::{WeightData, WeightId};
 use crate::ingest::gguf::quant::dequantize;
+use crate::ingest::load;
 use crate::model::Model;
 use crate::reference::{Array, Env, evaluate, weight_array};
 use serde_json::Value;

@@ -256,9 +256,10 @@ impl<'m> Verifier<'m> {
             Stmt::Store { array, index, value } => {
                 let name = module.array_name(*array);
                 if let ArrayRef::Buffer(h) = array
-                    && module.buffers[*h].access == Access::ReadOnly {
-                        self.fault(Rule::Access, format!("store to read-only buffer `{name}`"));
-                    }
+                    && module.buffers[*h].access == Access::ReadOnly
+                {
+                    self.fault(Rule::Access, format!("store to read-only buffer `{name}`"));
+                }
                 self.expect(*index, Type::U32, name);
                 self.expect(*value, module.elem(*array), name);
                 self.in_bounds(*array, *index);
@@ -334,10 +335,11 @@ impl<'m> Verifier<'m> {
     fn in_scope(&mut self, expr: Handle<Expr>) {
         let module = self.module;
         if let Expr::Local(local) = &module.exprs[expr]
-            && !self.scope.contains(local) {
-                let name = &module.locals[*local].name;
-                self.fault(Rule::Scope, format!("`{name}` is used outside its scope"));
-            }
+            && !self.scope.contains(local)
+        {
+            let name = &module.locals[*local].name;
+            self.fault(Rule::Scope, format!("`{name}` is used outside its scope"));
+        }
         for operand in module.exprs[expr].operands() {
             self.in_scope(operand);
         }
@@ -345,9 +347,10 @@ impl<'m> Verifier<'m> {
 
     fn expect(&mut self, expr: Handle<Expr>, wanted: Type, what: &str) {
         if let Some(ty) = self.types[expr.index()]
-            && ty != wanted {
-                self.fault(Rule::Type, format!("`{what}` gets {ty}, not {wanted}"));
-            }
+            && ty != wanted
+        {
+            self.fault(Rule::Type, format!("`{what}` gets {ty}, not {wanted}"));
+        }
     }
 
     fn in_bounds(&mut self, array: ArrayRef, index: Handle<Expr>) {
@@ -358,10 +361,11 @@ impl<'m> Verifier<'m> {
             ArrayRef::Private(h) => module.private[h].len,
         };
         if let Expr::Literal(Literal::U32(at)) = module.exprs[index]
-            && at >= len {
-                let name = module.array_name(array);
-                self.fault(Rule::Bounds, format!("index {at} into `{name}` of {len}"));
-            }
+            && at >= len
+        {
+            let name = module.array_name(array);
+            self.fault(Rule::Bounds, format!("index {at} into `{name}` of {len}"));
+        }
     }
 
     fn together(&mut self, what: &str, flow: bool) {

@@ -247,11 +247,12 @@ impl Writer<'_> {
                 _ => None,
             };
             if let (Some(sign), Expr::Local(own)) = (sign, &module.exprs[*a])
-                && *own == local {
-                    let b = self.exprs.write(*b)?;
-                    self.line(&format!("{name} {sign} {b};"));
-                    return Ok(());
-                }
+                && *own == local
+            {
+                let b = self.exprs.write(*b)?;
+                self.line(&format!("{name} {sign} {b};"));
+                return Ok(());
+            }
         }
         let value = self.exprs.write(value)?;
         self.line(&format!("{name} = {value};"));
