@@ -10,6 +10,8 @@ pub mod memory;
 pub mod model;
 
 pub mod passes;
+#[allow(dead_code)]
+pub mod reference;
 
 pub use error::{Error, Result};
 pub use lower::{CompileOptions, Compiler};

@@ -5,6 +5,8 @@
 //! cargo run --release --no-default-features --features tokenizer --example aot -- lexicon.frit "kiln (noun):"
 //! ```
 
+#![allow(clippy::print_stdout)]
+
 use frit::tokenizer::Tokenizer;
 use frit::{GenerateOptions, Session};
 use std::ops::ControlFlow;

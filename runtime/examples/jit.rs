@@ -1,5 +1,7 @@
 //! A host program builds a graph, compiles it and runs it, all in one process.
 
+#![allow(clippy::print_stdout)]
+
 use frit::{LoadedModel, Session, Tensor};
 use frit_compiler::Compiler;
 use frit_compiler::graph::NormKind;

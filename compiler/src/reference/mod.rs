@@ -54,13 +54,7 @@ pub struct Env<'a> {
 impl<'a> Env<'a> {
     /// An environment with weights only.
     pub fn new(weights: &'a dyn Fn(WeightId) -> Result<Array, String>) -> Self {
-        Env {
-            sizes: BTreeMap::new(),
-            inputs: BTreeMap::new(),
-            states: BTreeMap::new(),
-            past: HashMap::new(),
-            weights,
-        }
+        Env { sizes: BTreeMap::new(), inputs: BTreeMap::new(), states: BTreeMap::new(), past: HashMap::new(), weights }
     }
     fn dim(&self, d: &Dim) -> Result<i64, RefError> {
         let size = |s: &Sym| if let Sym::Size(n) = s { self.sizes.get(&**n).copied() } else { None };
@@ -159,16 +153,14 @@ fn at_node(graph: &Graph, v: ValueId, e: RefError) -> RefError {
 
 fn check(x: &Array, ty: &TensorType, env: &Env<'_>) -> Result<(), RefError> {
     let want = env.shape(&ty.shape)?;
-    if want == x.shape { Ok(()) } else { Err(RefError::new(format!("the value has shape {:?}, {ty} is {want:?}", x.shape))) }
+    if want == x.shape {
+        Ok(())
+    } else {
+        Err(RefError::new(format!("the value has shape {:?}, {ty} is {want:?}", x.shape)))
+    }
 }
 
-fn eval_node(
-    graph: &Graph,
-    v: ValueId,
-    xs: &[&Array],
-    env: &Env<'_>,
-    caches: &mut Caches,
-) -> Result<Array, RefError> {
+fn eval_node(graph: &Graph, v: ValueId, xs: &[&Array], env: &Env<'_>, caches: &mut Caches) -> Result<Array, RefError> {
     let node = graph.node(v);
     let arity = |n: usize| RefError::new(format!("{n} operands expected, {} found", xs.len()));
     let x = |i: usize| xs.get(i).copied().ok_or_else(|| arity(i + 1));

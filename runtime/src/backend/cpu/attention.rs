@@ -194,9 +194,8 @@ impl Attention {
             let fault = Fault { arg: self.v.rows.as_ref().map_or(0, |r| r.arg) };
             let v = v.get(v_start..).ok_or(fault)?;
             let ok = if rows < MANY {
-                let each = scores.chunks_exact(KEYS).zip(out.chunks_exact_mut(vd));
-                each.map(|(s, o)| pulp::Arch::new().dispatch(Weigh { p: &s[..n], v, step: v_step, out: o }))
-                    .all(|ok| ok)
+                let mut each = scores.chunks_exact(KEYS).zip(out.chunks_exact_mut(vd));
+                each.all(|(s, o)| pulp::Arch::new().dispatch(Weigh { p: &s[..n], v, step: v_step, out: o }))
             } else {
                 gemm(rows, vd, n, out, vd, true, (scores, KEYS), (v, 1, v_step))
             };

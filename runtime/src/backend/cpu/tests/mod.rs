@@ -176,7 +176,7 @@ impl Case {
         for (i, g) in self.given.iter().enumerate() {
             let len = self.len(i);
             let name = format!("a{i}");
-            let mut value = |p: &mut Program, storage: Storage, slot: Option<u32>| {
+            let value = |p: &mut Program, storage: Storage, slot: Option<u32>| {
                 let layout = if storage == Storage::F32 { &mut p.arena } else { &mut p.ints };
                 let slot = slot.unwrap_or_else(|| {
                     layout.sizes.push(len.into());
