@@ -62,7 +62,8 @@ impl Case {
 pub fn validate(r: &Rendered, caps: &Capabilities) {
     let module =
         naga::front::wgsl::parse_str(&r.wgsl).unwrap_or_else(|e| panic!("{}\n{}", e.emit_to_string(&r.wgsl), r.wgsl));
-    let mut v = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::empty());
+    let base = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let mut v = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), base);
     v.validate(&module).unwrap_or_else(|e| panic!("{}\n{}", e.emit_to_string(&r.wgsl), r.wgsl));
     assert!(r.workgroup.iter().product::<u32>() <= caps.limit_invocations, "{:?}", r.workgroup);
     assert!(r.module.workgroup_bytes() <= u64::from(caps.limit_workgroup_bytes));

@@ -94,7 +94,7 @@ fn graph(lines: &mut Lines<'_>, depth: usize) -> Result<Graph, ParseError> {
     }
     for (name, value, fill, place) in inputs {
         let known = names.get(&value).copied();
-        let value = known.ok_or_else(|| place.fault(format!("{value} is not defined in this graph")))?;
+        let value = known.ok_or_else(|| place.fault(format!("%{value} is not defined in this graph")))?;
         g.inputs.push(GraphInput { name, value, fill });
     }
     Ok(g)

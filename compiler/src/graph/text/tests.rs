@@ -1,28 +1,28 @@
 use super::*;
 
 const SAMPLE: &str = r#"graph {
-  input "input_ids" %0
-  input "mask \"x\"" %5 fill ones
+  input "input_ids" %2
+  input "mask \"x\"" %9 fill ones
   input "unused" %25
-  %0 = input "input_ids" : i32[B, S]
+  %0 = const true : bool[]
   %1 = weight @w0 : f32[49152, 8]  // model.embed_tokens
-  %2 = gather %1, %0 : f32[B, S, 8]
-  %3 = rms_norm{eps=1e-6} %2 : f32[B, S, 8]  // layers.0.norm
-  %4 = reshape %3 : f32[B, S, 2, 4]
-  %5 = input "mask \"x\"" : bool[B, 1, 1, P + S]
-  %6 = transpose{perm=[0, 2, 1, 3]} %4 : f32[B, 2, S, 4]
+  %2 = input "input_ids" : i32[B, S]
+  %3 = gather %1, %2 : f32[B, S, 8]
+  %4 = rms_norm{eps=1e-6} %3 : f32[B, S, 8]  // layers.0.norm
+  %5 = reshape %4 : f32[B, S, 2, 4]
+  %6 = transpose{perm=[0, 2, 1, 3]} %5 : f32[B, 2, S, 4]
   %7 = kv_append{slot=@kv0, part=k} %6 : f32[B, 2, P + S, 4]
   %8 = kv_read{slot=@kv0, part=k} %7 : f32[B, 2, P + S, 4]
-  %9 = attention{scale=0.5, causal=P, window=128, softcap=50.0, mask} %6, %8, %8, %5 : f32[B, 2, S, 4]
-  %10 = const -1.5 : f32[]
-  %11 = mul %9, %10 : f32[B, 2, S, 4]
-  %12 = slice{axis=2, start=S - 1, len=1} %11 : f32[B, 2, 1, 4]
-  %13 = broadcast{shape=[B, 2, mod(3, S), 4]} %12 : f32[B, 2, 3, 4]
-  %14 = concat{axis=2} %13, %12 : f32[B, 2, 4, 4]
-  %15 = reduce_sum{axes=[2, 3], keep} %14 : f32[B, 2, 1, 1]
-  %16 = const true : bool[]
+  %9 = input "mask \"x\"" : bool[B, 1, 1, P + S]
+  %10 = attention{scale=0.5, causal=P, window=128, softcap=50.0, mask} %6, %8, %8, %9 : f32[B, 2, S, 4]
+  %11 = const -1.5 : f32[]
+  %12 = mul %10, %11 : f32[B, 2, S, 4]
+  %13 = slice{axis=2, start=S - 1, len=1} %12 : f32[B, 2, 1, 4]
+  %14 = broadcast{shape=[B, 2, mod(3, S), 4]} %13 : f32[B, 2, 3, 4]
+  %15 = concat{axis=2} %14, %13 : f32[B, 2, 4, 4]
+  %16 = reduce_sum{axes=[2, 3], keep} %15 : f32[B, 2, 1, 1]
   %17 = const 0x7f800000 : f32[]
-  %18 = select %16, %15, %17 : f32[B, 2, 1, 1]
+  %18 = select %0, %16, %17 : f32[B, 2, 1, 1]
   %19 = loop{trips=div(S, 2) + 3} %18 : f32[B, 2, 1, 1]
     graph {
       input "x" %0
@@ -34,7 +34,7 @@ const SAMPLE: &str = r#"graph {
   %21 = iota{axis=0, offset=P} : i32[B, 2, 1, 1]
   %22 = max %20, %21 : i32[B, 2, 1, 1]
   %23 = state @s1 : i32[B]
-  %24 = matmul.bt %3, %1 : f32[B, S, 49152]  // lm_head
+  %24 = matmul.bt %4, %1 : f32[B, S, 49152]  // lm_head
   %25 = input "unused" : f32[]
   output "logits" %22 state @s2
   output "s" %23
