@@ -14,8 +14,8 @@ use frit_kernels::spec::KernelSpec;
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates;
 use frit_plan::{
-    BufferRef, FusionReport, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, Part, Placement, Plan, Port, Program,
-    Schedule, StateDecl, Step, ValueDecl, Variant, WeightDecl, WeightSource, sizes,
+    BufferRef, FusionReport, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, Part, PhaseReport, Placement, Plan, Port,
+    Program, Schedule, StateDecl, Step, ValueDecl, Variant, WeightDecl, WeightSource, sizes,
 };
 use std::collections::{HashMap, HashSet};
 
@@ -26,6 +26,8 @@ pub struct CompileOptions {
     pub fusion: FusionOptions,
     /// Kernel texts are made for these; the CPU backend needs none.
     pub targets: Vec<Capabilities>,
+    /// Fuse equal layers once; the plan is the same without, only later.
+    pub outline: bool,
 }
 
 impl Default for CompileOptions {
@@ -33,6 +35,7 @@ impl Default for CompileOptions {
         CompileOptions {
             fusion: FusionOptions::default(),
             targets: vec![Capabilities::webgpu(Tier::Cpu), Capabilities::webgpu(Tier::Gpu)],
+            outline: true,
         }
     }
 }
@@ -132,12 +135,12 @@ fn copy_source_outputs(graph: &mut Graph) {
 }
 
 impl Lowering<'_> {
-    fn program(&mut self, g: &ModelGraph) -> Result<(Program, frit_plan::PhaseReport)> {
+    fn program(&mut self, g: &ModelGraph) -> Result<(Program, PhaseReport)> {
         let tables = &self.model.tables;
         let mut graph = g.graph.clone();
         passes::run_pipeline(&mut graph, tables, &g.fixed)?;
         copy_source_outputs(&mut graph);
-        let (built, refused) = self.regions(&graph, g)?;
+        let (built, refused, instances) = self.regions(&graph, g)?;
         let steps_last = (built.len() as u32).saturating_sub(1);
         let mut live: HashMap<ValueId, (u32, u32)> = HashMap::new();
         let mut values: Vec<ValueId> = Vec::new();
@@ -229,7 +232,7 @@ impl Lowering<'_> {
             .iter()
             .filter_map(|b| self.kernels.get(b.kernel as usize).map(|k| (&b.region, &k.spec, k.name.as_str())))
             .collect();
-        let phase = report::phase(&g.name, &graph, &refused, &named);
+        let phase = PhaseReport { instances, ..report::phase(&g.name, &graph, &refused, &named) };
         let ints = layouts.pop().unwrap_or_default();
         let arena = layouts.pop().unwrap_or_default();
         let program = Program {
@@ -248,17 +251,18 @@ impl Lowering<'_> {
 
     /// Regions of a graph in launch order, with their kernels. Where layers repeat, four of them are fused and the others
     /// follow from these.
-    fn regions(&mut self, graph: &Graph, g: &ModelGraph) -> Result<(Vec<Built>, Vec<Refused>)> {
-        if let Some(outline) = Outline::find(graph, &self.model.tables)
+    fn regions(&mut self, graph: &Graph, g: &ModelGraph) -> Result<(Vec<Built>, Vec<Refused>, u32)> {
+        if self.options.outline
+            && let Some(outline) = Outline::find(graph, &self.model.tables)
             && let Some(short) = outline.shrink(graph)
         {
             let (part, built, specs) = self.fused(&short, g)?;
             if let Some((built, refused)) = outline.stretch(graph, &part, &built) {
-                return Ok((self.registered(built, &specs)?, refused));
+                return Ok((self.registered(built, &specs)?, refused, outline.instances()));
             }
         }
         let (part, built, specs) = self.fused(graph, g)?;
-        Ok((self.registered(built, &specs)?, part.refused))
+        Ok((self.registered(built, &specs)?, part.refused, 0))
     }
     /// The partition of a graph, its regions, and their distinct kernels, which [`Built::kernel`] counts.
     fn fused(&self, graph: &Graph, g: &ModelGraph) -> Result<(Partition, Vec<Built>, Vec<KernelSpec>)> {

@@ -81,6 +81,10 @@ impl Outline {
         let out = Outline { order, position, first, period, count };
         out.closed(graph).then_some(out)
     }
+    /// Repetitions that the short graph lacks.
+    pub fn instances(&self) -> u32 {
+        (self.count - KEPT) as u32
+    }
     /// Block and role of a value.
     fn place(&self, v: ValueId) -> Option<(usize, usize)> {
         let at = self.position.get(&v)?.checked_sub(self.first)?;

@@ -141,6 +141,7 @@ pub fn phase(program: &str, graph: &Graph, refused: &[Refused], specs: &[(&Regio
         dispatches: specs.len() as u32,
         dispatches_per_layer: layers.get(layers.len() / 2).copied().unwrap_or(0),
         unfused_dispatches: launches.len() as u32,
+        instances: 0,
         attention: AttentionCount { blocks, fused },
         regions,
         refused: refused.collect(),
