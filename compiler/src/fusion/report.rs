@@ -71,7 +71,8 @@ pub fn activation_bytes(spec: &KernelSpec) -> Dim {
                         .exprs
                         .iter()
                         .any(|(_, e)| matches!(e, frit_kernels::spec::Expr::Load { arg, .. } if arg.0 as usize == i));
-                let times = u64::from(read) + u64::from(stores > 0);
+                let left = spec.left.as_ref().is_some_and(|l| l.arg.0 as usize == i);
+                let times = u64::from(read) + u64::from(stores > 0 || left);
                 sum = sum + a.len.clone() * Dim::from(times) * four.clone();
             }
         }

@@ -3,6 +3,7 @@
 
 use super::Site;
 use crate::fusion::coords::{self, Coords};
+use crate::fusion::region::RegionAnchor;
 use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
 use crate::graph::{Op, ValueId};
 use frit_kernels::dim::Dim;
@@ -41,7 +42,11 @@ pub(super) fn run(
         }
     }
     let mut stores = Vec::new();
-    for v in &site.region.outputs {
+    let left = match &site.region.anchor {
+        RegionAnchor::MatMul(g) => g.norm,
+        _ => None,
+    };
+    for v in site.region.outputs.iter().filter(|v| Some(**v) != left) {
         let op = site.graph.op(*v);
         let from = match op {
             Op::KvAppend { .. } => site.graph.operands(*v).first().copied().unwrap_or(*v),

@@ -31,6 +31,7 @@ fn kernel(name: &str, args: Vec<Arg>, wgsl: &str) -> Kernel {
         args,
         exprs: Exprs::default(),
         stores: Vec::new(),
+        left: None,
         aliases: Vec::new(),
         sizes: Vec::new(),
     };
