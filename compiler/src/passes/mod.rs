@@ -163,9 +163,11 @@ impl<'h> PassManager<'h> {
         for r in recognize::RECOGNIZERS {
             passes.push(Box::new(r));
         }
-        let rest: [Box<dyn Pass>; 4] = [
+        let rest: [Box<dyn Pass>; 6] = [
             Box::new(canonicalize::Canonicalize),
             Box::new(constant_fold::ConstantFold),
+            Box::new(shape_fold::ShapeFold),
+            Box::new(canonicalize::Canonicalize),
             Box::new(cse::Cse),
             Box::new(dce::Dce),
         ];

@@ -5,7 +5,7 @@ use super::mask::{self, Cond, HIDDEN};
 use super::{Found, Miss};
 use crate::fusion::coords;
 use crate::graph::verify::same_type;
-use crate::graph::{AttentionAttrs, Float, Op, ValueId};
+use crate::graph::{AttentionAttrs, Float, Graph, Op, ValueId};
 use crate::passes::pattern::{binary, constant, either, first, is_single_use, unary};
 use crate::passes::rewrite::{New, Rule, Site};
 use frit_kernels::dim::{Dim, Sym};
@@ -255,8 +255,8 @@ impl Walk<'_> {
         let width = g.ty(v).last();
         let wanted = |h: &Dim, t: &Dim, d: &Dim| vec![batch.clone(), h.clone(), t.clone(), d.clone()];
         let q_frame = Frame::new(self.s, &wanted(heads, queries, &dim), &[]);
-        let (q_scale, q, q_at) = unscaled(g, &q_frame, q, lead(&scores.at, q, tail(false)));
-        let q_new = q_frame.view(q, &q_at).ok_or_else(|| Miss::Because("the queries are no view by head".into()))?;
+        let (q_scale, q_new) = queries_of(g, &q_frame, q, lead(&scores.at, q, tail(false)), scores.matmul)
+            .ok_or_else(|| Miss::Because("the queries are no view by head".into()))?;
         let k_at = lead(&scores.at, k, tail(!b_transposed));
         let v_at = lead(p_at, values, tail(v_transposed));
         let of_k = self.sources(k, k_at, &dim);
@@ -407,7 +407,7 @@ fn grouped(d: &Dim, repeat: i64, groups: u64) -> Option<Dim> {
 }
 
 /// One step below `v` through a view or a factor.
-fn step(g: &crate::graph::Graph, frame: &Frame<'_>, v: ValueId, at: &[Dim]) -> Option<(f64, ValueId, Vec<Dim>)> {
+fn step(g: &Graph, frame: &Frame<'_>, v: ValueId, at: &[Dim]) -> Option<(f64, ValueId, Vec<Dim>)> {
     if let Some((x, inner)) = frame.through(v, at) {
         return Some((1.0, x, inner));
     }
@@ -423,19 +423,23 @@ fn step(g: &crate::graph::Graph, frame: &Frame<'_>, v: ValueId, at: &[Dim]) -> O
     same(x).then(|| (c, x, at.to_vec()))
 }
 
-/// `v` without factors on it or below views of it; `v` itself where there is none.
-fn unscaled(g: &crate::graph::Graph, frame: &Frame<'_>, v: ValueId, at: Vec<Dim>) -> (f64, ValueId, Vec<Dim>) {
-    let mut best = (1.0, v, at.clone());
-    let (mut scale, mut v, mut at) = (1.0, v, at);
+/// The queries by head, and the factor on them. Factors on `v` or below views of it are taken off where what is left is
+/// still a view by head.
+fn queries_of(g: &Graph, frame: &Frame<'_>, v: ValueId, at: Vec<Dim>, matmul: ValueId) -> Option<(f64, New)> {
+    let mut best = frame.view(v, &at).map(|new| (1.0, new));
+    let (mut scale, mut x, mut here) = (1.0, v, at);
     for _ in 0..MOST_STEPS {
-        let Some((c, x, inner)) = step(g, frame, v, &at) else { break };
-        let stripped = c != 1.0;
-        (scale, v, at) = (scale * c, x, inner);
-        if stripped && frame.view(v, &at).is_some() {
-            best = (scale, v, at.clone());
+        let Some((c, inner, coords)) = step(g, frame, x, &here) else { break };
+        (scale, x, here) = (scale * c, inner, coords);
+        if best.as_ref().is_none_or(|b| b.0 != scale)
+            && let Some(new) = frame.view(x, &here)
+        {
+            best = Some((scale, new));
         }
     }
-    best
+    let lead = |o: ValueId| g.ty(o).shape.split_last_chunk::<2>().map(|(lead, _)| lead.to_vec());
+    let whole = lead(v) == lead(matmul);
+    best.or_else(|| whole.then(|| (1.0, New::make(Op::Reshape(frame.extents.clone()), &[v]))))
 }
 
 /// Why a product of probabilities and values is no attention.

@@ -107,6 +107,9 @@ impl<'a> Frame<'a> {
     }
     /// Numbers of leading axes of both shapes with the same product; the fewest.
     fn group(&self, from: &[Dim], to: &[Dim]) -> (usize, usize) {
+        if from.first().zip(to.first()).is_some_and(|(a, b)| self.site.same(a, b)) {
+            return (1, 1);
+        }
         for total in 1..from.len() + to.len() {
             for a in (0..=total.min(from.len())).rev() {
                 let b = total - a;
@@ -327,9 +330,10 @@ impl<'a> Frame<'a> {
                 new = New::Make(Op::Slice { axis: i, start, len }, vec![new]);
             }
         }
-        let mut perm: Vec<usize> = (0..place.len()).collect();
-        perm.sort_by_key(|i| place[*i].map_or(0, |k| k + 1));
-        if perm.windows(2).any(|w| w[0] > w[1]) {
+        let used: Vec<usize> = place.iter().flatten().copied().collect();
+        if used.windows(2).any(|w| w[0] > w[1]) {
+            let mut perm: Vec<usize> = (0..place.len()).collect();
+            perm.sort_by_key(|i| place[*i].map_or(0, |k| k + 1));
             shape = perm.iter().map(|p| shape[*p].clone()).collect();
             new = New::Make(Op::Transpose(perm), vec![new]);
         }

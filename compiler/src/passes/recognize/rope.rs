@@ -2,6 +2,7 @@
 
 use super::elem::{Elem, Frame};
 use super::{Found, Miss};
+use crate::graph::verify::same_type;
 use crate::graph::{Op, RopeStyle, TensorType, ValueId};
 use crate::passes::pattern::{below, first, is_private, is_single_use};
 use crate::passes::rewrite::{New, Rule, Site};
@@ -124,7 +125,12 @@ fn rope(s: &Site<'_>, v: ValueId) -> Found {
         return Err(Miss::Other);
     }
     let mut miss = Miss::Other;
-    for x in near.iter().copied().filter(|x| *x != v && s.g.ty(*x) == ty) {
+    let whole = |x: ValueId| {
+        let of = s.g.ty(x);
+        let longer = of.last().as_const() >= ty.last().as_const();
+        of.scalar == ty.scalar && of.rank() == 4 && of.shape[..3] == ty.shape[..3] && longer
+    };
+    for x in near.iter().copied().filter(|x| *x != v && whole(*x)) {
         for style in [RopeStyle::Half, RopeStyle::Interleaved] {
             match rotation(s, v, x, style).and_then(|tables| raised(s, v, x, style, tables)) {
                 Ok(new) => return Ok(new),
@@ -189,8 +195,17 @@ fn raised(s: &Site<'_>, v: ValueId, x: ValueId, style: RopeStyle, tables: [Produ
     };
     let rotary_dim = d.as_const().and_then(|d| u64::try_from(d).ok()).ok_or(Miss::Other)?;
     let swap = |x: New| if tokens == 1 { New::Make(Op::Transpose(vec![0, 2, 1, 3]), vec![x]) } else { x };
-    let y = New::Make(Op::Rope { style, rotary_dim }, vec![swap(New::Use(x)), cos, sin, positions]);
-    Ok(swap(y))
+    let part = if s.g.ty(x).last() == *d {
+        New::Use(x)
+    } else {
+        New::make(Op::Slice { axis: 3, start: Dim::zero(), len: d.clone() }, &[x])
+    };
+    let y = swap(New::Make(Op::Rope { style, rotary_dim }, vec![swap(part), cos, sin, positions]));
+    match y.ty(s.g) {
+        Ok(made) if same_type(&made, ty, s.bounds) => Ok(y),
+        Ok(made) => Miss::because(format!("the result would be {made}")),
+        Err(fault) => Miss::because(fault),
+    }
 }
 
 /// A rotation of the first elements of a head, joined with the others.

@@ -1,6 +1,7 @@
 //! Small graphs, their values on random inputs, and what recognition does with them.
 
 use crate::graph::{Graph, GraphInput, GraphOutput, Op, Tables, TensorType, ValueId, WeightData, WeightInfo, text};
+use crate::passes::recognize::lint;
 use crate::passes::{PassLog, PassManager};
 use crate::reference::{Array, Env, evaluate};
 use frit_kernels::dim::Dim;
@@ -205,7 +206,7 @@ pub(super) fn raises(rules: &[(&str, u64)], build: impl FnOnce(&mut Kit) -> Valu
     let mut k = graph(build);
     let log = k.run();
     for (rule, n) in rules {
-        assert_eq!(log.count(rule), *n, "{rule}\n{}", k.text());
+        assert_eq!(log.count(rule), *n, "{rule}\n{}{:#?}", k.text(), lint(&k.g, &k.tables));
     }
     k.text()
 }
