@@ -102,6 +102,9 @@ fn activation(s: &Site<'_>, v: ValueId, act: UnaryOp) -> Found {
         if rest.iter().any(|f| !matches!(f, Factor::Value(_))) || leaves.contains(&x) {
             continue;
         }
+        if !close(number, 1.0) {
+            continue;
+        }
         if !right {
             miss = Miss::Because("the constants inside are not those of the function".into());
             continue;
@@ -113,9 +116,6 @@ fn activation(s: &Site<'_>, v: ValueId, act: UnaryOp) -> Found {
         let mut y = New::make(Op::Unary(act), &[x]);
         for l in leaves {
             y = New::binary(BinaryOp::Mul, y, New::Use(l));
-        }
-        if !close(number, 1.0) {
-            y = New::binary(BinaryOp::Mul, y, New::f32(number as f32));
         }
         return Ok(y);
     }

@@ -52,14 +52,7 @@ fn attention(s: &Site<'_>, v: ValueId) -> Found {
     let extents = frame_of(s, softmax).ok_or(Miss::Other)?;
     let walk = Walk { s, frame: Frame::new(s, &extents, &[]) };
     let at = |o: ValueId| walk.frame.reshape(&walk.frame.axes(), &extents, &g.ty(o).shape);
-    let start = Scores {
-        matmul: x,
-        at: at(x),
-        gain: 1.0,
-        softcap: None,
-        visible: Vec::new(),
-        bias: Vec::new(),
-    };
+    let start = Scores { matmul: x, at: at(x), gain: 1.0, softcap: None, visible: Vec::new(), bias: Vec::new() };
     let scores = walk.down(x, start, 0)?;
     if !private {
         return Miss::because("the probabilities are used elsewhere");

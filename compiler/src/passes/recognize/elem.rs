@@ -238,9 +238,7 @@ impl<'a> Frame<'a> {
             Elem::Index(d) => self.index(d)?,
             Elem::Unary(op, a) => New::unary(*op, self.build(a)?),
             Elem::Binary(op, ab) => New::binary(*op, self.build(&ab[0])?, self.build(&ab[1])?),
-            Elem::Select(ctf) => {
-                New::Make(Op::Select, ctf.iter().map(|x| self.build(x)).collect::<Option<Vec<_>>>()?)
-            }
+            Elem::Select(ctf) => New::Make(Op::Select, ctf.iter().map(|x| self.build(x)).collect::<Option<Vec<_>>>()?),
             Elem::Cast(to, a) => New::Make(Op::Cast(*to), vec![self.build(a)?]),
         })
     }

@@ -157,12 +157,7 @@ fn complete(s: &Site<'_>, v: ValueId, w: ValueId, m: &Moment) -> Found {
     if !is_private(g, v, &[x], &vectors) {
         return Miss::because("an intermediate is used elsewhere");
     }
-    let op = Op::Norm {
-        kind: m.kind,
-        eps: Float(m.eps as f32),
-        has_gain: gain.is_some(),
-        has_bias: bias.is_some(),
-    };
+    let op = Op::Norm { kind: m.kind, eps: Float(m.eps as f32), has_gain: gain.is_some(), has_bias: bias.is_some() };
     let mut inputs = vec![New::Use(x)];
     inputs.extend(vectors.iter().filter_map(|o| as_vector(g, *o, &n)));
     Ok(New::Make(op, inputs))

@@ -18,10 +18,8 @@ use frit_kernels::spec::{BinaryOp, Literal, UnaryOp};
 /// equation is checked on the elements of y, so slices, stacks, negations and tables may be arranged in any way, and
 /// the heads may stand before or behind the tokens. c and n become tables with one row a token, or a row for each token
 /// of each sequence where they differ between sequences; positions are the numbers of those rows. Exact.
-pub(super) const RULES: &[Rule] = &[
-    Rule { name: "rope", apply: |s, v| rope(s, v).ok() },
-    Rule { name: "rope-partial", apply: partial },
-];
+pub(super) const RULES: &[Rule] =
+    &[Rule { name: "rope", apply: |s, v| rope(s, v).ok() }, Rule { name: "rope-partial", apply: partial }];
 
 /// A product with a known number.
 #[derive(Clone, Debug)]
@@ -99,10 +97,7 @@ fn rotation(s: &Site<'_>, v: ValueId, x: ValueId, style: RopeStyle) -> std::resu
     let at = |place: &Dim| -> Vec<Dim> { (0..lead.len()).map(Dim::axis).chain([place.clone()]).collect() };
     let [x0, x1] = places.each_ref().map(|p| Elem::Leaf(x, at(p)));
     let [y0, y1] = places.each_ref().map(|p| frame.elem(v, &at(p)));
-    let ([c0, n0], [c1, n1]) = (
-        pair(&y0, &x0, &x1).ok_or(Miss::Other)?,
-        pair(&y1, &x1, &x0).ok_or(Miss::Other)?,
-    );
+    let ([c0, n0], [c1, n1]) = (pair(&y0, &x0, &x1).ok_or(Miss::Other)?, pair(&y1, &x1, &x0).ok_or(Miss::Other)?);
     if !c0.same(&c1, 1.0) {
         return Miss::because("the two elements of a pair have different cosines");
     }
@@ -185,9 +180,8 @@ fn raised(s: &Site<'_>, v: ValueId, x: ValueId, style: RopeStyle, tables: [Produ
     let [Some(cos), Some(sin)] = tables.each_ref().map(table) else {
         return Miss::because("the angles are no view of a value by token and pair");
     };
-    let count = |shape: &[Dim], axis| {
-        New::Source(Op::Iota { axis, offset: Dim::zero() }, TensorType::new(Scalar::I32, shape))
-    };
+    let count =
+        |shape: &[Dim], axis| New::Source(Op::Iota { axis, offset: Dim::zero() }, TensorType::new(Scalar::I32, shape));
     let grid = [b.clone(), n.clone()];
     let positions = match each {
         true => New::Make(Op::Reshape(grid.to_vec()), vec![count(&[rows.clone()], 0)]),
@@ -249,7 +243,9 @@ fn half_turned(s: &Site<'_>, v: ValueId) -> bool {
     let Op::Binary(BinaryOp::Add) = g.op(v) else { return false };
     let slice_of = |p: ValueId| match g.op(p) {
         Op::Slice { .. } => first(g, p),
-        Op::Unary(UnaryOp::Neg) => first(g, p).filter(|q| matches!(g.op(*q), Op::Slice { .. })).and_then(|q| first(g, q)),
+        Op::Unary(UnaryOp::Neg) => {
+            first(g, p).filter(|q| matches!(g.op(*q), Op::Slice { .. })).and_then(|q| first(g, q))
+        }
         _ => None,
     };
     below(g, v, 2).into_iter().any(|n| {

@@ -23,7 +23,7 @@ fn tanh_plus_one(k: &mut Kit, x: ValueId, c: f32, a: f32) -> ValueId {
     k.shift(t, 1.0)
 }
 
-const ROOT_TWO: f32 = 1.414_213_5;
+const ROOT_TWO: f32 = std::f32::consts::SQRT_2;
 const ROOT_2_PI: f32 = 0.797_884_6;
 
 #[test]

@@ -154,7 +154,9 @@ impl Kit {
             let n: usize = shape.iter().product();
             let data: Vec<f64> = match self.values.get(&i.name) {
                 Some(v) => v.clone(),
-                None if ty.scalar == Scalar::Bool => (0..n).map(|i| f64::from(u8::from((i * 7 + 3) % 5 != 0))).collect(),
+                None if ty.scalar == Scalar::Bool => {
+                    (0..n).map(|i| f64::from(u8::from((i * 7 + 3) % 5 != 0))).collect()
+                }
                 None => uniform(seed, n),
             };
             env.inputs.insert(i.name.clone(), Array::new(shape, data).unwrap());
