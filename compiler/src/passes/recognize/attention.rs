@@ -1,239 +1,60 @@
 //! Attention from two matmuls around a softmax.
 
-use super::elem::{Elem, Frame};
-use super::mask::{self, Cond, HIDDEN};
+use super::elem::Frame;
+use super::mask::{self, Cond};
+use super::scores::{Added, MOST_STEPS, Scores, Walk, frame_of, probabilities};
 use super::{Found, Miss};
 use crate::fusion::coords;
 use crate::graph::verify::same_type;
-use crate::graph::{AttentionAttrs, Float, Graph, Op, ValueId};
-use crate::passes::pattern::{binary, constant, either, first, is_single_use, unary};
+use crate::graph::{AttentionAttrs, Float, Graph, Op, ValueId, broadcast_shapes};
+use crate::passes::pattern::{binary, constant, either, unary};
 use crate::passes::rewrite::{New, Rule, Site};
 use frit_kernels::dim::{Dim, Sym};
-use frit_kernels::spec::{BinaryOp, UnaryOp};
+use frit_kernels::spec::{BinaryOp, Literal, UnaryOp};
 
 /// ```text
 /// attention   softmax(mask(cap(scale · q·kᵀ) + bias)) · v == attention(q, k, v, mask, bias)
 /// ```
 /// where the scale may stand on q, on k, on both or on the scores; the mask may be a selection of scores or an added
 /// number that is 0 or at most −9.9·10³; keys and values may be repeated for groups of query heads; heads may be an axis
-/// of their own, two, or merged with the batch. Of the mask, `t ≤ s + offset` becomes causal masking, `t > s + offset −
+/// of their own, two, or merged with the batch; rows may have a sink, one more score whose probability is left out. Of
+/// the mask, `t ≤ s + offset` becomes causal masking, `t > s + offset −
 /// w` beside it a window, what always holds vanishes, and the rest stays a Bool operand. Reassociates; the same
 /// function wherever a row sees a key. A row that sees none is 0; with masks that are added to it, such a row was an
 /// average of values that depended on the number added.
 pub(super) const RULES: &[Rule] = &[Rule { name: "attention", apply: |s, v| attention(s, v).ok() }];
 
-/// What lies between the softmax and the product of queries and keys.
-#[derive(Clone)]
-struct Scores {
-    /// The product, and its coordinates.
-    matmul: ValueId,
-    at: Vec<Dim>,
-    /// The factor on what is below.
-    gain: f64,
-    softcap: Option<f64>,
-    visible: Vec<Cond>,
-    /// Factor, value and its coordinates.
-    bias: Vec<(f64, ValueId, Vec<Dim>)>,
-}
-
-struct Walk<'a> {
-    s: &'a Site<'a>,
-    frame: Frame<'a>,
-}
-
-const MOST_STEPS: usize = 24;
-
 fn attention(s: &Site<'_>, v: ValueId) -> Found {
     let g = s.g;
     let Op::MatMul { b_transposed } = g.op(v) else { return Err(Miss::Other) };
     let [p, values] = g.operands(v)[..] else { return Err(Miss::Other) };
-    let (softmax, private) = probabilities(s, p).ok_or(Miss::Other)?;
-    let x = first(g, softmax).ok_or(Miss::Other)?;
-    let extents = frame_of(s, softmax).ok_or(Miss::Other)?;
+    let p_of = probabilities(s, p).ok_or(Miss::Other)?;
+    let x = p_of.scores;
+    let extents = frame_of(s, x).ok_or(Miss::Other)?;
     let walk = Walk { s, frame: Frame::new(s, &extents, &[]) };
     let at = |o: ValueId| walk.frame.reshape(&walk.frame.axes(), &extents, &g.ty(o).shape);
     let start = Scores { matmul: x, at: at(x), gain: 1.0, softcap: None, visible: Vec::new(), bias: Vec::new() };
     let scores = walk.down(x, start, 0)?;
-    if !private {
+    if !p_of.private {
         return Miss::because("the probabilities are used elsewhere");
     }
     let at = at(p);
     if !walk.is_scores(&at) || g.ty(v).rank() != g.ty(p).rank() {
         return Miss::because("the product with the values is not over the keys");
     }
-    walk.raise(v, &scores, values, *b_transposed, &at)
-}
-
-/// The softmax above which only views and a guard against rows without keys stand, and whether nothing else uses it.
-fn probabilities(s: &Site<'_>, p: ValueId) -> Option<(ValueId, bool)> {
-    let g = s.g;
-    let (mut v, mut private) = (p, true);
-    for _ in 0..4 {
-        match g.op(v) {
-            Op::Softmax => return Some((v, private && is_single_use(g, v))),
-            Op::Reshape(_) => {
-                private &= is_single_use(g, v);
-                v = first(g, v)?;
-            }
-            Op::Select => {
-                let [c, t, f] = g.operands(v)[..] else { return None };
-                let guard = binary(g, c, BinaryOp::Eq) == Some((t, t)) && constant(g, f) == Some(0.0);
-                if !guard || !matches!(g.op(t), Op::Softmax) {
-                    return None;
-                }
-                let inside = g.users(t).iter().all(|u| *u == c || *u == v) && is_single_use(g, c) && !g.is_output(t);
-                return Some((t, private && inside && is_single_use(g, v)));
-            }
-            _ => return None,
-        }
-    }
-    None
-}
-
-/// Batch, heads, queries and keys of the scores around a softmax.
-fn frame_of(s: &Site<'_>, softmax: ValueId) -> Option<Vec<Dim>> {
-    let g = s.g;
-    let mut v = softmax;
-    for _ in 0..MOST_STEPS {
-        if let [b, h, q, k] = g.ty(v).shape.as_slice() {
-            return Some(vec![b.clone(), h.clone(), q.clone(), k.clone()]);
-        }
-        if matches!(g.op(v), Op::MatMul { .. }) {
-            break;
-        }
-        let elems = g.ty(v).elems();
-        let spine = g.operands(v).into_iter().find(|o| s.same(&g.ty(*o).elems(), &elems));
-        let Some(o) = spine else { break };
-        v = o;
-    }
-    let one = Dim::one;
-    match g.ty(softmax).shape.as_slice() {
-        [q, k] => Some(vec![one(), one(), q.clone(), k.clone()]),
-        [n, q, k] => Some(vec![n.clone(), one(), q.clone(), k.clone()]),
-        [b, gr, r, q, k] => Some(vec![b.clone(), gr * r, q.clone(), k.clone()]),
-        _ => None,
-    }
+    walk.raise(v, &scores, p_of.sink, values, *b_transposed, &at)
 }
 
 impl Walk<'_> {
-    fn is_scores(&self, at: &[Dim]) -> bool {
-        matches!(at, [lead @ .., q, k] if *q == Dim::axis(2) && *k == Dim::axis(3)
-            && lead.iter().all(|d| !d.mentions(&Sym::Axis(2)) && !d.mentions(&Sym::Axis(3))))
-    }
-    /// Goes down from `v` to the product of queries and keys.
-    fn down(&self, v: ValueId, st: Scores, depth: usize) -> Result<Scores, Miss> {
-        let g = self.s.g;
-        if depth > MOST_STEPS || !self.is_scores(&st.at) {
-            return Err(Miss::Other);
-        }
-        if let Op::MatMul { .. } = g.op(v) {
-            if !is_single_use(g, v) {
-                return Miss::because("the scores are used elsewhere");
-            }
-            return Ok(Scores { matmul: v, ..st });
-        }
-        if !is_single_use(g, v) {
-            return Miss::because("the scores are used elsewhere");
-        }
-        let operands = g.operands(v);
-        let same = |o: ValueId| g.ty(o).shape == g.ty(v).shape;
-        let times = |st: &Scores, c: f64| Scores { gain: st.gain * c, ..st.clone() };
-        match (g.op(v), operands.as_slice()) {
-            (Op::Reshape(to), [a]) => {
-                let at = self.frame.reshape(&st.at, to, &g.ty(*a).shape);
-                self.down(*a, Scores { at, ..st }, depth + 1)
-            }
-            (Op::Unary(UnaryOp::Neg), [a]) => self.down(*a, times(&st, -1.0), depth + 1),
-            (Op::Binary(BinaryOp::Mul), [a, b]) => match constant(g, *b) {
-                Some(c) if same(*a) => self.down(*a, times(&st, c), depth + 1),
-                _ => Miss::because("the scores are multiplied by a value"),
-            },
-            (Op::Binary(BinaryOp::Div), [a, b]) => match constant(g, *b) {
-                Some(c) if same(*a) && c != 0.0 => self.down(*a, times(&st, 1.0 / c), depth + 1),
-                _ => Miss::because("the scores are divided by a value"),
-            },
-            (Op::Binary(op @ (BinaryOp::Add | BinaryOp::Sub)), [a, b]) => {
-                if st.softcap.is_some() {
-                    return Miss::because("a bias inside the soft cap");
-                }
-                let sign = if *op == BinaryOp::Sub { -1.0 } else { 1.0 };
-                let mut miss = Miss::Other;
-                for (path, term, down, up) in [(*a, *b, 1.0, sign), (*b, *a, sign, 1.0)] {
-                    if !same(path) {
-                        continue;
-                    }
-                    let mut inner = times(&st, down);
-                    self.term(st.gain * up, term, &st.at, &mut inner);
-                    match self.down(path, inner, depth + 1) {
-                        Ok(found) => return Ok(found),
-                        Err(m @ Miss::Because(_)) if miss == Miss::Other => miss = m,
-                        Err(_) => {}
-                    }
-                }
-                Err(miss)
-            }
-            (Op::Select, [c, t, f]) => {
-                let hidden = |o: ValueId| constant(g, o).is_some_and(|c| c * st.gain <= HIDDEN);
-                let (path, keep) = match () {
-                    () if hidden(*f) && same(*t) => (*t, true),
-                    () if hidden(*t) && same(*f) => (*f, false),
-                    () => return Miss::because("the scores are replaced by a number that does not hide them"),
-                };
-                if st.softcap.is_some() {
-                    return Miss::because("a mask inside the soft cap");
-                }
-                let e = self.frame.elem(*c, &coords::broadcast(&st.at, &g.ty(*c).shape));
-                let seen = self.frame.cond(&e);
-                let seen = if keep { seen } else { self.frame.not(seen) };
-                let mut inner = st;
-                inner.visible.push(seen);
-                self.down(path, inner, depth + 1)
-            }
-            (Op::Unary(UnaryOp::Tanh), [a]) => {
-                if st.softcap.is_some() || st.gain <= 0.0 {
-                    return Miss::because("a soft cap inside another, or below zero");
-                }
-                self.down(*a, Scores { gain: 1.0, softcap: Some(st.gain), ..st }, depth + 1)
-            }
-            (op, _) => Miss::because(format!("the scores pass through `{}`", op.name())),
-        }
-    }
-    /// Takes `factor · v` as masks and biases.
-    fn term(&self, factor: f64, v: ValueId, at: &[Dim], st: &mut Scores) {
-        let mut parts = Vec::new();
-        self.flatten(factor, v, at, &mut parts, 0);
-        let (mut conds, mut rest) = (Vec::new(), Vec::new());
-        let mut shifted = false;
-        for (f, o, c) in parts {
-            let e = self.frame.elem(o, &c);
-            let known = self.frame.visible(&e, f).filter(|c| self.frame.say(c).is_some());
-            match known {
-                Some(c) => conds.push(c),
-                None if self.is_shift(&e) => shifted = true,
-                None => rest.push((f, o, c)),
-            }
-        }
-        if conds.is_empty() && !shifted {
-            rest = vec![(factor, v, coords::broadcast(at, &self.s.g.ty(v).shape))];
-        }
-        st.visible.extend(conds);
-        st.bias.extend(rest);
-    }
-    /// One finite number everywhere, which no softmax sees.
-    fn is_shift(&self, e: &Elem) -> bool {
-        matches!(self.frame.cases(e).as_deref(), Some([(_, x)]) if x.is_finite())
-    }
-    fn flatten(&self, f: f64, v: ValueId, at: &[Dim], out: &mut Vec<(f64, ValueId, Vec<Dim>)>, depth: usize) {
-        let own = coords::broadcast(at, &self.s.g.ty(v).shape);
-        match (self.s.g.op(v), self.s.g.operands(v).as_slice()) {
-            (Op::Binary(op @ (BinaryOp::Add | BinaryOp::Sub)), [a, b]) if depth < 6 => {
-                self.flatten(f, *a, &own, out, depth + 1);
-                self.flatten(if *op == BinaryOp::Sub { -f } else { f }, *b, &own, out, depth + 1);
-            }
-            _ => out.push((f, v, own)),
-        }
-    }
-    fn raise(&self, v: ValueId, scores: &Scores, values: ValueId, v_transposed: bool, p_at: &[Dim]) -> Found {
+    fn raise(
+        &self,
+        v: ValueId,
+        scores: &Scores,
+        sink: Option<ValueId>,
+        values: ValueId,
+        v_transposed: bool,
+        p_at: &[Dim],
+    ) -> Found {
         let g = self.s.g;
         let [q, k] = g.operands(scores.matmul)[..] else { return Err(Miss::Other) };
         let Op::MatMul { b_transposed } = g.op(scores.matmul) else { return Err(Miss::Other) };
@@ -244,16 +65,14 @@ impl Walk<'_> {
         };
         let tail = |swapped: bool| if swapped { [Dim::axis(3), Dim::axis(2)] } else { [Dim::axis(2), Dim::axis(3)] };
         let [batch, heads, queries, keys] = self.frame.extents.as_slice() else { return Err(Miss::Other) };
-        let dim = g.ty(q).last();
-        let width = g.ty(v).last();
+        let (dim, width) = (g.ty(q).last(), g.ty(v).last());
         let wanted = |h: &Dim, t: &Dim, d: &Dim| vec![batch.clone(), h.clone(), t.clone(), d.clone()];
         let q_frame = Frame::new(self.s, &wanted(heads, queries, &dim), &[]);
         let (q_scale, q_new) = queries_of(g, &q_frame, q, lead(&scores.at, q, tail(false)), scores.matmul)
             .ok_or_else(|| Miss::Because("the queries are no view by head".into()))?;
-        let k_at = lead(&scores.at, k, tail(!b_transposed));
-        let v_at = lead(p_at, values, tail(v_transposed));
-        let of_k = self.sources(k, k_at, &dim);
-        let of_v = self.sources(values, v_at, &width);
+        let of_k = self.sources(k, lead(&scores.at, k, tail(!b_transposed)), &dim);
+        let mut of_v = self.sources(values, lead(p_at, values, tail(v_transposed)), &width);
+        of_v.retain(|c| c.scale == 1.0);
         let groups = of_k.iter().map(|c| c.groups).filter(|n| of_v.iter().any(|c| c.groups == *n)).min();
         let groups = groups.ok_or_else(|| Miss::Because("keys and values are no views by group of heads".into()))?;
         let pick = |list: &[Source], d: &Dim| -> Option<(f64, New)> {
@@ -263,45 +82,128 @@ impl Walk<'_> {
             let view = Frame::new(self.s, &shape, &[]).view(c.value, &c.at)?;
             Some((scale, New::Make(Op::Broadcast(shape), vec![view])))
         };
-        let (Some((k_scale, k_new)), Some((1.0, v_new))) = (pick(&of_k, &dim), pick(&of_v, &width)) else {
+        let (Some((k_scale, k_new)), Some((_, v_new))) = (pick(&of_k, &dim), pick(&of_v, &width)) else {
             return Miss::because("keys and values are no views by group of heads");
         };
-        let scale = scores.gain * q_scale * k_scale * scores.softcap.unwrap_or(1.0);
-        let masks = self.split(mask::all(scores.visible.clone()))?;
-        let mut inputs = vec![New::Make(Op::Broadcast(wanted(heads, queries, &dim)), vec![q_new]), k_new, v_new];
-        let has_mask = !masks.rest.is_empty();
-        if has_mask {
+        let masks = self.split(mask::all(scores.visible.clone()), sink.is_none())?;
+        let mask = if masks.rest.is_empty() {
+            None
+        } else {
             let said = self.frame.say(&mask::all(masks.rest));
-            inputs.push(said.ok_or_else(|| Miss::Because("the mask is no view by query and key".into()))?);
-        }
-        let mut bias: Option<New> = None;
-        for (f, o, at) in &scores.bias {
-            let view = self.frame.view(*o, at);
-            let mut b = view.ok_or_else(|| Miss::Because("the bias is no view by query and key".into()))?;
-            if *f != 1.0 {
-                b = New::binary(BinaryOp::Mul, b, New::f32(*f as f32));
-            }
-            bias = Some(match bias {
-                Some(sum) => New::binary(BinaryOp::Add, sum, b),
-                None => b,
-            });
+            Some(said.ok_or_else(|| Miss::Because("the mask is no view by query and key".into()))?)
+        };
+        let scale = scores.gain * q_scale * k_scale * scores.softcap.unwrap_or(1.0);
+        let mut parts = Parts {
+            q: New::Make(Op::Broadcast(wanted(heads, queries, &dim)), vec![q_new]),
+            k: k_new,
+            v: v_new,
+            mask,
+            bias: self.bias(&scores.bias)?,
+            causal: masks.causal,
+        };
+        if let Some(sink) = sink {
+            parts = self.with_sink(parts, sink)?;
         }
         let attrs = AttentionAttrs {
             scale: Float(scale as f32),
-            causal: masks.causal,
+            causal: parts.causal,
             window: masks.window,
             softcap: scores.softcap.map(|c| Float(c as f32)),
-            has_mask,
-            has_bias: bias.is_some(),
+            has_mask: parts.mask.is_some(),
+            has_bias: parts.bias.is_some(),
         };
-        inputs.extend(bias);
-        let y = New::Make(Op::Attention(attrs), inputs);
+        let inputs = [Some(parts.q), Some(parts.k), Some(parts.v), parts.mask, parts.bias].into_iter().flatten();
+        let y = New::Make(Op::Attention(attrs), inputs.collect());
         let y = New::Make(Op::Reshape(g.ty(v).shape.clone()), vec![y]);
         match y.ty(g) {
             Ok(ty) if same_type(&ty, g.ty(v), self.s.bounds) => Ok(y),
             Ok(ty) => Miss::because(format!("the result would be {ty}")),
             Err(fault) => Miss::because(fault),
         }
+    }
+    /// The sum of what is added to the scores.
+    fn bias(&self, added: &[Added]) -> Result<Option<New>, Miss> {
+        let mut sum: Option<New> = None;
+        for a in added {
+            let view = self.frame.view(a.value, &a.at).or_else(|| self.spread(a));
+            let mut b = view.ok_or_else(|| Miss::Because("the bias is no view by query and key".into()))?;
+            if a.factor != 1.0 {
+                b = New::binary(BinaryOp::Mul, b, New::f32(a.factor as f32));
+            }
+            sum = Some(match sum {
+                Some(sum) => New::binary(BinaryOp::Add, sum, b),
+                None => b,
+            });
+        }
+        Ok(sum)
+    }
+    /// A bias that is added in another shape of the scores, such as one that splits the batch into images and windows:
+    /// repeated along each group of axes on which it depends, in the frame's shape.
+    fn spread(&self, a: &Added) -> Option<New> {
+        let own = &self.s.g.ty(a.value).shape;
+        let missing = a.shape.len().checked_sub(own.len())?;
+        let depends = |i: usize| i >= missing && !own.get(i - missing).is_some_and(|d| d.is(1));
+        let (mut there, mut here) = (Vec::new(), Vec::new());
+        for (from, to) in self.frame.groups(&self.frame.extents, &a.shape) {
+            let full = to.clone().any(depends);
+            let extent = |d: &Dim| if full { d.clone() } else { Dim::one() };
+            there.extend(a.shape.get(to)?.iter().map(extent));
+            here.extend(self.frame.extents.get(from)?.iter().map(extent));
+        }
+        let repeated = New::make(Op::Broadcast(there), &[a.value]);
+        Some(New::Make(Op::Reshape(here), vec![repeated]))
+    }
+    /// Lets the sink be a key of its own in front of the others: zeros, so that its score is the bias, with a value of
+    /// zeros.
+    ///
+    /// `softmax(s ⊕ c)[..T] · v == softmax((c ⊕ s)) · (0 ⊕ v)`
+    fn with_sink(&self, p: Parts, sink: ValueId) -> Result<Parts, Miss> {
+        let g = self.s.g;
+        let no = |why: &str| Miss::Because(why.into());
+        let fits = |n: &New| n.ty(g).map_err(Miss::Because);
+        let behind = |axis: usize, first: New, rest: New| -> Result<New, Miss> {
+            let mut shape = fits(&rest)?.shape;
+            *shape.get_mut(axis).ok_or(Miss::Other)? = Dim::one();
+            let first = New::Make(Op::Broadcast(shape), vec![first]);
+            Ok(New::Make(Op::Concat { axis }, vec![first, rest]))
+        };
+        let keys = self.frame.extents.get(3).cloned().unwrap_or_default();
+        let wide = |n: New, lead: &[Dim]| -> New {
+            let shape = lead.iter().cloned().chain([keys.clone()]).collect();
+            New::Make(Op::Broadcast(shape), vec![n])
+        };
+        let shape = &g.ty(sink).shape;
+        let mut at = self.frame.reshape(&self.frame.axes()[..3], &self.frame.extents[..3], &shape[..shape.len() - 1]);
+        at.push(Dim::zero());
+        let score = self.frame.build(&self.frame.elem(sink, &at)).ok_or_else(|| no("the sink is no view by head"))?;
+        let own = fits(&score)?.shape;
+        let lead = match &p.bias {
+            Some(b) => broadcast_shapes(&own, &fits(b)?.shape).ok_or_else(|| no("the sink does not fit the bias"))?,
+            None => own,
+        };
+        let lead = lead.get(..3).ok_or_else(|| no("the sink is no view by head"))?;
+        let bias = wide(p.bias.unwrap_or_else(|| New::f32(0.0)), lead);
+        let mask = match p.mask {
+            Some(m) => {
+                let shape = fits(&m)?.shape;
+                let m = wide(m, shape.get(..3).ok_or_else(|| no("the mask is no view by query and key"))?);
+                let seen = New::Make(Op::Const(Literal::Bool(true)), Vec::new());
+                Some(behind(3, seen, m)?)
+            }
+            None => None,
+        };
+        let causal = p.causal.map(|c| c + Dim::one());
+        if causal.as_ref().is_some_and(|c| !self.frame.bounds.nonneg(c)) {
+            return Err(no("the first query may not see the sink"));
+        }
+        Ok(Parts {
+            q: p.q,
+            k: behind(2, New::f32(0.0), p.k)?,
+            v: behind(2, New::f32(0.0), p.v)?,
+            mask,
+            bias: Some(behind(3, score, bias)?),
+            causal,
+        })
     }
     /// Places below `v` from which keys or values can be read with fewer heads.
     fn sources(&self, v: ValueId, at: Vec<Dim>, dim: &Dim) -> Vec<Source> {
@@ -328,7 +230,8 @@ impl Walk<'_> {
         }
         out
     }
-    fn split(&self, visible: Cond) -> Result<Masks, Miss> {
+    /// Causal masking, a window if one is wanted, and the rest.
+    fn split(&self, visible: Cond, windowed: bool) -> Result<Masks, Miss> {
         let list = match visible {
             Cond::Known(true) => Vec::new(),
             Cond::Known(false) => return Miss::because("the mask hides every key"),
@@ -358,7 +261,7 @@ impl Walk<'_> {
             }
         }
         for c in others {
-            let width = line(&c, 1).zip(out.causal.clone()).map(|(r, o)| r + o + Dim::one());
+            let width = line(&c, 1).zip(out.causal.clone()).filter(|_| windowed).map(|(r, o)| r + o + Dim::one());
             match width.and_then(|w| u64::try_from(w.simplify(&self.frame.bounds).as_const()?).ok()) {
                 Some(w) if w > 0 => out.window = Some(out.window.map_or(w, |old| old.min(w))),
                 _ => out.rest.push(c),
@@ -366,6 +269,16 @@ impl Walk<'_> {
         }
         Ok(out)
     }
+}
+
+/// Operands of the attention.
+struct Parts {
+    q: New,
+    k: New,
+    v: New,
+    mask: Option<New>,
+    bias: Option<New>,
+    causal: Option<Dim>,
 }
 
 /// Where keys or values can be read.

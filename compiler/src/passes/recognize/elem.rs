@@ -11,6 +11,7 @@ use frit_kernels::dim::{Bounds, Dim, Sym, product};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{BinaryOp, Literal, UnaryOp};
 use std::cell::Cell;
+use std::ops::Range;
 
 /// An element of a value.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,22 +87,30 @@ impl<'a> Frame<'a> {
     pub fn axes(&self) -> Vec<Dim> {
         (0..self.extents.len()).map(Dim::axis).collect()
     }
-    /// The same element seen through a reshape. Groups of axes with equal products are converted on their own, so that
-    /// symbolic extents of one group stay out of the others.
-    pub fn reshape(&self, at: &[Dim], from: &[Dim], to: &[Dim]) -> Vec<Dim> {
+    /// Axes of two shapes of one value, paired in the smallest groups with equal products.
+    pub fn groups(&self, from: &[Dim], to: &[Dim]) -> Vec<(Range<usize>, Range<usize>)> {
         let (mut i, mut j, mut out) = (0, 0, Vec::new());
         while i < from.len() || j < to.len() {
             let (a, b) = self.group(&from[i..], &to[j..]);
-            let own = at.get(i..i + a).unwrap_or_default();
-            match (a, b) {
+            out.push((i..i + a, j..j + b));
+            (i, j) = (i + a, j + b);
+        }
+        out
+    }
+    /// The same element seen through a reshape. Groups of axes with equal products are converted on their own, so that
+    /// symbolic extents of one group stay out of the others.
+    pub fn reshape(&self, at: &[Dim], from: &[Dim], to: &[Dim]) -> Vec<Dim> {
+        let mut out = Vec::new();
+        for (i, j) in self.groups(from, to) {
+            let own = at.get(i.clone()).unwrap_or_default();
+            match (i.len(), j.len()) {
                 (1, 1) => out.extend_from_slice(own),
                 (_, 0) => {}
                 _ => {
-                    let linear = coords::linear(own, &from[i..i + a], &self.bounds);
-                    out.extend(coords::delinear(&linear, &to[j..j + b], &self.bounds));
+                    let linear = coords::linear(own, &from[i], &self.bounds);
+                    out.extend(coords::delinear(&linear, &to[j], &self.bounds));
                 }
             }
-            (i, j) = (i + a, j + b);
         }
         out
     }

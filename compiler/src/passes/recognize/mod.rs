@@ -11,6 +11,7 @@ mod lint;
 mod mask;
 mod norm;
 mod rope;
+mod scores;
 mod softmax;
 mod terms;
 

@@ -581,3 +581,111 @@ fn a_mask_that_hides_the_past_is_not_causal() {
     });
     assert!(line.contains("attention{scale=1.0, mask}"), "{line}");
 }
+
+#[test]
+fn sinks() {
+    for (windowed, masked, shifted) in [(false, false, false), (true, true, true), (false, true, true)] {
+        let text = raises(&[("attention", 1)], |k| {
+            let [q, key, v] = qkv(k);
+            let s = scores(k, q, key);
+            let s = k.scale(s, 0.5);
+            let c = causal(k);
+            let mut c = k.reshape(c, "1, 1, S, S");
+            if windowed {
+                let (s, t) = (k.iota("S, 1", 0, "-3"), k.iota("S", 0, "0"));
+                let near = k.bin(BinaryOp::Lt, s, t);
+                c = k.bin(BinaryOp::And, c, near);
+            }
+            if masked {
+                let m = k.flags("mask", "B, 1, 1, S");
+                c = k.bin(BinaryOp::And, c, m);
+            }
+            let bias = added(k, c, LOWEST);
+            let s = k.add(s, bias);
+            let sink = k.x("sink", "4");
+            let sink = k.reshape(sink, "1, 4, 1, 1");
+            let sink = k.expand(sink, "B, 4, S, 1");
+            let mut all = k.concat(&[s, sink], 3);
+            if shifted {
+                let top = k.reduce(frit_kernels::spec::ReduceOp::Max, all, 3, true);
+                all = k.sub(all, top);
+            }
+            let p = k.softmax(all);
+            let p = k.slice(p, 3, "0", "S");
+            k.matmul(p, v)
+        });
+        assert!(text.contains("attention{scale=0.5, causal=1, "), "{text}");
+        assert!(!text.contains("f32[B, 4, S, S"), "{text}");
+    }
+}
+
+#[test]
+fn near_misses_of_sinks() {
+    // the sink stands in front, and a key is left out
+    kept(|k| {
+        let [q, key, v] = qkv(k);
+        let s = scores(k, q, key);
+        let sink = k.x("sink", "B, 4, S, 1");
+        let all = k.concat(&[sink, s], 3);
+        let p = k.softmax(all);
+        let p = k.slice(p, 3, "0", "S");
+        k.matmul(p, v)
+    });
+    // two of them
+    kept(|k| {
+        let [q, key, v] = qkv(k);
+        let s = scores(k, q, key);
+        let sink = k.x("sink", "B, 4, S, 2");
+        let all = k.concat(&[s, sink], 3);
+        let p = k.softmax(all);
+        let p = k.slice(p, 3, "0", "S");
+        k.matmul(p, v)
+    });
+    // its probability is used
+    kept(|k| {
+        let [q, key, v] = qkv(k);
+        let s = scores(k, q, key);
+        let sink = k.x("sink", "B, 4, S, 1");
+        let all = k.concat(&[s, sink], 3);
+        let p = k.softmax(all);
+        let left = k.slice(p, 3, "S", "1");
+        k.out("left", left);
+        let p = k.slice(p, 3, "0", "S");
+        k.matmul(p, v)
+    });
+}
+
+#[test]
+fn a_bias_by_window_of_an_image() {
+    let text = raises(&[("attention", 1)], |k| {
+        let [q, key, v] = ["q", "k", "v"].map(|n| k.x(n, "3*B, 4, 5, 6"));
+        let s = scores(k, q, key);
+        let s = k.scale(s, 0.5);
+        let relative = k.x("relative", "1, 4, 5, 5");
+        let s = k.add(s, relative);
+        let m = k.x("shifted", "1, 3, 1, 5, 5");
+        let s = k.reshape(s, "B, 3, 4, 5, 5");
+        let s = k.add(s, m);
+        let s = k.reshape(s, "3*B, 4, 5, 5");
+        attends(k, s, v)
+    });
+    assert!(text.contains("attention{scale=0.5, bias}"), "{text}");
+}
+
+#[test]
+fn scores_bounded_at_a_hidden_number() {
+    let bounded = |low: f32| {
+        move |k: &mut Kit| {
+            let [q, key, v] = qkv(k);
+            let s = scores(k, q, key);
+            let c = causal(k);
+            let bias = added(k, c, LOWEST);
+            let s = k.add(s, bias);
+            let low = k.f(low);
+            let s = k.bin(BinaryOp::Max, s, low);
+            attends(k, s, v)
+        }
+    };
+    assert!(raised(bounded(LOWEST)).contains("attention{scale=1.0, causal=0}"));
+    kept(bounded(0.0));
+}
