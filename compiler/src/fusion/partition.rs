@@ -216,7 +216,9 @@ impl<'a> Partitioner<'a> {
                 .iter()
                 .all(|m| self.graph.ty(*m).last().as_const().is_some_and(|n| (n as u64).is_multiple_of(hd)));
             let alike = ropes.iter().all(|r| r.0 == *style && r.2 == *head);
-            if whole && heads && alike && hd % 2 == 0 && self.options.fuse_epilogues && self.options.fuse_rope {
+            let rows = group.iter().all(|m| self.reads_weight_rows(*m));
+            let allowed = self.options.fuse_epilogues && self.options.fuse_rope;
+            if whole && heads && alike && rows && hd % 2 == 0 && allowed {
                 return MatMulForm::RotaryPairs { style: *style, head_dim: hd };
             }
         }
@@ -228,6 +230,12 @@ impl<'a> Partitioner<'a> {
             return MatMulForm::Paired;
         }
         MatMulForm::Concat
+    }
+    /// Whether the right side is a weight `[N, K]`, whose rows an invocation may pick freely.
+    fn reads_weight_rows(&self, m: ValueId) -> bool {
+        let right = self.graph.operands(m).get(1).map(|w| self.graph.op(*w));
+        let rows = matches!(self.graph.op(m), Op::MatMul { b_transposed: true });
+        rows && matches!(right, Some(Op::Weight(_)))
     }
     fn only_user(&self, v: ValueId) -> Option<ValueId> {
         match (self.users(v), self.graph.is_output(v)) {
