@@ -58,9 +58,6 @@ fn check(launch: &Launch<'_>, options: &Options, program: &op::Program) -> Resul
     if threads == 0 || threads > 1024 {
         return fail(format!("{threads} threads in a workgroup"));
     }
-    if launch.grid.contains(&0) {
-        return fail(format!("empty grid {:?}", launch.grid));
-    }
     if !matches!(options.subgroup_size, 4 | 8 | 16 | 32) {
         return fail(format!("subgroups of {}", options.subgroup_size));
     }
