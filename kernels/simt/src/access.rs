@@ -339,4 +339,3 @@ fn conflicts(p: &Places, size: u32) -> u64 {
     }
     total
 }
-

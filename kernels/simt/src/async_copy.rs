@@ -40,14 +40,7 @@ impl Copies {
 }
 
 impl Machine<'_> {
-    pub(crate) fn async_copy(
-        &mut self,
-        w: &Warp,
-        (to, source): (Addr, Addr),
-        bytes: u8,
-        from: Option<Reg>,
-        mask: u32,
-    ) {
+    pub(crate) fn async_copy(&mut self, w: &Warp, (to, source): (Addr, Addr), bytes: u8, from: Option<Reg>, mask: u32) {
         let size = u32::from(bytes);
         let first = w.index * LANES as u32;
         let kept = from.map_or([size; LANES], |r| *w.row(r));

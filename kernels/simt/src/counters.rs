@@ -36,8 +36,19 @@ pub enum Class {
 
 /// Names of the classes, in order.
 pub(crate) const CLASSES: [&str; 13] = [
-    "move", "integer", "float", "function", "convert", "load", "store", "atomic", "branch", "barrier", "collective",
-    "matrix", "async",
+    "move",
+    "integer",
+    "float",
+    "function",
+    "convert",
+    "load",
+    "store",
+    "atomic",
+    "branch",
+    "barrier",
+    "collective",
+    "matrix",
+    "async",
 ];
 
 /// What a launch cost. All figures are exact and the same in every run.

@@ -24,6 +24,7 @@ mod math;
 mod memory;
 mod mma;
 mod op;
+mod ptx;
 mod report;
 mod shadow;
 mod wgsl;
@@ -43,7 +44,7 @@ pub use report::{Address, Thread, Violation, ViolationKind};
 pub fn run(launch: &Launch<'_>, options: &Options) -> Result<Outcome, Error> {
     let program = match launch.language {
         Language::Wgsl => wgsl::lower(launch, options)?,
-        Language::Ptx => return Err(Error::Unsupported { kernel: launch.kernel.to_owned(), line: 1, what: "PTX".into() }),
+        Language::Ptx => ptx::lower(launch)?,
     };
     check(launch, options, &program)?;
     Ok(machine::Machine::new(&program, launch, options).run(launch))
@@ -66,13 +67,6 @@ fn check(launch: &Launch<'_>, options: &Options, program: &op::Program) -> Resul
             && launch.arguments.get(a).is_none()
         {
             return fail(format!("no argument {a} for `{}`", s.name));
-        }
-    }
-    for (_, a, offset) in &program.parameters {
-        match launch.arguments.get(*a) {
-            Some(Argument::Bytes(b)) if b.len() >= *offset as usize + 1 => {}
-            Some(Argument::Bytes(b)) => return fail(format!("argument {a} has {} bytes, {offset} is read", b.len())),
-            _ => return fail(format!("argument {a} is no value")),
         }
     }
     Ok(())

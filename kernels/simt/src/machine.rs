@@ -61,9 +61,8 @@ pub(crate) struct Machine<'p> {
 
 impl<'p> Machine<'p> {
     pub(crate) fn new(program: &'p Program, launch: &Launch<'_>, options: &Options) -> Self {
-        let place = |origin: crate::op::Origin| {
-            program.segments.iter().position(|s| s.origin == origin).map(|i| i as u32)
-        };
+        let place =
+            |origin: crate::op::Origin| program.segments.iter().position(|s| s.origin == origin).map(|i| i as u32);
         Machine {
             program,
             memory: Memory::new(program, launch, options.zeroed_workgroup_memory),
@@ -257,6 +256,9 @@ impl<'p> Machine<'p> {
             }
             let mut mask = w.mask;
             if let Some((r, negated)) = inst.guard {
+                if program.track_registers {
+                    self.check_guard(w, r);
+                }
                 let holds = lanes_of(&w.regs[r as usize]);
                 mask &= if negated { !holds } else { holds };
             }
@@ -327,9 +329,23 @@ impl<'p> Machine<'p> {
         }
     }
 
+    fn check_guard(&mut self, w: &mut Warp, r: Reg) {
+        let mask = w.mask;
+        if let Some(missing) = w.defined.get_mut(r as usize).map(|d| mask & !std::mem::replace(d, *d | mask))
+            && missing != 0
+        {
+            self.violate(w, missing, ViolationKind::UninitialisedRegister, None);
+        }
+    }
+
     /// Reports reads of registers that were never written, once each.
     fn check_defined(&mut self, w: &mut Warp, inst: &crate::op::Inst, mask: u32) {
-        if !self.program.track_registers || matches!(inst.op, Op::Mov { .. } | Op::Sel { .. }) {
+        if !self.program.track_registers || matches!(inst.op, Op::Mov { .. }) {
+            return;
+        }
+        // Moves and selections pass on what is not defined; only the choice itself must be.
+        if let Op::Sel { c, .. } = inst.op {
+            self.check_guard(w, c);
             return;
         }
         let mut missing = 0;

@@ -136,9 +136,9 @@ impl Result {
 pub(crate) fn un_form(op: Un) -> (Result, Result) {
     use Un::*;
     match op {
-        Neg | Abs | Floor | Ceil | RoundEven | Trunc | Fract | Sign | Saturate | SqrtExact | RcpExact | Sqrt | Rsqrt
-        | Rcp | Exp | Exp2 | Log | Log2 | Sin | Cos | Tanh | Tan | Asin | Acos | Atan | Sinh | Cosh | Asinh | Acosh
-        | Atanh | FToTf32 => (Result::F, Result::F),
+        Neg | Abs | Floor | Ceil | RoundEven | Trunc | Fract | Sign | Saturate | SqrtExact | RcpExact | Sqrt
+        | Rsqrt | Rcp | Exp | Exp2 | Log | Log2 | Sin | Cos | Tanh | Tan | Asin | Acos | Atan | Sinh | Cosh | Asinh
+        | Acosh | Atanh | FToTf32 => (Result::F, Result::F),
         HalfToF => (Result::F, Result::Half),
         FToHalf | FToHalfZero => (Result::Half, Result::F),
         NegH2 | AbsH2 | Exp2H2 | TanhH2 => (Result::Half2, Result::Half2),
@@ -378,16 +378,14 @@ impl Arith {
             MadI => zip3(a, b, c, |x, y, z| x.wrapping_mul(y).wrapping_add(z)),
             MadHiS => zip3(a, b, c, |x, y, z| (((s(x) * s(y)) >> 32) as u32).wrapping_add(z)),
             MadHiU => zip3(a, b, c, |x, y, z| ((u64::from(x) * u64::from(y) >> 32) as u32).wrapping_add(z)),
-            DotS | ByteDotS => zip3(a, b, c, |x, y, z| dot(x, y, z, true, true)),
-            DotU | ByteDotU => zip3(a, b, c, |x, y, z| dot(x, y, z, false, false)),
+            DotS => zip3(a, b, c, |x, y, z| dot(x, y, z, true, true)),
+            DotU => zip3(a, b, c, |x, y, z| dot(x, y, z, false, false)),
             DotSU => zip3(a, b, c, |x, y, z| dot(x, y, z, true, false)),
             DotUS => zip3(a, b, c, |x, y, z| dot(x, y, z, false, true)),
             Prmt => zip3(a, b, c, permute),
             BfeU => zip3(a, b, c, |x, p, n| field(x, p, n, false)),
             BfeS => zip3(a, b, c, |x, p, n| field(x, p, n, true)),
-            FunnelLeft => zip3(a, b, c, |lo, hi, n| {
-                ((u64::from(hi) << 32 | u64::from(lo)) << n.min(32) >> 32) as u32
-            }),
+            FunnelLeft => zip3(a, b, c, |lo, hi, n| ((u64::from(hi) << 32 | u64::from(lo)) << n.min(32) >> 32) as u32),
             FunnelRight => zip3(a, b, c, |lo, hi, n| ((u64::from(hi) << 32 | u64::from(lo)) >> n.min(32)) as u32),
             SadU => zip3(a, b, c, |x, y, z| x.abs_diff(y).wrapping_add(z)),
         }
@@ -439,7 +437,6 @@ pub(crate) fn wide_op(op: Wide, a: (&Row, &Row), b: (&Row, &Row), c: (&Row, &Row
             MinU => x.min(y),
             MaxS => (x as i64).max(y as i64) as u64,
             MaxU => x.max(y),
-            Mov => x,
             Not => !x,
             Neg => x.wrapping_neg(),
             Shl => x.checked_shl(b).unwrap_or(0),

@@ -75,7 +75,11 @@ impl Memory {
             };
             memory.segments.push(match s.origin {
                 Origin::Argument(a) => argument(launch.arguments.get(a), s.writable),
-                Origin::Workgroup => fresh(Kind::Shared, (s.bytes as usize).div_ceil(4), zeroed),
+                Origin::Workgroup => {
+                    let mut shared = fresh(Kind::Shared, (s.bytes as usize).div_ceil(4), zeroed);
+                    shared.forbid(&s.holes);
+                    shared
+                }
                 Origin::Local => fresh(Kind::Local, (s.bytes as usize).div_ceil(4) * threads, false),
             });
         }
@@ -89,7 +93,7 @@ impl Memory {
     pub(crate) fn zero_shared(&mut self) {
         for s in self.segments.iter_mut().filter(|s| s.kind == Kind::Shared) {
             s.words.fill(0);
-            s.shadow.fill(Cell::new(true, true, true));
+            s.shadow.iter_mut().for_each(Cell::zero);
             s.parts.clear();
         }
     }
@@ -104,7 +108,9 @@ impl Memory {
 
 fn argument(a: Option<&Argument>, writable: bool) -> Segment {
     let (name, bytes, initialised, allowed, regions) = match a {
-        Some(Argument::Buffer(b)) => (b.name.clone(), b.bytes.as_slice(), b.initialised, b.writable, b.regions.as_slice()),
+        Some(Argument::Buffer(b)) => {
+            (b.name.clone(), b.bytes.as_slice(), b.initialised, b.writable, b.regions.as_slice())
+        }
         Some(Argument::Bytes(b)) => ("uniform".to_owned(), b.as_slice(), true, false, &[] as &[_]),
         None => (String::new(), &[] as &[u8], true, false, &[] as &[_]),
     };
@@ -136,6 +142,13 @@ fn argument(a: Option<&Argument>, writable: bool) -> Segment {
 }
 
 impl Segment {
+    fn forbid(&mut self, holes: &[(u32, u32)]) {
+        for (start, end) in holes {
+            if let Some(cells) = self.shadow.get_mut(start.div_ceil(4) as usize..*end as usize / 4) {
+                cells.fill(Cell::new(false, false, false));
+            }
+        }
+    }
     /// Checks a read of `size` aligned bytes at `offset`.
     #[inline]
     pub(crate) fn check_read(

@@ -52,7 +52,7 @@ pub(crate) enum Bin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[rustfmt::skip]
 pub(crate) enum Tri {
-    Fma, FmaH2, FmaB2, MadI, MadHiS, MadHiU, DotS, DotU, DotSU, DotUS, ByteDotS, ByteDotU,
+    Fma, FmaH2, FmaB2, MadI, MadHiS, MadHiU, DotS, DotU, DotSU, DotUS,
     /// Byte permutation: two words and the selector.
     Prmt, BfeS, BfeU, FunnelLeft, FunnelRight, SadU,
 }
@@ -61,7 +61,7 @@ pub(crate) enum Tri {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[rustfmt::skip]
 pub(crate) enum Wide {
-    Add, Sub, Mul, DivU, RemU, DivS, RemS, And, Or, Xor, MinS, MinU, MaxS, MaxU, Mov, Not, Neg,
+    Add, Sub, Mul, DivU, RemU, DivS, RemS, And, Or, Xor, MinS, MinU, MaxS, MaxU, Not, Neg,
     /// The amount is a single row.
     Shl, ShrS, ShrU,
     /// Operands are single rows.
@@ -241,44 +241,142 @@ pub(crate) struct Mma {
 /// One operation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Op {
-    Mov { d: Reg, a: Reg },
-    Special { d: Reg, s: Special },
-    Un { op: Un, d: Reg, a: Reg },
-    Bin { op: Bin, d: Reg, a: Reg, b: Reg },
-    Tri { op: Tri, d: Reg, a: Reg, b: Reg, c: Reg },
-    Wide { op: Wide, d: Reg, a: Reg, b: Reg, c: Reg },
-    Cmp { rel: Rel, num: Num, d: Reg, a: Reg, b: Reg },
+    Mov {
+        d: Reg,
+        a: Reg,
+    },
+    Special {
+        d: Reg,
+        s: Special,
+    },
+    Un {
+        op: Un,
+        d: Reg,
+        a: Reg,
+    },
+    Bin {
+        op: Bin,
+        d: Reg,
+        a: Reg,
+        b: Reg,
+    },
+    Tri {
+        op: Tri,
+        d: Reg,
+        a: Reg,
+        b: Reg,
+        c: Reg,
+    },
+    Wide {
+        op: Wide,
+        d: Reg,
+        a: Reg,
+        b: Reg,
+        c: Reg,
+    },
+    Cmp {
+        rel: Rel,
+        num: Num,
+        d: Reg,
+        a: Reg,
+        b: Reg,
+    },
     /// `c != 0 ? a : b`
-    Sel { d: Reg, c: Reg, a: Reg, b: Reg },
+    Sel {
+        d: Reg,
+        c: Reg,
+        a: Reg,
+        b: Reg,
+    },
     /// `d = base[index * stride + part]`, a row chosen by each lane; `index < len`.
-    Pick { d: Reg, base: Reg, index: Reg, stride: u32, len: u32 },
+    Pick {
+        d: Reg,
+        base: Reg,
+        index: Reg,
+        stride: u32,
+        len: u32,
+    },
     /// `base[index * stride] = a`.
-    Put { base: Reg, index: Reg, stride: u32, len: u32, a: Reg },
+    Put {
+        base: Reg,
+        index: Reg,
+        stride: u32,
+        len: u32,
+        a: Reg,
+    },
     /// Reports an index that is not below `len`, and makes it 0.
-    Bound { d: Reg, index: Reg, len: Reg },
+    Bound {
+        d: Reg,
+        index: Reg,
+        len: Reg,
+    },
     /// Length of a segment: `(bytes - before) / stride`.
-    Length { d: Reg, segment: u32, before: u32, stride: u32 },
+    Length {
+        d: Reg,
+        segment: u32,
+        before: u32,
+        stride: u32,
+    },
     Load(Access),
     Store(Access),
     Atomic(Atomic),
-    Shuffle { mode: Shuffle, d: Reg, a: Reg, b: Reg, width: u8, clamp: Option<Reg>, valid: Option<Reg>, members: Option<Reg> },
-    Reduce { op: Reduce, scan: Scan, d: Reg, a: Reg, width: u8, members: Option<Reg> },
+    Shuffle {
+        mode: Shuffle,
+        d: Reg,
+        a: Reg,
+        b: Reg,
+        width: u8,
+        clamp: Option<Reg>,
+        valid: Option<Reg>,
+        members: Option<Reg>,
+    },
+    Reduce {
+        op: Reduce,
+        scan: Scan,
+        d: Reg,
+        a: Reg,
+        width: u8,
+        members: Option<Reg>,
+    },
     /// Jumps where `cond` (or its negation) holds.
-    Bra { target: u32, cond: Option<(Reg, bool)> },
+    Bra {
+        target: u32,
+        cond: Option<(Reg, bool)>,
+    },
     /// All threads of the workgroup meet; which memories are ordered.
-    Barrier { id: u8, shared: bool, global: bool },
+    Barrier {
+        id: u8,
+        shared: bool,
+        global: bool,
+    },
     /// The lanes of a warp meet, with memory order among them.
-    WarpBarrier { members: Option<Reg> },
+    WarpBarrier {
+        members: Option<Reg>,
+    },
     /// Orders nothing the checks rely on.
     Fence,
     Exit,
-    Ldmatrix { reg: Reg, addr: Reg, long: bool, imm: i64, tiles: u8, transposed: bool },
+    Ldmatrix {
+        reg: Reg,
+        addr: Reg,
+        long: bool,
+        imm: i64,
+        tiles: u8,
+        transposed: bool,
+    },
     Mma(Mma),
     /// Copies `bytes` from global to shared memory; the part from `from` bytes on is zero.
-    AsyncCopy { to: Addr, source: Addr, bytes: u8, from: Option<Reg> },
+    AsyncCopy {
+        to: Addr,
+        source: Addr,
+        bytes: u8,
+        from: Option<Reg>,
+    },
     AsyncCommit,
     /// Waits until at most so many groups are pending; `u32::MAX` waits for copies not in a group as well.
-    AsyncWait { pending: u32 },
+    AsyncWait {
+        pending: u32,
+    },
 }
 
 /// An operation with its place in the text.
@@ -312,6 +410,8 @@ pub(crate) struct Segment {
     /// Size in bytes of workgroup memory, and of one thread's local memory.
     pub bytes: u32,
     pub writable: bool,
+    /// Byte ranges of workgroup memory that belong to no variable.
+    pub holes: Vec<(u32, u32)>,
 }
 
 /// A kernel in micro-operations.
@@ -343,7 +443,7 @@ impl Program {
         if let Some((r, _)) = inst.guard {
             f(r);
         }
-        let mut addr = |a: &Addr, f: &mut dyn FnMut(Reg)| match a {
+        let addr = |a: &Addr, f: &mut dyn FnMut(Reg)| match a {
             Addr::In { index, .. } => index.iter().for_each(|r| f(*r)),
             Addr::Short { base, .. } => f(*base),
             Addr::Long { base, .. } => [*base, *base + 1].into_iter().for_each(f),
@@ -358,7 +458,7 @@ impl Program {
                     Wide::MulS | Wide::MulU | Wide::Pack => [*a, *b].into_iter().for_each(f),
                     Wide::FromS | Wide::FromU => f(*a),
                     Wide::MadS | Wide::MadU => [*a, *b, *c, *c + 1].into_iter().for_each(f),
-                    Wide::Mov | Wide::Not | Wide::Neg => pair(*a).into_iter().for_each(f),
+                    Wide::Not | Wide::Neg => pair(*a).into_iter().for_each(f),
                     Wide::Shl | Wide::ShrS | Wide::ShrU => [*a, *a + 1, *b].into_iter().for_each(f),
                     Wide::Mad => [*a, *b, *c].into_iter().flat_map(pair).for_each(f),
                     _ => [*a, *b].into_iter().flat_map(pair).for_each(f),

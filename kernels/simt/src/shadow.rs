@@ -116,6 +116,10 @@ impl Cell {
         }
         Cell { write, read: 0 }
     }
+    /// Forgets everything but what never changes; the word counts as written before the launch.
+    pub(crate) fn zero(&mut self) {
+        *self = Cell { write: self.write & (NO_READ | NO_WRITE) | INIT, read: 0 };
+    }
     pub(crate) fn is_split(self) -> bool {
         self.write & SPLIT != 0
     }
@@ -189,11 +193,8 @@ impl Cell {
                 fault = Some(ViolationKind::Race { other: other.or(Some(o.thread)), write_write: false });
             }
         }
-        self.write = u64::from(o.now)
-            | u64::from(o.thread) << THREAD
-            | INIT
-            | (w & STATIC)
-            | if atomic { ATOMIC } else { 0 };
+        self.write =
+            u64::from(o.now) | u64::from(o.thread) << THREAD | INIT | (w & STATIC) | if atomic { ATOMIC } else { 0 };
         fault
     }
 }

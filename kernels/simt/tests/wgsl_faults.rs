@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{floats, Run};
+use common::{Run, floats};
 use frit_simt::ViolationKind as V;
 
 const HEAD: &str = "
@@ -52,7 +52,8 @@ fn lockstep_does_not_hide_a_race_within_a_warp() {
 
 #[test]
 fn a_write_behind_anothers_read_is_a_race() {
-    let body = "tile[i] = x[i]; workgroupBarrier(); let v = tile[63u - i]; tile[i] = v; workgroupBarrier(); y[i] = tile[i];";
+    let body =
+        "tile[i] = x[i]; workgroupBarrier(); let v = tile[63u - i]; tile[i] = v; workgroupBarrier(); y[i] = tile[i];";
     let out = kernel(body).run();
     let races = out.violations.iter().filter(|v| matches!(v.kind, V::Race { write_write: false, .. }));
     assert_eq!(races.map(|v| (v.thread.local[0], v.count)).collect::<Vec<_>>(), [(32, 32), (32, 32)]);

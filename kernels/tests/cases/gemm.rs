@@ -235,4 +235,3 @@ pub fn rows_named_by_data(check: &dyn Fn(&Case)) {
     case.data[0] = Random::new(4).ints(12, 7);
     check(&case);
 }
-

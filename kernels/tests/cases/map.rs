@@ -206,4 +206,3 @@ pub fn index_arithmetic_with_floors_and_bounds(check: &dyn Fn(&Case)) {
     let data = vec![r.ints(420, 9), r.ints(420, 9), r.floats(420)];
     check(&Case::new(s.done(), &[("S", 7)], data));
 }
-

@@ -61,8 +61,11 @@ impl Layout {
             let padded = buffer.len().next_multiple_of(4);
             buffer.resize(padded, FILL);
         }
-        let mut record: Vec<u32> =
-            place.iter().zip(&spec.args).map(|((_, o), a)| if a.space == Space::Weight { 0 } else { *o as u32 }).collect();
+        let mut record: Vec<u32> = place
+            .iter()
+            .zip(&spec.args)
+            .map(|((_, o), a)| if a.space == Space::Weight { 0 } else { *o as u32 })
+            .collect();
         record.resize(record.len().div_ceil(4).max(1) * 4, 0);
         let mut sizes = vec![0u32; 16];
         for z in &spec.sizes {

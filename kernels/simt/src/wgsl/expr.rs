@@ -3,7 +3,9 @@
 use super::place::{Place, Root, Value};
 use super::{Frame, Lower, Lowered};
 use crate::op::{Bin, Num, Op, Reg, Rel, Tri, Un};
-use naga::{BinaryOperator as B, Expression, Handle, Literal, RelationalFunction, ScalarKind, TypeInner, UnaryOperator};
+use naga::{
+    BinaryOperator as B, Expression, Handle, Literal, RelationalFunction, ScalarKind, TypeInner, UnaryOperator,
+};
 
 impl<'m> Lower<'m> {
     /// The value of an expression: computed before, or a constant.
@@ -169,9 +171,7 @@ impl<'m> Lower<'m> {
                     RelationalFunction::Any => Value::Rows(vec![self.fold(Bin::Or, &rows)]),
                 }
             }
-            Expression::Math { fun, arg, arg1, arg2, arg3 } => {
-                self.math(f, *fun, *arg, [*arg1, *arg2, *arg3])?
-            }
+            Expression::Math { fun, arg, arg1, arg2, arg3 } => self.math(f, *fun, *arg, [*arg1, *arg2, *arg3])?,
             Expression::As { expr, kind, convert } => self.convert(f, *expr, *kind, *convert)?,
             Expression::ArrayLength(array) => {
                 let place = self.place(f, *array)?;
@@ -214,7 +214,13 @@ impl<'m> Lower<'m> {
         Ok(self.each(part as usize, |d, i| Op::Pick { d, base: first + i as u32, index, stride: part, len }))
     }
 
-    fn binary(&mut self, f: &mut Frame<'m>, op: B, left: Handle<Expression>, right: Handle<Expression>) -> Lowered<Value> {
+    fn binary(
+        &mut self,
+        f: &mut Frame<'m>,
+        op: B,
+        left: Handle<Expression>,
+        right: Handle<Expression>,
+    ) -> Lowered<Value> {
         let kind = self.scalar_kind(f, left)?;
         let (a, b) = (self.rows(f, left)?, self.rows(f, right)?);
         let n = a.len().max(b.len());
@@ -230,7 +236,13 @@ impl<'m> Lower<'m> {
             _ => None,
         };
         if let Some(rel) = rel {
-            let num = if float { Num::F } else if signed { Num::S } else { Num::U };
+            let num = if float {
+                Num::F
+            } else if signed {
+                Num::S
+            } else {
+                Num::U
+            };
             return Ok(self.each(n, |d, i| Op::Cmp { rel, num, d, a: at(&a, i), b: at(&b, i) }));
         }
         if self.options.contract && float && matches!(op, B::Add | B::Subtract) {
@@ -288,14 +300,12 @@ impl<'m> Lower<'m> {
         let (x, y, z) = (self.rows(f, x)?, self.rows(f, y)?, self.rows(f, other)?);
         let n = x.len().max(y.len()).max(z.len());
         let at = |rows: &[Reg], i: usize| if rows.len() == 1 { rows[0] } else { rows[i] };
-        let negated = |lower: &mut Self, rows: &[Reg]| match lower.each(rows.len(), |d, i| Op::Un {
-            op: Un::Neg,
-            d,
-            a: rows[i],
-        }) {
-            Value::Rows(r) => r,
-            Value::Place(_) => Vec::new(),
-        };
+        let negated =
+            |lower: &mut Self, rows: &[Reg]| match lower.each(rows.len(), |d, i| Op::Un { op: Un::Neg, d, a: rows[i] })
+            {
+                Value::Rows(r) => r,
+                Value::Place(_) => Vec::new(),
+            };
         let (x, z) = match (op, product_left) {
             (B::Subtract, true) => (x, negated(self, &z)),
             (B::Subtract, false) => (negated(self, &x), z),
@@ -323,7 +333,13 @@ impl<'m> Lower<'m> {
             (ScalarKind::Sint | ScalarKind::Uint, ScalarKind::Bool) => Un::NotZero,
             (ScalarKind::Float, ScalarKind::Bool) => {
                 let zero = self.constant(0);
-                return Ok(self.each(rows.len(), |d, i| Op::Cmp { rel: Rel::Neu, num: Num::F, d, a: rows[i], b: zero }));
+                return Ok(self.each(rows.len(), |d, i| Op::Cmp {
+                    rel: Rel::Neu,
+                    num: Num::F,
+                    d,
+                    a: rows[i],
+                    b: zero,
+                }));
             }
             _ => return Ok(Value::Rows(rows)),
         };

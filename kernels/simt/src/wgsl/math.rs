@@ -23,7 +23,15 @@ impl<'m> Lower<'m> {
         if let Some(op) = unary(fun, kind) {
             return Ok(self.each(a.len(), |d, i| Op::Un { op, d, a: a[i] }));
         }
-        let choose = |f: Bin, s: Bin, u: Bin| if float { f } else if signed { s } else { u };
+        let choose = |f: Bin, s: Bin, u: Bin| {
+            if float {
+                f
+            } else if signed {
+                s
+            } else {
+                u
+            }
+        };
         let (min, max) = (choose(Bin::Min, Bin::MinS, Bin::MinU), choose(Bin::Max, Bin::MaxS, Bin::MaxU));
         let simple = match fun {
             F::Min => Some(min),
@@ -78,7 +86,8 @@ impl<'m> Lower<'m> {
             }
             F::Unpack4xI8 | F::Unpack4xU8 => {
                 let shifts = [0, 8, 16, 24].map(|s| self.constant(s));
-                let Value::Rows(parts) = self.each(4, |d, i| Op::Bin { op: Bin::ShrU, d, a: a[0], b: shifts[i] }) else {
+                let Value::Rows(parts) = self.each(4, |d, i| Op::Bin { op: Bin::ShrU, d, a: a[0], b: shifts[i] })
+                else {
                     return Err(self.unsupported("unpack4x8"));
                 };
                 let byte = self.constant(255);

@@ -84,7 +84,12 @@ pub(crate) fn lower(launch: &Launch<'_>, options: &Options) -> Lowered<Program> 
         kernel: launch.kernel,
         lines: starts.collect(),
         options,
-        program: Program { workgroup: entry.workgroup_size, one_place_barriers: true, wgsl: true, ..Program::default() },
+        program: Program {
+            workgroup: entry.workgroup_size,
+            one_place_barriers: true,
+            wgsl: true,
+            ..Program::default()
+        },
         constants: FxHashMap::default(),
         globals: FxHashMap::default(),
         line: 1,
@@ -168,7 +173,7 @@ impl<'m> Lower<'m> {
                 _ => return Err(self.unsupported(format!("the address space of `{name}`"))),
             };
             let segment = self.program.segments.len() as u32;
-            self.program.segments.push(Segment { name, origin, bytes, writable });
+            self.program.segments.push(Segment { name, origin, bytes, writable, holes: Vec::new() });
             self.globals.insert(handle, Root::Segment(segment));
         }
         Ok(())
