@@ -8,24 +8,24 @@ mod support;
 
 mod launch;
 
-use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates::render;
+use frit_simt::Options;
 use support::{Case, compare, eval};
 
 for_each_case!(crate::check);
 
-/// Runs a case as both tiers have it.
+/// Runs a case as every target has it.
 fn check(case: &Case) {
     case.spec.verify().unwrap();
     let want = eval::evaluate(case);
-    for tier in [Tier::Cpu, Tier::Gpu] {
-        let r = render(&case.spec, &Capabilities::webgpu(tier)).unwrap();
-        let (outcome, args) = launch::run(case, &r, &frit_simt::Options::default());
-        let name = &case.spec.name;
+    for caps in launch::targets() {
+        let r = render(&case.spec, &caps).unwrap();
+        let (outcome, args) = launch::run(case, &r, &Options::default());
         launch::clean(&outcome, &r);
         assert!(outcome.completed);
         for (i, a) in case.spec.args.iter().enumerate().filter(|(_, a)| a.written) {
-            compare(&format!("{name} {tier:?} `{}`", a.name), &want[i], &args[i], case.tolerance, &r);
+            let what = format!("{} {:?} `{}`", case.spec.name, caps.tier, a.name);
+            compare(&what, &want[i], &args[i], case.tolerance, &r);
         }
     }
 }

@@ -6,8 +6,24 @@ use crate::support::blocks::{Data, words};
 use crate::support::layout::{Layout, bytes};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::Space;
+use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates::Rendered;
 use frit_simt::{Argument, Buffer, Language, Launch, Options, Outcome, Region, run as execute};
+
+/// The targets whose kernels are executed here.
+pub fn targets() -> Vec<Capabilities> {
+    vec![Capabilities::webgpu(Tier::Cpu), Capabilities::webgpu(Tier::Gpu)]
+}
+
+/// The text of a kernel.
+pub fn text(r: &Rendered) -> &str {
+    &r.wgsl
+}
+
+/// A kernel with another text.
+pub fn with_text(r: &Rendered, text: String) -> Rendered {
+    Rendered { wgsl: text, ..r.clone() }
+}
 
 /// Runs a case; the outcome, and the numbers of every written argument.
 pub fn run(case: &Case, r: &Rendered, options: &Options) -> (Outcome, Vec<Vec<f64>>) {
@@ -46,7 +62,7 @@ pub fn run(case: &Case, r: &Rendered, options: &Options) -> (Outcome, Vec<Vec<f6
     arguments.push(Argument::Bytes(bytes(&layout.sizes)));
     let launch = Launch {
         kernel: &spec.name,
-        text: &r.wgsl,
+        text: text(r),
         language: Language::Wgsl,
         entry: Some("main"),
         workgroup: r.workgroup,
@@ -54,7 +70,7 @@ pub fn run(case: &Case, r: &Rendered, options: &Options) -> (Outcome, Vec<Vec<f6
         arguments,
         dynamic_shared_bytes: 0,
     };
-    let outcome = execute(&launch, options).unwrap_or_else(|e| panic!("{e}\n{}", r.wgsl));
+    let outcome = execute(&launch, options).unwrap_or_else(|e| panic!("{e}\n{}", text(r)));
     let numbers = spec.args.iter().zip(&layout.place).zip(&case.data).map(|((a, (at, start)), d)| {
         let len = match d {
             Data::F32(v) => v.len(),
@@ -76,7 +92,7 @@ pub fn run(case: &Case, r: &Rendered, options: &Options) -> (Outcome, Vec<Vec<f6
 /// Fails on any violation.
 pub fn clean(outcome: &Outcome, r: &Rendered) {
     let all: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
-    assert!(all.is_empty(), "{}\n{}", all.join("\n"), numbered(&r.wgsl));
+    assert!(all.is_empty(), "{}\n{}", all.join("\n"), numbered(text(r)));
 }
 
 /// A text with line numbers.
