@@ -61,6 +61,9 @@ impl Run {
     pub fn output(self, elements: usize) -> Run {
         self.argument(Argument::Buffer(Buffer::output("y", 4 * elements)))
     }
+    pub fn output_half(self, elements: usize) -> Run {
+        self.argument(Argument::Buffer(Buffer::output("y", 2 * elements)))
+    }
     pub fn value(self, v: u32) -> Run {
         self.argument(Argument::Bytes(v.to_le_bytes().to_vec()))
     }
