@@ -119,7 +119,8 @@ fn fused(a: &Row, b: &Row, c: &Row) -> Row {
         let sum = f64::from(f(a[i])) * f64::from(f(b[i])) + f64::from(f(c[i]));
         d[i] = (sum as f32).to_bits();
         let bits = sum.to_bits();
-        odd |= u32::from(bits & 0x1fff_ffff == 0x1000_0000) | u32::from(bits << 1 < 0x381 << 53) & u32::from(bits << 1 != 0);
+        odd |= u32::from(bits & 0x1fff_ffff == 0x1000_0000)
+            | u32::from(bits << 1 < 0x381 << 53) & u32::from(bits << 1 != 0);
     }
     if odd != 0 {
         return zip3(a, b, c, |x, y, z| f(x).mul_add(f(y), f(z)).to_bits());
@@ -552,7 +553,11 @@ mod tests {
             let d = fused(&a, &b, &c);
             for i in 0..LANES {
                 let want = f(a[i]).mul_add(f(b[i]), f(c[i]));
-                assert!(f(d[i]).to_bits() == want.to_bits() || want.is_nan() && f(d[i]).is_nan(), "{:x?}", (a[i], b[i], c[i]));
+                assert!(
+                    f(d[i]).to_bits() == want.to_bits() || want.is_nan() && f(d[i]).is_nan(),
+                    "{:x?}",
+                    (a[i], b[i], c[i])
+                );
             }
         }
     }

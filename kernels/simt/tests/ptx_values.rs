@@ -95,9 +95,10 @@ fn integers() {
     check_int("shl.b32 %d, %a, %b;", |a, b, _| if b > 31 { 0 } else { a << b });
     check_int("shr.s32 %d, %a, %b;", |a, b, _| (s(a) >> b.min(31)) as u32);
     check_int("shr.u32 %d, %a, 9;", |a, _, _| a >> 9);
-    check_int("popc.b32 %r1, %a; clz.b32 %r2, %a; brev.b32 %r3, %b; add.u32 %d, %r1, %r2; xor.b32 %d, %d, %r3;", |a, b, _| {
-        (a.count_ones() + a.leading_zeros()) ^ b.reverse_bits()
-    });
+    check_int(
+        "popc.b32 %r1, %a; clz.b32 %r2, %a; brev.b32 %r3, %b; add.u32 %d, %r1, %r2; xor.b32 %d, %d, %r3;",
+        |a, b, _| (a.count_ones() + a.leading_zeros()) ^ b.reverse_bits(),
+    );
     check_int("bfe.u32 %d, %a, 5, 11;", |a, _, _| a >> 5 & 0x7ff);
     check_int("bfe.s32 %d, %a, 20, 8;", |a, _, _| (s(a << 4) >> 24) as u32);
     check_int("bfi.b32 %d, %a, %b, 4, 12;", |a, b, _| a << 4 & 0xfff0 | b & !0xfff0);
@@ -132,7 +133,9 @@ fn wide_integers() {
     };
     check("mul.wide.s32 %rd3, %a, %b;", &|a, b| (l(a) * l(b)) as u64);
     check("mul.wide.u32 %rd3, %a, %b;", &|a, b| u64::from(a) * u64::from(b));
-    check("cvt.s64.s32 %rd1, %a; cvt.u64.u32 %rd2, %b; add.s64 %rd3, %rd1, %rd2;", &|a, b| (l(a) + i64::from(b)) as u64);
+    check("cvt.s64.s32 %rd1, %a; cvt.u64.u32 %rd2, %b; add.s64 %rd3, %rd1, %rd2;", &|a, b| {
+        (l(a) + i64::from(b)) as u64
+    });
     check("mov.b64 %rd1, {%a, %b}; mul.lo.u64 %rd3, %rd1, 12345678901;", &|a, b| {
         (u64::from(b) << 32 | u64::from(a)).wrapping_mul(12_345_678_901)
     });
@@ -146,10 +149,13 @@ fn wide_integers() {
     check("mov.b64 %rd1, {%a, %b}; shr.s64 %rd3, %rd1, 40;", &|a, b| {
         ((u64::from(b) << 32 | u64::from(a)) as i64 >> 40) as u64
     });
-    check_int("mov.b64 %rd1, {%a, %b}; mov.b64 %rd2, {%b, %a}; setp.lt.s64 %p1, %rd1, %rd2; selp.u32 %d, 1, 0, %p1;", |a, b, _| {
-        let join = |a: u32, b: u32| (u64::from(b) << 32 | u64::from(a)) as i64;
-        u32::from(join(a, b) < join(b, a))
-    });
+    check_int(
+        "mov.b64 %rd1, {%a, %b}; mov.b64 %rd2, {%b, %a}; setp.lt.s64 %p1, %rd1, %rd2; selp.u32 %d, 1, 0, %p1;",
+        |a, b, _| {
+            let join = |a: u32, b: u32| (u64::from(b) << 32 | u64::from(a)) as i64;
+            u32::from(join(a, b) < join(b, a))
+        },
+    );
 }
 
 #[test]
@@ -184,11 +190,13 @@ fn floats_and_conversions() {
     });
     check_int("cvt.u16.u32 %h1, %a; cvt.s32.s16 %d, %h1;", |a, _, _| a as i16 as i32 as u32);
     check_int("cvt.sat.s8.s32 %d, %a;", |a, _, _| (a as i32).clamp(-128, 127) as u32);
-    check_int("setp.lt.f32 %p1, %x, %y; setp.ltu.f32 %p2, %x, %y; selp.u32 %r1, 1, 0, %p1; selp.u32 %r2, 2, 0, %p2; or.b32 %d, %r1, %r2;",
+    check_int(
+        "setp.lt.f32 %p1, %x, %y; setp.ltu.f32 %p2, %x, %y; selp.u32 %r1, 1, 0, %p1; selp.u32 %r2, 2, 0, %p2; or.b32 %d, %r1, %r2;",
         |a, b, _| {
             let (x, y) = (f32::from_bits(a), f32::from_bits(b));
             u32::from(x < y) | 2 * u32::from(!(x >= y))
-        });
+        },
+    );
 }
 
 #[test]
@@ -217,7 +225,8 @@ fn exchanges_between_lanes() {
     assert_eq!(run("redux.sync.add.u32 %d, %a, 0xffffffff;"), want(&|_| 496));
     assert_eq!(run("redux.sync.max.s32 %d, %a, 0xffffffff;"), want(&|_| 31));
     assert_eq!(run("setp.lt.u32 %p1, %a, 5; vote.sync.ballot.b32 %d, %p1, 0xffffffff;"), want(&|_| 31));
-    let votes = "setp.lt.u32 %p1, %a, 5; vote.sync.any.pred %p2, %p1, 0xffffffff; vote.sync.all.pred %p3, %p1, 0xffffffff;
+    let votes =
+        "setp.lt.u32 %p1, %a, 5; vote.sync.any.pred %p2, %p1, 0xffffffff; vote.sync.all.pred %p3, %p1, 0xffffffff;
         selp.u32 %r1, 1, 0, %p2; selp.u32 %r2, 2, 0, %p3; add.u32 %d, %r1, %r2;";
     assert_eq!(run(votes), want(&|_| 1));
     assert_eq!(run("mov.u32 %r1, %lanemask_lt; popc.b32 %d, %r1;"), want(&|i| i));
@@ -244,7 +253,10 @@ fn divergent_lanes_meet_again() {
     $out:
     redux.sync.max.u32 %r3, %i, 0xffffffff;
     mad.lo.u32 %d, %r3, 1000, %d;";
-    assert_eq!(eval(body, [words(1); 3]), (0..32u32).map(|i| 31_000 + i.div_ceil(2) + 10 * (i / 2)).collect::<Vec<_>>());
+    assert_eq!(
+        eval(body, [words(1); 3]),
+        (0..32u32).map(|i| 31_000 + i.div_ceil(2) + 10 * (i / 2)).collect::<Vec<_>>()
+    );
 }
 
 #[test]

@@ -117,6 +117,9 @@ impl Run {
         assert!(all.is_empty() && left.completed, "{}", all.join("\n"));
         left
     }
+    pub fn outcome(self) -> Result<frit_simt::Outcome, Error> {
+        self.execute()
+    }
     pub fn error(self) -> Error {
         self.execute().expect_err("an error")
     }
