@@ -6,6 +6,7 @@ pub mod blocks;
 pub mod build;
 pub mod eval;
 pub mod gpu;
+pub mod layout;
 
 use blocks::Data;
 use frit_kernels::spec::{KernelSpec, Space};
@@ -70,7 +71,8 @@ pub fn validate(r: &Rendered, caps: &Capabilities) {
     assert!(!r.wgsl.contains("return;"), "early return:\n{}", r.wgsl);
 }
 
-fn compare(what: &str, want: &[f64], got: &[f64], tolerance: f64, r: &Rendered) {
+/// Fails unless every element is within the tolerance.
+pub fn compare(what: &str, want: &[f64], got: &[f64], tolerance: f64, r: &Rendered) {
     assert_eq!(want.len(), got.len(), "{what}");
     let mut wrong = Vec::new();
     for (i, (w, g)) in want.iter().zip(got).enumerate() {
