@@ -1,6 +1,6 @@
-//! Every template at the sizes around its tiles, {1, tile − 1, tile, tile + 1}, and at empty and large ones: graphs of
-//! one or a few operations, on the CPU and on wgpu, against float64. `kernels/tests` holds the kernels
-//! themselves to this; here compiler, plan and backends are in the loop.
+//! Every template at the sizes around its tiles, {1, tile − 1, tile, tile + 1}, and beyond: graphs of one or a few
+//! operations, on the CPU and on wgpu, against float64. `kernels/tests` holds the kernels themselves to this; here
+//! compiler, plan and backends are in the loop.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
