@@ -81,16 +81,11 @@ fn switching_fusion_off_gives_the_unfused_count() {
     }
 }
 
-/// A graph on `x [N, width]` with `N` at most `rows`.
-fn small(
-    width: u64,
-    rows: u64,
-    build: impl FnOnce(&mut ModelBuilder) -> Box<dyn FnOnce(&mut GraphBuilder<'_>)>,
-) -> Plan {
+/// A graph with the size `N` at most `rows`.
+fn small(rows: u64, build: impl FnOnce(&mut ModelBuilder) -> Box<dyn FnOnce(&mut GraphBuilder<'_>)>) -> Plan {
     let mut m = ModelBuilder::new("small");
     let inner = build(&mut m);
     m.graph_with("forward", &[], &[("N", rows)], |g| inner(g));
-    let _ = width;
     Arc::unwrap_or_clone(plan(&m.finish().unwrap()))
 }
 
@@ -104,7 +99,7 @@ fn codes(plan: &Plan) -> Vec<&str> {
 }
 
 fn norm_and_product(rows: u64) -> Plan {
-    small(48, rows, |m| {
+    small(rows, |m| {
         let mut r = Random::new(1);
         let gain = m.constant("gain", &[48], &r.floats(48, 1.0));
         let w = m.constant("w", &[20, 48], &r.floats(960, 1.0));
@@ -134,7 +129,7 @@ fn a_norm_in_front_of_many_rows_is_refused_with_its_numbers() {
 
 #[test]
 fn gate_and_up_meet_in_one_kernel() {
-    let plan = small(48, 4, |m| {
+    let plan = small(4, |m| {
         let mut r = Random::new(2);
         let gate = m.constant("gate", &[20, 48], &r.floats(960, 1.0));
         let up = m.constant("up", &[20, 48], &r.floats(960, 1.0));
@@ -151,7 +146,7 @@ fn gate_and_up_meet_in_one_kernel() {
 
 #[test]
 fn a_value_that_the_host_reads_is_still_stored() {
-    let plan = small(48, 64, |m| {
+    let plan = small(64, |m| {
         let mut r = Random::new(3);
         let w = m.constant("w", &[48, 48], &r.floats(48 * 48, 1.0));
         Box::new(move |g| {
@@ -170,7 +165,7 @@ fn a_value_that_the_host_reads_is_still_stored() {
 
 #[test]
 fn two_reductions_in_a_row_are_two_launches() {
-    let plan = small(48, 64, |m| {
+    let plan = small(64, |m| {
         let mut r = Random::new(4);
         let (a, b) =
             (m.constant("a", &[40, 48], &r.floats(40 * 48, 1.0)), m.constant("b", &[9, 40], &r.floats(360, 1.0)));
@@ -229,4 +224,41 @@ fn more_layers_add_no_kernel() {
     let ((few, short), (many, long)) = (kernels(2), kernels(6));
     assert_eq!(few, many);
     assert_eq!(long, 3 * short);
+}
+
+/// Gate and up read one left side with a third matmul (a parallel block): the two that meet share a kernel, the third
+/// has its own.
+#[test]
+fn gate_and_up_do_not_merge_with_a_third_projection() {
+    let plan = small(4, |m| {
+        let mut r = Random::new(6);
+        let [gate, up, q] = ["gate", "up", "q"].map(|n| m.constant(n, &[20, 48], &r.floats(960, 1.0)));
+        Box::new(move |g| {
+            let x = g.input("x", Scalar::F32, &["N".into(), 48.into()]);
+            let (q, a, b) = (g.linear(x, q, None), g.linear(x, gate, None), g.linear(x, up, None));
+            let a = g.unary(UnaryOp::Silu, a);
+            let y = g.mul(a, b);
+            g.output("q", q);
+            g.output("y", y);
+        })
+    });
+    assert_eq!(kinds(&plan), [("matmul", vec!["matmul"]), ("matmul", vec!["matmul", "matmul", "silu", "mul"])]);
+}
+
+/// Two ranges of columns of one product are different elements of its tile: what combines them is another launch.
+#[test]
+fn ranges_of_one_product_do_not_meet_in_its_epilogue() {
+    let plan = small(64, |m| {
+        let w = m.constant("gate_up", &[40, 48], &Random::new(7).floats(40 * 48, 1.0));
+        Box::new(move |g| {
+            let x = g.input("x", Scalar::F32, &["N".into(), 48.into()]);
+            let all = g.linear(x, w, None);
+            let (a, b) = (g.slice(all, 1, 0.into(), 20.into()), g.slice(all, 1, 20.into(), 20.into()));
+            let a = g.unary(UnaryOp::Silu, a);
+            let y = g.mul(a, b);
+            g.output("y", y);
+        })
+    });
+    assert!(codes(&plan).contains(&"L3-MAP"), "{:?}", codes(&plan));
+    assert_eq!(plan.programs[0].steps.len(), 2, "{:?}", kinds(&plan));
 }

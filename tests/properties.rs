@@ -38,9 +38,9 @@ fn agrees(recipe: &Recipe, backend: BackendChoice, targets: &[Capabilities]) -> 
 }
 
 /// `cases` recipes of a fixed seed; `FRIT_PROPERTY_CASES` asks for another number.
-fn all(seed: u8, cases: u32, test: impl Fn(&Recipe) -> Result<(), TestCaseError>) {
+fn all(seed: u8, cases: u32, shrink: u32, test: impl Fn(&Recipe) -> Result<(), TestCaseError>) {
     let cases = std::env::var("FRIT_PROPERTY_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(cases);
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: shrink, ..Config::default() };
     let rng = TestRng::from_seed(config.rng_algorithm, &[seed; 32]);
     let done = TestRunner::new_with_rng(config, rng).run(&recipes(), |r| test(&r));
     if let Err(TestError::Fail(why, recipe)) = &done {
@@ -51,10 +51,10 @@ fn all(seed: u8, cases: u32, test: impl Fn(&Recipe) -> Result<(), TestCaseError>
 
 #[test]
 fn fused_and_unfused_agree_with_float64_on_the_processor() {
-    all(1, 300, |r| agrees(r, BackendChoice::Cpu, &[]));
+    all(1, 300, 500, |r| agrees(r, BackendChoice::Cpu, &[]));
 }
 
 #[test]
 fn fused_and_unfused_agree_with_float64_on_wgpu() {
-    all(2, 8, |r| agrees(r, BackendChoice::Wgpu, &CompileOptions::default().targets));
+    all(2, 8, 20, |r| agrees(r, BackendChoice::Wgpu, &CompileOptions::default().targets));
 }

@@ -28,7 +28,9 @@ pub fn compile(model: &Model) -> LoadedModel {
 
 /// A plan with given fusion options and targets.
 pub fn compile_with(model: &Model, fusion: FusionOptions, targets: Vec<Capabilities>) -> LoadedModel {
-    let plan = Compiler::new(CompileOptions { fusion, targets }).compile(model).unwrap_or_else(|e| panic!("{e}"));
+    let plan = Compiler::new(CompileOptions { fusion, targets, ..CompileOptions::default() })
+        .compile(model)
+        .unwrap_or_else(|e| panic!("{e}"));
     plan.validate().unwrap_or_else(|e| panic!("{e}"));
     LoadedModel { plan: Arc::new(plan), weights: model.weights(), artifact: None }
 }

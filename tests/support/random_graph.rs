@@ -33,6 +33,8 @@ pub enum Masking {
 pub enum Ffn {
     /// `down(act(gate) · up)`.
     Gated,
+    /// The same, with one projection for gate and up.
+    Packed,
     /// `down(act(up))`.
     Plain,
 }
@@ -104,7 +106,7 @@ pub fn recipes() -> impl Strategy<Value = Recipe> {
     let rest = (
         any::<bool>(),
         any::<bool>(),
-        prop_oneof![Just(Ffn::Gated), Just(Ffn::Plain)],
+        prop_oneof![Just(Ffn::Gated), Just(Ffn::Packed), Just(Ffn::Plain)],
         prop::sample::select(vec![
             UnaryOp::Silu,
             UnaryOp::GeluErf,
@@ -223,7 +225,7 @@ impl Recipe {
             qkv,
             output: w.linear(&at("o"), h, q, b),
             gate: (self.ffn == Ffn::Gated).then(|| w.linear(&at("gate"), self.ffn_width, h, b)),
-            up: w.linear(&at("up"), self.ffn_width, h, b),
+            up: w.linear(&at("up"), self.ffn_width * if self.ffn == Ffn::Packed { 2 } else { 1 }, h, b),
             down: w.linear(&at("down"), h, self.ffn_width, b),
             slot: (self.masking == Masking::Cache)
                 .then(|| w.m.kv_slot(&at("cache"), self.heads.1, self.head_dim, self.head_dim)),
@@ -408,9 +410,17 @@ impl Recipe {
 
     fn ffn(&self, g: &mut GraphBuilder<'_>, l: &Layer, x: ValueId) -> ValueId {
         let up = g.linear(x, l.up.0, l.up.1);
-        let inner = match l.gate {
-            Some((gate, bias)) => {
-                let gate = g.linear(x, gate, bias);
+        let (gate, up) = match (self.ffn, l.gate) {
+            (Ffn::Packed, _) => {
+                let n = self.ffn_width;
+                let [gate, up] = [0, n].map(|at| g.slice(up, 2, at.into(), n.into()));
+                (Some(gate), up)
+            }
+            (_, Some((gate, bias))) => (Some(g.linear(x, gate, bias)), up),
+            (_, None) => (None, up),
+        };
+        let inner = match gate {
+            Some(gate) => {
                 let gate = g.unary(self.activation, gate);
                 g.mul(gate, up)
             }
