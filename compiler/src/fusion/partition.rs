@@ -170,8 +170,13 @@ impl<'a> Partitioner<'a> {
         let mut group = vec![first];
         let info = |p: &Self, v: ValueId| p.rhs_weight(v).and_then(|w| p.tables.weight_info(w).cloned());
         let Some(base) = info(self, first) else { return group };
+        let partner = self.partner(first, all);
         for v in all {
             if *v == first || taken.contains(v) {
+                continue;
+            }
+            if partner.map_or_else(|| self.partner(*v, all).is_some(), |p| p != *v) {
+                self.refuse(first, *v, Refusal::Map, "one of them meets another in every column".into());
                 continue;
             }
             let Some(w) = info(self, *v) else { continue };
@@ -203,6 +208,12 @@ impl<'a> Partitioner<'a> {
             }
         }
         group
+    }
+    /// The matmul of `all` whose columns meet those of `v` one by one, as those of gate and up do: such two share a
+    /// region of their own.
+    fn partner(&self, v: ValueId, all: &[ValueId]) -> Option<ValueId> {
+        let meets = |o: &ValueId| *o != v && self.graph.ty(*o) == self.graph.ty(v) && self.meet(v, *o);
+        all.iter().copied().find(meets).filter(|_| self.options.fuse_epilogues)
     }
     /// How the group's columns map to accumulators: rotary pairs if a rotary embedding follows any member, gate and up
     /// if two members meet in one product, else one accumulator.
@@ -372,6 +383,10 @@ impl<'a> Partitioner<'a> {
             }
             _ => return Err((Refusal::Map, format!("{} does not walk the producer's tile", op.name()))),
         }
+        let frame = self.frame(id, members, v);
+        if g.operands(u).iter().any(|o| members.contains(o) && self.frame(id, members, *o) != frame) {
+            return Err((Refusal::Map, "its operands are different elements of the producer's tile".into()));
+        }
         let position = |x: &ValueId| self.position.get(x).copied().unwrap_or(0);
         for o in g.operands(u) {
             if o == v || members.contains(&o) {
@@ -418,7 +433,7 @@ impl<'a> Partitioner<'a> {
         };
         let widths = g.members.iter().map(|m| self.graph.ty(*m).last());
         let n = match g.form {
-            MatMulForm::Paired => self.graph.ty(v).last().larger(&widths.fold(Dim::zero(), |s, w| s.larger(&w))),
+            MatMulForm::Paired => widths.fold(Dim::zero(), |s, w| s.larger(&w)),
             _ => widths.fold(Dim::zero(), |s, w| s + w),
         };
         let tiles = n.as_const().map_or(f64::INFINITY, |n| (n as f64 / f64::from(tile)).ceil());
@@ -430,6 +445,25 @@ impl<'a> Partitioner<'a> {
             "{rows} rows > {NORM_PROLOGUE_ROWS}: {tiles} column tiles would read them again, {cost:.2} times their bytes from \
              memory; a kernel of its own costs {saved:.0}"
         ))
+    }
+    /// Which elements of region `id`'s tile a member holds: its anchor and the views on the way from there. Two members
+    /// have the same element in one invocation iff these are equal.
+    fn frame(&self, id: usize, members: &HashSet<ValueId>, v: ValueId) -> (ValueId, Vec<&Op>) {
+        let (mut at, mut views) = (v, Vec::new());
+        let anchors = self.regions[id].anchors();
+        while !anchors.contains(&at) {
+            let Some(o) = self.graph.operands(at).into_iter().find(|o| members.contains(o)) else { break };
+            if self.graph.op(at).is_view() {
+                views.push(self.graph.op(at));
+            }
+            at = o;
+        }
+        match &self.regions[id].anchor {
+            RegionAnchor::MatMul(m) if m.form == MatMulForm::Paired && m.members.contains(&at) => {
+                (m.members.first().copied().unwrap_or(at), views)
+            }
+            _ => (at, views),
+        }
     }
     /// Whether `o` waits, through whole regions, for region `id`.
     fn reaches(&self, o: ValueId, id: usize) -> bool {

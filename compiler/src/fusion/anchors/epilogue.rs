@@ -131,6 +131,9 @@ fn step(
                 for o in &ops {
                     let inside = tracked.get(o).and_then(|t| t.lanes.get(k));
                     args.push(match inside {
+                        Some(l) if l.at != lane.at => {
+                            return Err(format!("{} of different elements of a tile", op.name()));
+                        }
                         Some(l) => l.expr,
                         None => b.expr_at(*o, &coords::broadcast(&lane.at, &graph.ty(*o).shape))?,
                     });
