@@ -22,7 +22,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     let problem = Problem::new(spec)?;
     match caps.tier {
         Tier::Cpu => in_registers(&problem, caps),
-        Tier::Gpu => staged(&problem, caps),
+        Tier::Gpu | Tier::Cuda => staged(&problem, caps),
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     }
     let (lanes, columns) = match caps.tier {
         Tier::Cpu => (8u32, 4u32),
-        Tier::Gpu => (16, 8),
+        Tier::Gpu | Tier::Cuda => (16, 8),
     };
     let width = lanes * columns;
     let n = &spec.domain[rank - 1];
