@@ -55,6 +55,8 @@ pub struct Capabilities {
     pub offset_alignment_bytes: u32,
     /// 16-bit float arithmetic.
     pub has_f16: bool,
+    /// Products of 16-bit matrices spread over subgroups of 32.
+    pub has_matrix: bool,
     /// The subgroup size where it is fixed.
     pub subgroup_size: Option<u32>,
 }
@@ -72,6 +74,7 @@ impl Capabilities {
             limit_binding_bytes: 128 << 20,
             offset_alignment_bytes: 256,
             has_f16: false,
+            has_matrix: false,
             subgroup_size: None,
         }
     }
@@ -88,6 +91,7 @@ impl Capabilities {
             limit_binding_bytes: (4 << 30) - 16,
             offset_alignment_bytes: 16,
             has_f16: true,
+            has_matrix: true,
             subgroup_size: Some(32),
         }
     }

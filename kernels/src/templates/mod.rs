@@ -17,7 +17,9 @@
 mod attention;
 mod common;
 mod gemm;
+mod gemm_matrix;
 mod gemv;
+mod gemv_warp;
 mod load;
 mod lower_expr;
 mod map;

@@ -4,8 +4,10 @@
 
 pub mod blocks;
 pub mod build;
+pub mod corpus;
 pub mod eval;
 pub mod gpu;
+pub mod ptxas;
 
 use blocks::Data;
 use frit_kernels::spec::{KernelSpec, Space};

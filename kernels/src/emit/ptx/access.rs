@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::asm::Kind;
 use super::writer::{Value, Writer, Written, displaced, in_registers, mem_type};
-use crate::ir::{Access, ArrayRef, BinaryOp, Block, Expr, Handle, Literal, Module, Stmt};
+use crate::ir::{Access, ArrayRef, BinaryOp, Block, Expr, Handle, Literal, Module, Stmt, TileOp};
+
+/// Terms of an index.
+type Base = Vec<Handle<Expr>>;
 
 /// Constant parts of an index beyond this stay in the index.
 const FAR: u32 = 1 << 20;
@@ -21,7 +24,7 @@ pub(super) struct Known {
 #[derive(Default)]
 struct Scope {
     values: BTreeMap<Handle<Expr>, Value>,
-    addresses: BTreeMap<(ArrayRef, Handle<Expr>), String>,
+    addresses: BTreeMap<(ArrayRef, Base), String>,
     /// Loads ahead of their statement, valid until the memory is written.
     ahead: BTreeMap<Handle<Expr>, (ArrayRef, Value)>,
 }
@@ -65,7 +68,7 @@ impl Known {
         self.scopes.pop();
     }
 
-    fn forget(&mut self, array: ArrayRef) {
+    pub(super) fn forget(&mut self, array: ArrayRef) {
         self.scopes.iter_mut().for_each(|s| s.ahead.retain(|_, (a, _)| *a != array));
     }
 
@@ -75,8 +78,8 @@ impl Known {
     }
 
     /// Drops what a block, about to run or just run, may change.
-    pub(super) fn forget_written_in(&mut self, module: &Module, block: &Block) {
-        let effects = Effects::of(module, block);
+    pub(super) fn forget_written_in(&mut self, block: &Block) {
+        let effects = Effects::of(block);
         if effects.barrier {
             self.forget_all();
         }
@@ -92,22 +95,25 @@ struct Effects {
 }
 
 impl Effects {
-    fn of(module: &Module, block: &Block) -> Effects {
+    fn of(block: &Block) -> Effects {
         let mut effects = Effects::default();
-        block.iter().for_each(|s| effects.add(module, s));
+        block.iter().for_each(|s| effects.add(s));
         effects
     }
 
-    fn add(&mut self, module: &Module, stmt: &Stmt) {
+    fn add(&mut self, stmt: &Stmt) {
         match stmt {
             Stmt::Store { array, .. } => {
                 self.written.insert(*array);
             }
-            Stmt::Barrier(_) | Stmt::UniformLoad { .. } => self.barrier = true,
+            Stmt::Tile(TileOp::Copy { to, .. }) => {
+                self.written.insert(ArrayRef::Workgroup(*to));
+            }
+            Stmt::Barrier(_) | Stmt::UniformLoad { .. } | Stmt::Tile(TileOp::Wait(_)) => self.barrier = true,
             _ => {}
         }
         for inner in stmt.blocks() {
-            inner.iter().for_each(|s| self.add(module, s));
+            inner.iter().for_each(|s| self.add(s));
         }
     }
 
@@ -126,17 +132,17 @@ struct Occurrence {
 
 /// The loads of a block's own statements, by array and base of the index.
 pub(super) struct BlockLoads {
-    loads: BTreeMap<(ArrayRef, Option<Handle<Expr>>), Vec<Occurrence>>,
+    loads: BTreeMap<(ArrayRef, Base), Vec<Occurrence>>,
     effects: Vec<Effects>,
 }
 
 impl BlockLoads {
-    pub(super) fn of(module: &Module, block: &Block) -> BlockLoads {
+    pub(super) fn of(module: &Module, lets: &[Option<Handle<Expr>>], block: &Block) -> BlockLoads {
         let mut loads: BTreeMap<_, Vec<Occurrence>> = BTreeMap::new();
         let mut effects = Vec::with_capacity(block.len());
         for (at, stmt) in block.iter().enumerate() {
             let mut own = Effects::default();
-            own.add(module, stmt);
+            own.add(stmt);
             effects.push(own);
             let mut seen = BTreeSet::new();
             let mut open = match stmt {
@@ -150,7 +156,7 @@ impl BlockLoads {
                 if let Expr::Load { array, index } = &module.exprs[h]
                     && joins(module, *array)
                 {
-                    let (base, offset) = split(module, *index);
+                    let (base, offset) = split(module, lets, *index);
                     loads.entry((*array, base)).or_default().push(Occurrence { at, offset, expr: h });
                 }
                 open.extend(module.exprs[h].operands());
@@ -179,16 +185,42 @@ fn joins(module: &Module, array: ArrayRef) -> bool {
     matches!(array, ArrayRef::Buffer(_)) && elem.is_scalar() && elem.size_bytes() == 4
 }
 
-/// An index as a base and a constant; no base for a constant index.
-fn split(module: &Module, index: Handle<Expr>) -> (Option<Handle<Expr>>, u32) {
-    match &module.exprs[index] {
-        Expr::Literal(Literal::U32(c)) if *c < FAR => (None, *c),
-        Expr::Binary(BinaryOp::Add, x, c) => match module.exprs[*c] {
-            Expr::Literal(Literal::U32(c)) if c < FAR => (Some(*x), c),
-            _ => (Some(index), 0),
-        },
-        _ => (Some(index), 0),
+/// The definitions of names as expressions.
+pub(super) fn definitions(module: &Module) -> Vec<Option<Handle<Expr>>> {
+    let mut found = vec![None; module.locals.len()];
+    let mut blocks = vec![&module.body];
+    while let Some(block) = blocks.pop() {
+        for stmt in block {
+            if let Stmt::Let { local, value } = stmt {
+                found[local.index()] = Some(*value);
+            }
+            blocks.extend(stmt.blocks());
+        }
     }
+    found
+}
+
+/// An index as a sum of terms, in order of their handles, and a constant.
+pub(super) fn split(module: &Module, lets: &[Option<Handle<Expr>>], index: Handle<Expr>) -> (Base, u32) {
+    let mut terms = Base::new();
+    let mut constant = 0u32;
+    let mut open = vec![index];
+    while let Some(h) = open.pop() {
+        match &module.exprs[h] {
+            Expr::Literal(Literal::U32(c)) => constant = constant.wrapping_add(*c),
+            Expr::Binary(BinaryOp::Add, x, y) => open.extend([*x, *y]),
+            Expr::Local(local) => match lets[local.index()].map(|d| (d, &module.exprs[d])) {
+                // A name of a displaced value is that value, displaced.
+                Some((d, Expr::Binary(BinaryOp::Add, _, c))) if matches!(module.exprs[*c], Expr::Literal(_)) => {
+                    open.push(d);
+                }
+                _ => terms.push(h),
+            },
+            _ => terms.push(h),
+        }
+    }
+    terms.sort_unstable();
+    if constant < FAR { (terms, constant) } else { (vec![index], 0) }
 }
 
 impl Writer<'_> {
@@ -226,11 +258,12 @@ impl Writer<'_> {
         if !joins(self.module, array) {
             return None;
         }
-        let (base, offset) = split(self.module, index);
-        let aligned = base.map_or(u32::MAX, |b| self.multiples.get(b));
+        let (base, offset) = split(self.module, &self.lets, index);
+        let aligned = base.iter().map(|b| self.multiples.get(*b)).min().unwrap_or(u32::MAX);
         let block = self.loads.last()?;
+        let stable = self.is_stable(&base);
         let all = block.loads.get(&(array, base))?;
-        let last = if self.is_stable(base) { block.horizon(self.module, array, self.at) } else { self.at };
+        let last = if stable { block.horizon(self.module, array, self.at) } else { self.at };
         let find = |o: u32| all.iter().find(|l| l.offset == o && l.at >= self.at && l.at <= last).map(|l| l.expr);
         if find(offset) != Some(h) {
             return None;
@@ -243,23 +276,24 @@ impl Writer<'_> {
     }
 
     /// Whether a base means the same in every statement of a block.
-    fn is_stable(&self, base: Option<Handle<Expr>>) -> bool {
-        base.is_none_or(|b| self.pure[b.index()])
+    fn is_stable(&self, base: &[Handle<Expr>]) -> bool {
+        base.iter().all(|b| self.pure[b.index()])
     }
 
     /// A load together with its neighbours.
     fn joined(&mut self, h: Handle<Expr>, array: ArrayRef, index: Handle<Expr>) -> Written<Option<Value>> {
         let Some(members) = self.neighbours(h, array, index) else { return Ok(None) };
-        let (base, offset) = split(self.module, index);
+        let (base, offset) = split(self.module, &self.lets, index);
         let lanes = members.len() as u32;
         let scalar = self.module.elem(array).scalar;
         let regs: Value = (0..lanes).map(|_| self.asm.reg(Kind::of(scalar))).collect();
+        let stable = self.is_stable(&base);
         let place = self.place(array, base, offset - offset % lanes)?;
         let from = self.source(array);
         self.op(format!("ld.{from}.v{lanes}.{} {{{}}}, {place}", mem_type(scalar), regs.join(", ")));
         for (member, reg) in members.iter().zip(&regs) {
             let pure = self.pure[member.index()];
-            if pure || !self.is_stable(base) {
+            if pure || !stable {
                 self.known.remember(*member, std::slice::from_ref(reg), pure);
             } else {
                 self.known.load_ahead(*member, array, vec![reg.clone()]);
@@ -271,7 +305,7 @@ impl Writer<'_> {
     /// Loads an element into given registers.
     pub(super) fn load_into(&mut self, array: ArrayRef, index: Handle<Expr>, regs: &[String]) -> Written<()> {
         let elem = self.module.elem(array);
-        let (base, offset) = split(self.module, index);
+        let (base, offset) = split(self.module, &self.lets, index);
         let place = self.place(array, base, offset)?;
         let from = self.source(array);
         match elem.lanes() {
@@ -287,7 +321,7 @@ impl Writer<'_> {
             return self.assign(&regs, value, true);
         }
         let v = self.value(value)?;
-        let (base, offset) = split(self.module, index);
+        let (base, offset) = split(self.module, &self.lets, index);
         let place = self.place(array, base, offset)?;
         let to = match array {
             ArrayRef::Buffer(_) => "global",
@@ -312,39 +346,41 @@ impl Writer<'_> {
     }
 
     /// The operand that names an element: base, and a constant number of elements.
-    fn place(&mut self, array: ArrayRef, base: Option<Handle<Expr>>, offset: u32) -> Written<String> {
+    pub(super) fn place(&mut self, array: ArrayRef, base: Base, offset: u32) -> Written<String> {
         let size = self.module.elem(array).size_bytes();
-        let bytes = u64::from(offset) * u64::from(size);
-        let address = match base {
-            Some(base) => self.address(array, base, size)?,
-            None => self.names.address(array),
-        };
-        Ok(displaced(&address, bytes))
+        let address = if base.is_empty() { self.names.address(array) } else { self.address(array, base, size)? };
+        Ok(displaced(&address, u64::from(offset) * u64::from(size)))
     }
 
-    fn address(&mut self, array: ArrayRef, base: Handle<Expr>, size: u32) -> Written<String> {
-        let known = self.known.scopes.iter().rev().find_map(|s| s.addresses.get(&(array, base)));
-        if let Some(address) = known {
+    fn address(&mut self, array: ArrayRef, base: Base, size: u32) -> Written<String> {
+        let key = (array, base);
+        if let Some(address) = self.known.scopes.iter().rev().find_map(|s| s.addresses.get(&key)) {
             return Ok(address.clone());
         }
-        let index = self.scalar(base)?;
+        let mut index: Option<String> = None;
+        for term in &key.1 {
+            let term = self.scalar(*term)?;
+            index = Some(match index {
+                Some(sum) => {
+                    let r = self.asm.reg(Kind::Word);
+                    self.op(format!("add.u32 {r}, {sum}, {term}"));
+                    r
+                }
+                None => term,
+            });
+        }
+        let index = index.unwrap_or_else(|| "0".to_owned());
         let start = self.names.address(array);
-        let address = match array {
-            ArrayRef::Buffer(_) => {
-                let r = self.asm.reg(Kind::Address);
-                self.op(format!("mad.wide.s32 {r}, {index}, {size}, {start}"));
-                r
-            }
-            _ => {
-                let r = self.asm.reg(Kind::Word);
-                self.op(format!("mad.lo.u32 {r}, {index}, {size}, {start}"));
-                r
-            }
+        let (kind, multiply) = match array {
+            ArrayRef::Buffer(_) => (Kind::Address, "mad.wide.s32"),
+            _ => (Kind::Word, "mad.lo.u32"),
         };
-        if self.pure[base.index()]
+        let address = self.asm.reg(kind);
+        self.op(format!("{multiply} {address}, {index}, {size}, {start}"));
+        if self.is_stable(&key.1)
             && let Some(scope) = self.known.scopes.last_mut()
         {
-            scope.addresses.insert((array, base), address.clone());
+            scope.addresses.insert(key, address.clone());
         }
         Ok(address)
     }

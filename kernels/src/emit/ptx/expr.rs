@@ -144,9 +144,10 @@ impl Writer<'_> {
                     self.op(format!("cvt.f32.f16 {d}, {h}"));
                 }
             }
-            U::Pack2x16Float => {
+            U::Pack2x16Float | U::Pack2xBf16 => {
                 let (low, high) = (first, x.get(1).cloned().unwrap_or_default());
-                self.op(format!("cvt.rn.f16x2.f32 {}, {high}, {low}", out.join(", ")));
+                let ty = if op == U::Pack2xBf16 { "bf16x2" } else { "f16x2" };
+                self.op(format!("cvt.rn.{ty}.f32 {}, {high}, {low}", out.join(", ")));
             }
             _ => {
                 for (d, x) in out.iter().zip(&x) {

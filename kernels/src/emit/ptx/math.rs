@@ -67,7 +67,9 @@ impl Writer<'_> {
             U::Sin => return self.periodic("sin.approx.f32", x, d),
             U::Cos => return self.periodic("cos.approx.f32", x, d),
             U::Sign => return self.sign(x, d),
-            U::Not | U::BitNot | U::Unpack2x16Float | U::Pack2x16Float | U::UnpackU8 | U::UnpackI8 => return,
+            U::Not | U::BitNot | U::Unpack2x16Float | U::Pack2x16Float | U::Pack2xBf16 | U::UnpackU8 | U::UnpackI8 => {
+                return;
+            }
         };
         self.op(format!("{name} {d}, {x}"));
     }

@@ -24,6 +24,7 @@ mod multiples;
 mod names;
 #[cfg(test)]
 mod tests;
+mod tile;
 mod writer;
 
 use crate::ir::{Access, Module};

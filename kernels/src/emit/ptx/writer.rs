@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use super::access::{BlockLoads, Known};
+use super::access::{BlockLoads, Known, definitions};
 use super::asm::{Asm, Kind};
 use super::multiples::Multiples;
 use super::names::Names;
@@ -18,6 +18,8 @@ use crate::ir::{
 /// Lowest version of the language that has all that is used.
 const VERSION: &str = "7.0";
 const TARGET: &str = "sm_80";
+/// Threads that must fit on a multiprocessor: 128 registers each. Left alone, the assembler spills to fit more.
+const RESIDENT: u64 = 512;
 
 pub(super) type Written<T> = Result<T, Error>;
 /// Registers or constants, one a lane.
@@ -36,6 +38,7 @@ pub(super) fn write(module: &Module, options: &Options) -> Result<String, Error>
         uniformity: Uniformity::of(module),
         multiples: Multiples::of(module, options),
         pure: purity(module),
+        lets: definitions(module),
         asm: Asm::default(),
         known: Known::new(),
         locals: vec![None; module.locals.len()],
@@ -103,7 +106,9 @@ fn signature(module: &Module, options: &Options, names: &Names) -> String {
         })
         .collect();
     let [x, y, z] = module.workgroup_size;
-    format!(".visible .entry {ENTRY_POINT}(\n{}\n)\n.reqntid {x}, {y}, {z}\n", all.join(",\n"))
+    let groups = (RESIDENT / module.invocations().max(1)).max(1);
+    let all = all.join(",\n");
+    format!(".visible .entry {ENTRY_POINT}(\n{all}\n)\n.reqntid {x}, {y}, {z}\n.minnctapersm {groups}\n")
 }
 
 /// Declarations of workgroup memory and of private arrays that have no registers.
@@ -153,6 +158,7 @@ pub(super) struct Writer<'m> {
     uniformity: Uniformity,
     pub(super) multiples: Multiples,
     pub(super) pure: Vec<bool>,
+    pub(super) lets: Vec<Option<Handle<Expr>>>,
     pub(super) asm: Asm,
     pub(super) known: Known,
     pub(super) locals: Vec<Option<Value>>,
@@ -184,8 +190,8 @@ impl Writer<'_> {
     fn entry(&mut self) -> Written<()> {
         let module = self.module;
         for (h, _) in module.buffers.iter() {
-            let array = ArrayRef::Buffer(h);
-            self.global_address(&self.names.array(array).to_owned(), &self.names.address(array));
+            let symbol = self.names.array(ArrayRef::Buffer(h)).to_owned();
+            self.global_address(&symbol, &format!("%{symbol}"));
         }
         for (h, block) in module.uniforms.iter() {
             self.uniform_block(h, self.options.by_address.contains(&block.name));
@@ -309,7 +315,7 @@ impl Writer<'_> {
 
     /// Statements; `flow` says whether all invocations of the workgroup arrive together.
     fn block(&mut self, block: &Block, flow: bool) -> Written<()> {
-        self.loads.push(BlockLoads::of(self.module, block));
+        self.loads.push(BlockLoads::of(self.module, &self.lets, block));
         let outer = self.at;
         for (at, stmt) in block.iter().enumerate() {
             self.at = at;
@@ -359,6 +365,7 @@ impl Writer<'_> {
                 self.locals[local.index()] = Some(regs);
                 self.op("bar.sync 0");
             }
+            Stmt::Tile(op) => self.tile(op)?,
             Stmt::For { local, start, end, step, body, .. } => self.loop_(*local, [*start, *end, *step], body, flow)?,
             Stmt::If { cond, then, otherwise } => self.branch(*cond, then, otherwise, flow)?,
         }
@@ -366,7 +373,7 @@ impl Writer<'_> {
     }
 
     /// Declares the registers of a local.
-    fn declare(&mut self, local: Handle<Local>) -> Value {
+    pub(super) fn declare(&mut self, local: Handle<Local>) -> Value {
         let ty = self.module.locals[local].ty;
         let regs = self.names.local(local, ty);
         for reg in &regs {
@@ -493,11 +500,11 @@ impl Writer<'_> {
             self.op(format!("setp.ge.{ty} {p}, {k}, {bound}"));
             self.op(format!("@{p} {jump} $end_{name}"));
         }
-        self.known.forget_written_in(self.module, body);
+        self.known.forget_written_in(body);
         self.asm.label(&format!("$loop_{name}"));
         self.nested(body, uniform)?;
         self.known.next_statement();
-        self.known.forget_written_in(self.module, body);
+        self.known.forget_written_in(body);
         self.known.open();
         let by = self.scalar(step)?;
         self.op(format!("add.{ty} {k}, {k}, {by}"));
@@ -526,8 +533,8 @@ impl Writer<'_> {
             self.nested(otherwise, uniform)?;
         }
         self.asm.label(&join);
-        self.known.forget_written_in(self.module, then);
-        self.known.forget_written_in(self.module, otherwise);
+        self.known.forget_written_in(then);
+        self.known.forget_written_in(otherwise);
         Ok(())
     }
 }

@@ -210,6 +210,9 @@ impl Writer<'_> {
                 };
                 self.line(&format!("let {} = {call};", names.local(*local)));
             }
+            Stmt::Tile(_) => {
+                return Err(Error::Unsupported { kernel: module.name.clone(), what: "tiles of matrices" });
+            }
             Stmt::UniformLoad { local, array, index } => {
                 let index = self.exprs.write(*index)?;
                 let (name, array) = (names.local(*local), names.array(*array));
