@@ -1,345 +1,47 @@
-//! Pointwise and row kernels against naive loops in f64.
+//! Kernels of every template against naive loops in f64, on whatever adapter is there.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod cases;
 mod support;
 
-use frit_kernels::dim::Dim;
-use frit_kernels::dtype::{Scalar, Storage};
-use frit_kernels::spec::{AliasKind, Anchor, BinaryOp, Expr, ReduceOp, Space, Stat, UnaryOp};
-use support::blocks::{Data, Random};
-use support::{Case, SpecBuilder};
+use cases::gemm::{filled, plain};
+use frit_kernels::dtype::Storage;
+use frit_kernels::spec::{Anchor, ReduceOp, Space, Stat};
+use frit_kernels::target::{Capabilities, Tier};
+use frit_kernels::templates::render;
+use support::SpecBuilder;
+use support::blocks::Data;
+use support::build::dim;
+
+for_each_case!(|case: &crate::support::Case| case.check());
 
 #[test]
-fn map_of_any_rank() {
-    let mut r = Random::new(1);
-    let extents = ["B", "3", "2", "S", "2", "3", "1", "5"];
-    for rank in 0..=8 {
-        let domain = &extents[8 - rank..];
-        let sizes = [("B", 2i64), ("S", 3)];
-        let len: i64 = domain
-            .iter()
-            .map(|d| support::build::dim(d))
-            .map(|d| d.eval(&|s| sizes.iter().find(|z| z.0 == s.to_string()).map(|z| z.1)).unwrap())
-            .product();
-        let mut s = SpecBuilder::new("map_rank", domain, &["B", "S"]);
-        let mut index = Dim::zero();
-        for (k, d) in domain.iter().enumerate() {
-            index = index * support::build::dim(d) + Dim::axis(k);
-        }
-        let x = s.arg("x", Space::Arena, Storage::F32, &len.to_string());
-        let y = s.out("y", Space::Arena, Storage::F32, &len.to_string());
-        let v = s.load_at(x, index.clone());
-        let v = s.un(UnaryOp::Silu, v);
-        s.store(y, "0", v).index = index;
-        let data = vec![r.floats(len as usize), r.floats(len as usize)];
-        Case::new(s.done(), &sizes, data).check();
+fn sums_do_not_depend_on_the_number_of_rows() {
+    let spec = plain((40, 100), Storage::F32);
+    let all = filled(spec.clone(), &[("S", 70)], 23);
+    let mut one = filled(spec.clone(), &[("S", 1)], 23);
+    let Data::F32(x) = &all.data[0] else { panic!() };
+    one.data[0] = Data::F32(x[..100].to_vec());
+    one.data[1] = all.data[1].clone();
+    for tier in [Tier::Cpu, Tier::Gpu] {
+        let r = render(&spec, &Capabilities::webgpu(tier)).unwrap();
+        let (Some(a), Some(b)) = (support::gpu::run(&all, &r, 1), support::gpu::run(&one, &r, 1)) else { return };
+        assert_eq!(a.args[2][..40], b.args[2], "{tier:?}");
     }
 }
 
 #[test]
-fn map_at_the_edges_of_its_tiles() {
-    let mut r = Random::new(2);
-    for n in [1usize, 63, 64, 65, 127, 128, 129, 255, 256, 257, 576, 1000, 1025] {
-        for dynamic in [false, true] {
-            let last = if dynamic { "N".to_owned() } else { n.to_string() };
-            let mut s = SpecBuilder::new("map_edge", &["B", &last], &["N", "B"]);
-            let len = format!("B*{last}");
-            let x = s.arg("x", Space::Arena, Storage::F32, &len);
-            let g = s.arg("gain", Space::Side, Storage::F32, &last);
-            let y = s.out("y", Space::Arena, Storage::F32, &len);
-            let (a, g) = (s.load(x, &format!("{last}*i0 + i1")), s.load(g, "i1"));
-            let v = s.bin(BinaryOp::Mul, a, g);
-            s.store(y, &format!("{last}*i0 + i1"), v);
-            let data = vec![r.floats(3 * n), r.floats(n), r.floats(3 * n)];
-            Case::new(s.done(), &[("B", 3), ("N", n as i64)], data).check();
-        }
-    }
-}
-
-#[test]
-fn map_folds_a_large_grid() {
-    let mut r = Random::new(3);
-    let n = 65535 * 64 + 70;
-    let mut s = SpecBuilder::new("map_large", &["N"], &["N"]);
-    let x = s.arg("x", Space::Arena, Storage::F32, "4");
-    let y = s.out("y", Space::Ints, Storage::I32, "N");
-    let v = s.spec.exprs.coord(support::build::dim("N - 1 - i0"));
-    s.store(y, "i0", v);
-    let _ = x;
-    let case = Case::new(s.done(), &[("N", n)], vec![r.floats(4), Data::I32(vec![0; n as usize])]);
-    case.check();
-}
-
-#[test]
-fn map_reads_every_storage() {
-    let mut r = Random::new(4);
-    for st in Storage::ALL {
-        let mut s = SpecBuilder::new("dequantise", &["S", "512"], &["S"]);
-        let ids = s.arg("ids", Space::Ints, Storage::I32, "S");
-        let w = s.arg("table", Space::Weight, st, "3584");
-        let id = s.load(ids, "i0");
-        let v = s.load_at(w, Dim::constant(512) * Dim::value(id.0) + Dim::axis(1));
-        let (y, v) = match st.scalar() {
-            Scalar::F32 => (s.out("y", Space::Arena, Storage::F32, "512*S"), v),
-            _ => (s.out("y", Space::Ints, st, "512*S"), v),
-        };
-        s.store(y, "512*i0 + i1", v);
-        let out = if st.scalar() == Scalar::F32 { r.floats(1536) } else { r.ints(1536, 2) };
-        let data = vec![r.ints(3, 7), r.stored(st, 3584), out];
-        Case::new(s.done(), &[("S", 3)], data).check();
-    }
-}
-
-#[test]
-fn every_function_of_one_operand() {
-    use UnaryOp::*;
-    let mut r = Random::new(5);
-    let all = [
-        Neg, Abs, Exp, Log, Sqrt, Rsqrt, Recip, Tanh, Erf, Sin, Cos, Sigmoid, Silu, GeluErf, GeluTanh, Relu, Floor,
-        Ceil, Round, Sign,
-    ];
-    for op in all {
-        let mut s = SpecBuilder::new("one_operand", &["200"], &[]);
-        let x = s.arg("x", Space::Arena, Storage::F32, "200");
-        let y = s.out("y", Space::Arena, Storage::F32, "200");
-        let v = s.load(x, "i0");
-        let v = s.un(op, v);
-        s.store(y, "i0", v);
-        let positive = matches!(op, Log | Sqrt | Rsqrt | Recip);
-        let x = (0..200).map(|_| if positive { 1.01 + r.unit() } else { 3.0 * r.unit() }).collect();
-        let mut case = Case::new(s.done(), &[], vec![Data::F32(x), r.floats(200)]);
-        case.tolerance = 1e-4;
-        case.check();
-    }
-}
-
-#[test]
-fn functions_of_two_operands_in_every_type() {
-    use BinaryOp::*;
-    let mut r = Random::new(6);
-    for op in [Add, Sub, Mul, Div, Max, Min, Pow, Eq, Lt, Le, And, Or] {
-        for ty in [Storage::F32, Storage::I32, Storage::Bool] {
-            let logical = matches!(op, And | Or);
-            if (logical || op == Eq) != (ty == Storage::Bool) && op != Eq || (op == Pow && ty != Storage::F32) {
-                continue;
-            }
-            let space = if ty == Storage::F32 { Space::Arena } else { Space::Ints };
-            let mut s = SpecBuilder::new("two_operands", &["150"], &[]);
-            let (a, b) = (s.arg("a", space, ty, "150"), s.arg("b", space, ty, "150"));
-            let (p, q) = (s.load(a, "i0"), s.load(b, "i0"));
-            let q = if op == Pow { s.un(UnaryOp::Abs, q) } else { q };
-            let v = s.bin(op, p, q);
-            let result = if op.is_comparison() { Storage::Bool } else { ty };
-            let y = s.out("y", if result == Storage::F32 { Space::Arena } else { Space::Ints }, result, "150");
-            s.store(y, "i0", v);
-            let content = |r: &mut Random, s: Storage| match (s, op) {
-                (Storage::F32, Pow) => Data::F32((0..150).map(|_| r.unit().abs() * 3.0 + 0.01).collect()),
-                (Storage::F32, _) => r.floats(150),
-                (Storage::I32, _) => Data::I32((0..150).map(|_| r.below(9) as i32 - 10).collect()),
-                _ => r.ints(150, 2),
-            };
-            let data = vec![content(&mut r, ty), content(&mut r, ty), content(&mut r, result)];
-            Case::new(s.done(), &[], data).check();
-        }
-    }
-}
-
-#[test]
-fn pow_of_negative_numbers() {
-    for y in [0.0f32, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -1.0, -3.0] {
-        let mut s = SpecBuilder::new("power", &["8"], &[]);
-        let x = s.arg("x", Space::Arena, Storage::F32, "8");
-        let out = s.out("y", Space::Arena, Storage::F32, "8");
-        let (v, y) = (s.load(x, "i0"), s.f(y));
-        let v = s.bin(BinaryOp::Pow, v, y);
-        s.store(out, "i0", v);
-        let x = vec![-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0];
-        Case::new(s.done(), &[], vec![Data::F32(x), Data::F32(vec![0.0; 8])]).check();
-    }
-}
-
-#[test]
-fn map_with_ranges_select_and_several_outputs() {
-    let mut r = Random::new(7);
-    let mut s = SpecBuilder::new("split_heads", &["S", "96"], &["S", "T"]);
-    let x = s.arg("x", Space::Arena, Storage::F32, "96*S");
-    let q = s.out("q", Space::Arena, Storage::F32, "48*S");
-    let kv = s.out("keys", Space::Kv(0), Storage::F32, "24*T");
-    let vv = s.out("values", Space::Kv(0), Storage::F32, "24*T");
-    let v = s.load(x, "96*i0 + i1");
-    let past = s.spec.exprs.coord(support::build::dim("mod(i1, 2)"));
-    let zero = s.spec.exprs.i32(0);
-    let even = s.bin(BinaryOp::Eq, past, zero);
-    let other = s.load(x, "96*i0 + 95 - i1");
-    let v2 = s.spec.exprs.select(even, v, other);
-    s.store_when(q, "48*i0 + i1", v2, 1, "0", "48");
-    s.store_when(kv, "24*i0 + 24*T - 24*S + i1 - 48", v, 1, "48", "72");
-    s.store_when(vv, "T*i1 - 72*T + T - S + i0", v, 1, "72", "96");
-    let data = vec![r.floats(96 * 5), r.floats(48 * 5), r.floats(24 * 9), r.floats(24 * 9)];
-    Case::new(s.done(), &[("S", 5), ("T", 9)], data).check();
-}
-
-#[test]
-fn map_in_place_with_two_outputs() {
-    let mut r = Random::new(8);
-    let mut s = SpecBuilder::new("in_place", &["S", "40"], &["S"]);
-    let x = s.arg("x", Space::Arena, Storage::F32, "40*S");
-    let y = s.out("y", Space::Arena, Storage::F32, "40*S");
-    let z = s.out("z", Space::Arena, Storage::F32, "40*S");
-    s.alias(y, x, AliasKind::SameElement);
-    let v = s.load(x, "40*i0 + i1");
-    let (two, e) = (s.f(2.0), s.un(UnaryOp::Exp, v));
-    let doubled = s.bin(BinaryOp::Mul, v, two);
-    s.store(y, "40*i0 + i1", doubled);
-    s.store_when(z, "40*i0 + i1", e, 1, "8", "24");
-    let x = r.floats(280);
-    let mut case = Case::new(s.done(), &[("S", 7)], vec![x.clone(), x, r.floats(280)]);
-    case.shared = vec![(1, 0)];
-    case.check();
-}
-
-#[test]
-fn index_arithmetic_with_floors_and_bounds() {
-    let mut r = Random::new(9);
-    let mut s = SpecBuilder::new("indices", &["S", "60"], &["S"]);
-    let y = s.out("y", Space::Ints, Storage::I32, "60*S");
-    let z = s.out("z", Space::Ints, Storage::I32, "60*S");
-    let u = s.out("u", Space::Arena, Storage::F32, "60*S");
-    let v = s.spec.exprs.coord(support::build::dim("7*div(i1, 12) - 3*mod(i1, 8) + div(i1 + 5*i0, S)"));
-    s.store(y, "60*i0 + i1", v);
-    let v = s.spec.exprs.coord(support::build::dim("max(0, i1 - 30) + min(i0, 4) - min(i1 - 20, 3 - i0)"));
-    s.store(z, "60*i0 + i1", v);
-    let half = s.f(0.5);
-    let f = s.spec.exprs.cast(Scalar::F32, v);
-    let f = s.bin(BinaryOp::Mul, f, half);
-    let t = s.spec.exprs.cast(Scalar::I32, f);
-    let t = s.spec.exprs.cast(Scalar::F32, t);
-    s.store(u, "60*i0 + i1", t);
-    let data = vec![r.ints(420, 9), r.ints(420, 9), r.floats(420)];
-    Case::new(s.done(), &[("S", 7)], data).check();
-}
-
-/// Lengths around every change of schedule.
-const ROWS: [usize; 17] = [1, 2, 7, 8, 9, 15, 16, 17, 64, 65, 255, 256, 257, 576, 1024, 1025, 20001];
-
-#[test]
-fn layer_norm_in_two_passes() {
-    let mut r = Random::new(10);
-    for n in ROWS {
-        for dynamic in [false, true] {
-            let d = if dynamic { "N".to_owned() } else { n.to_string() };
-            let rows = if n > 2000 { 2 } else { 5 };
-            let mut s = SpecBuilder::new("layer_norm", &["S", &d], &["S", "N"]);
-            let x = s.arg("x", Space::Arena, Storage::F32, &format!("{d}*S"));
-            let (g, h) = (s.arg("gain", Space::Side, Storage::F32, &d), s.arg("bias", Space::Side, Storage::F32, &d));
-            let y = s.out("y", Space::Arena, Storage::F32, &format!("{d}*S"));
-            let deviation = s.out("deviation", Space::Arena, Storage::F32, "S");
-            let at = format!("{d}*i0 + i1");
-            let v = s.load(x, &at);
-            let count = s.spec.exprs.coord(support::build::dim(&d));
-            let count = s.spec.exprs.cast(Scalar::F32, count);
-            let sum = s.stat(0, Scalar::F32);
-            let mean = s.bin(BinaryOp::Div, sum, count);
-            let centred = s.bin(BinaryOp::Sub, v, sum);
-            let square = s.bin(BinaryOp::Mul, centred, centred);
-            let sum1 = s.stat(1, Scalar::F32);
-            let var = s.bin(BinaryOp::Div, sum1, count);
-            let eps = s.f(1e-5);
-            let var = s.bin(BinaryOp::Add, var, eps);
-            let scale = s.un(UnaryOp::Rsqrt, var);
-            s.spec.anchor = Anchor::Row {
-                stats: vec![
-                    Stat { op: ReduceOp::Sum, value: v, finish: Some(mean) },
-                    Stat { op: ReduceOp::Sum, value: square, finish: Some(scale) },
-                ],
-            };
-            let (g, h) = (s.load(g, "i1"), s.load(h, "i1"));
-            let normed = s.bin(BinaryOp::Mul, centred, sum1);
-            let normed = s.bin(BinaryOp::Mul, normed, g);
-            let normed = s.bin(BinaryOp::Add, normed, h);
-            s.store(y, &at, normed);
-            s.store(deviation, "i0", sum1).per_row = true;
-            let data = vec![r.floats(rows * n), r.floats(n), r.floats(n), r.floats(rows * n), r.floats(rows)];
-            let mut case = Case::new(s.done(), &[("S", rows as i64), ("N", n as i64)], data);
-            case.tolerance = if n < 3 { 1.0 } else { 1e-4 };
-            case.check();
-        }
-    }
-}
-
-#[test]
-fn softmax_in_place() {
-    let mut r = Random::new(11);
-    for n in ROWS {
-        let d = n.to_string();
-        let mut s = SpecBuilder::new("softmax", &["S", &d], &["S"]);
-        let x = s.arg("x", Space::Arena, Storage::F32, &format!("{d}*S"));
-        let y = s.out("y", Space::Arena, Storage::F32, &format!("{d}*S"));
-        s.alias(y, x, AliasKind::SameRow);
-        let at = format!("{d}*i0 + i1");
-        let v = s.load(x, &at);
-        let max = s.stat(0, Scalar::F32);
-        let shifted = s.bin(BinaryOp::Sub, v, max);
-        let e = s.un(UnaryOp::Exp, shifted);
-        s.spec.anchor = Anchor::Row {
-            stats: vec![
-                Stat { op: ReduceOp::Max, value: v, finish: None },
-                Stat { op: ReduceOp::Sum, value: e, finish: None },
-            ],
-        };
-        let sum = s.stat(1, Scalar::F32);
-        let p = s.bin(BinaryOp::Div, e, sum);
-        s.store(y, &at, p);
-        let x = r.floats(3 * n);
-        let mut case = Case::new(s.done(), &[("S", 3)], vec![x.clone(), x]);
-        case.shared = vec![(1, 0)];
-        case.check();
-    }
-}
-
-#[test]
-fn argmax_takes_the_first_of_equals() {
-    let mut r = Random::new(12);
-    for n in ROWS.into_iter().chain([100_003]) {
-        let mut s = SpecBuilder::new("argmax", &["2", "S", "N"], &["S", "N"]);
-        let x = s.arg("x", Space::Arena, Storage::F32, "2*N*S");
-        let id = s.out("id", Space::Ints, Storage::I32, "2*S");
-        let low = s.out("low", Space::Arena, Storage::F32, "2*S");
-        let v = s.load(x, "N*S*i0 + N*i1 + i2");
-        s.spec.anchor = Anchor::Row {
-            stats: vec![
-                Stat { op: ReduceOp::ArgMax, value: v, finish: None },
-                Stat { op: ReduceOp::Min, value: v, finish: None },
-                Stat { op: ReduceOp::Prod, value: v, finish: None },
-            ],
-        };
-        let place = s.stat(0, Scalar::I32);
-        s.store(id, "S*i0 + i1", place).per_row = true;
-        let (min, prod) = (s.stat(1, Scalar::F32), s.stat(2, Scalar::F32));
-        let sum = s.bin(BinaryOp::Add, min, prod);
-        s.store(low, "S*i0 + i1", sum).per_row = true;
-        let coarse: Vec<f32> =
-            (0..6 * n).map(|_| (r.unit() * 4.0).round() / 4.0 - if n % 2 == 0 { 3.0 } else { 0.0 }).collect();
-        let coarse: Vec<f32> = if n > 30 { coarse.iter().map(|x| x.clamp(-1.0, 1.0)).collect() } else { coarse };
-        let data = vec![Data::F32(coarse), r.ints(6, 3), r.floats(6)];
-        Case::new(s.done(), &[("S", 3), ("N", n as i64)], data).check();
-    }
-}
-
-#[test]
-fn row_with_gather_and_statistic_of_a_product() {
-    let mut r = Random::new(13);
-    let mut s = SpecBuilder::new("gather_norm", &["S", "96"], &["S"]);
-    let ids = s.arg("ids", Space::Ints, Storage::I32, "S");
-    let w = s.arg("table", Space::Weight, Storage::Q8_0, "960");
-    let y = s.out("y", Space::Arena, Storage::F32, "96*S");
-    let id = s.load(ids, "i0");
-    let v = s.load_at(w, Dim::constant(96) * Dim::value(id.0) + Dim::axis(1));
-    let sq = s.bin(BinaryOp::Mul, v, v);
-    s.spec.anchor = Anchor::Row { stats: vec![Stat { op: ReduceOp::Sum, value: sq, finish: None }] };
-    let sum = s.spec.exprs.add(Expr::Stat(0), Scalar::F32);
-    let out = s.bin(BinaryOp::Add, v, sum);
-    s.store(y, "96*i0 + i1", out);
-    let data = vec![r.ints(11, 10), r.stored(Storage::Q8_0, 960), r.floats(96 * 11)];
-    Case::new(s.done(), &[("S", 11)], data).check();
+fn statistics_of_rows_are_refused() {
+    let mut s = SpecBuilder::new("normed", &["S", "T"], &["S", "T"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, "8*S");
+    let z = s.arg("z", Space::Arena, Storage::F32, "8*T");
+    let y = s.out("y", Space::Arena, Storage::F32, "S*T");
+    let lhs = s.load(x, "8*i0 + i2");
+    let rhs = vec![s.load(z, "T*i2 + i1")];
+    let stats = vec![Stat { op: ReduceOp::Sum, value: lhs, finish: None }];
+    s.spec.anchor = Anchor::MatMul { k: dim("8"), lhs, lhs_stats: stats, rhs };
+    let acc = s.acc(0);
+    s.store(y, "T*i0 + i1", acc);
+    let spec = s.done();
+    assert!(render(&spec, &Capabilities::webgpu(Tier::Cpu)).is_err());
 }

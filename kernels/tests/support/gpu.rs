@@ -2,9 +2,8 @@
 
 use super::Case;
 use super::blocks::{Data, words};
-use frit_kernels::dim::Sym;
+use super::layout::{Layout, bytes};
 use frit_kernels::dtype::Scalar;
-use frit_kernels::spec::Space;
 use frit_kernels::templates::Rendered;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -21,11 +20,6 @@ pub struct Outcome {
     /// Best time of a run.
     pub best_ms: f64,
 }
-
-/// Elements between two arguments of one buffer.
-const GAP: usize = 64;
-/// What fills the gaps.
-const FILL: u32 = 0x4b4b_4b4b;
 
 fn gpu() -> Option<&'static Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
@@ -53,53 +47,11 @@ fn gpu() -> Option<&'static Gpu> {
     .as_ref()
 }
 
-fn bytes(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|w| w.to_le_bytes()).collect()
-}
-
 /// Runs the kernel `runs` times on fresh copies of its data; `None` without an adapter.
 pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
     let gpu = gpu()?;
     let spec = &case.spec;
-    let mut spaces: Vec<(Space, Vec<u32>, bool)> = Vec::new();
-    let mut place: Vec<(usize, usize)> = Vec::new();
-    for (i, a) in spec.args.iter().enumerate() {
-        if let Some((_, from)) = case.shared.iter().find(|(o, _)| *o == i) {
-            place.push(place[*from]);
-            continue;
-        }
-        let content = words(a.storage, &case.data[i]);
-        let known = spaces.iter().position(|(s, ..)| *s == a.space && a.space != Space::Weight);
-        let at = known.unwrap_or_else(|| {
-            spaces.push((a.space, Vec::new(), false));
-            spaces.len() - 1
-        });
-        let (space, buffer, written) = &mut spaces[at];
-        *written |= a.written || matches!(space, Space::Arena | Space::Ints);
-        if *space != Space::Weight {
-            let start = buffer.len().next_multiple_of(4) + GAP;
-            buffer.resize(start, FILL);
-        }
-        place.push((at, buffer.len()));
-        buffer.extend(content);
-        if *space != Space::Weight {
-            buffer.resize(buffer.len() + GAP, FILL);
-        }
-        let padded = buffer.len().next_multiple_of(4);
-        buffer.resize(padded, FILL);
-    }
-    let mut record: Vec<u32> =
-        place.iter().zip(&spec.args).map(|((_, o), a)| if a.space == Space::Weight { 0 } else { *o as u32 }).collect();
-    record.resize(record.len().div_ceil(4).max(1) * 4, 0);
-    let mut sizes = vec![0u32; 16];
-    for z in &spec.sizes {
-        sizes[z.index as usize] = case.sizes.iter().find(|s| s.0 == z.name).unwrap().1 as u32;
-    }
-    let env = |s: &Sym| match s {
-        Sym::Size(n) => case.sizes.iter().find(|z| *z.0 == **n).map(|z| z.1),
-        _ => None,
-    };
-    let grid: Vec<u32> = r.grid.iter().map(|d| u32::try_from(d.eval(&env).unwrap()).unwrap()).collect();
+    let Layout { spaces, place, record, sizes, grid } = Layout::new(case, r);
     assert!(grid.iter().all(|g| (1..=65535).contains(g)), "grid {grid:?}");
 
     let contents: Vec<Vec<u8>> = spaces.iter().map(|s| bytes(&s.1)).chain([bytes(&record), bytes(&sizes)]).collect();

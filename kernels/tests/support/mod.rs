@@ -7,6 +7,7 @@ pub mod build;
 pub mod corpus;
 pub mod eval;
 pub mod gpu;
+pub mod layout;
 pub mod ptxas;
 
 use blocks::Data;
@@ -72,7 +73,8 @@ pub fn validate(r: &Rendered, caps: &Capabilities) {
     assert!(!r.text.contains("return;"), "early return:\n{}", r.text);
 }
 
-fn compare(what: &str, want: &[f64], got: &[f64], tolerance: f64, r: &Rendered) {
+/// Fails unless every element is within the tolerance.
+pub fn compare(what: &str, want: &[f64], got: &[f64], tolerance: f64, r: &Rendered) {
     assert_eq!(want.len(), got.len(), "{what}");
     let mut wrong = Vec::new();
     for (i, (w, g)) in want.iter().zip(got).enumerate() {

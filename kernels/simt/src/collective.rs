@@ -1,0 +1,162 @@
+//! Exchanges and reductions between the lanes of a warp or of a subgroup in it.
+
+use crate::machine::{Machine, Warp};
+use crate::op::{LANES, Reduce, Reg, Row, Scan, Shuffle};
+use crate::report::ViolationKind;
+
+fn float(x: u32) -> f32 {
+    f32::from_bits(x)
+}
+
+fn combine(op: Reduce, x: u32, y: u32) -> u32 {
+    let s = |x: u32| x as i32;
+    match op {
+        Reduce::AddI => x.wrapping_add(y),
+        Reduce::MulI => x.wrapping_mul(y),
+        Reduce::MinS => s(x).min(s(y)) as u32,
+        Reduce::MinU => x.min(y),
+        Reduce::MaxS => s(x).max(s(y)) as u32,
+        Reduce::MaxU => x.max(y),
+        Reduce::And => x & y,
+        Reduce::Or => x | y,
+        Reduce::Xor => x ^ y,
+        Reduce::AddF => (float(x) + float(y)).to_bits(),
+        Reduce::MulF => (float(x) * float(y)).to_bits(),
+        Reduce::MinF => float(x).min(float(y)).to_bits(),
+        Reduce::MaxF => float(x).max(float(y)).to_bits(),
+        Reduce::All => u32::from(x != 0 && y != 0),
+        Reduce::Any => u32::from(x != 0 || y != 0),
+        Reduce::Ballot | Reduce::Uniform => x,
+    }
+}
+
+fn identity(op: Reduce) -> u32 {
+    match op {
+        Reduce::MulI => 1,
+        Reduce::MulF => 1f32.to_bits(),
+        _ => 0,
+    }
+}
+
+impl Machine<'_> {
+    /// Checks that all lanes a mask operand names take part.
+    fn check_members(&mut self, w: &Warp, members: Option<Reg>, mask: u32) {
+        let Some(r) = members else { return };
+        let row = *w.row(r);
+        for (i, named) in row.iter().enumerate() {
+            let absent = named & w.lanes & !mask;
+            if mask >> i & 1 == 1 && (absent != 0 || named >> i & 1 == 0) {
+                self.violate(w, 1 << i, ViolationKind::CollectiveDivergence, None);
+                return;
+            }
+        }
+    }
+
+    /// `d = a` of another lane of the group of `width` lanes. `clamp` is PTX's bound operand: its low five bits are the
+    /// last lane, the bits from the eighth on the segment mask. `valid` receives whether the other lane was in range; a
+    /// lane out of range keeps its own value. Reading from a lane that does not take part is reported.
+    pub(crate) fn shuffle(
+        &mut self,
+        w: &mut Warp,
+        mode: Shuffle,
+        (d, a, b): (Reg, Reg, Reg),
+        width: u8,
+        (clamp, valid, members): (Option<Reg>, Option<Reg>, Option<Reg>),
+        mask: u32,
+    ) {
+        self.check_members(w, members, mask);
+        let (value, by) = (*w.row(a), *w.row(b));
+        let bounds = clamp.map(|r| *w.row(r));
+        let (mut out, mut ok) = (value, [1; LANES]);
+        let mut absent = 0;
+        for i in (0..LANES).filter(|i| mask >> i & 1 == 1) {
+            let lane = i as i64;
+            let (low, high, segment) = match bounds {
+                Some(c) => {
+                    let (bound, segment) = (i64::from(c[i] & 31), i64::from(c[i] >> 8 & 31));
+                    let low = lane & segment;
+                    (low, low | bound & !segment & 31, segment)
+                }
+                None => {
+                    let width = i64::from(width);
+                    let low = lane / width * width;
+                    (low, low + width - 1, 0)
+                }
+            };
+            let n = if bounds.is_some() { i64::from(by[i] & 31) } else { i64::from(by[i]) };
+            let (from, inside) = match mode {
+                Shuffle::Index => {
+                    let j = if bounds.is_some() { low | n & !segment & 31 } else { low + n };
+                    (j, j <= high)
+                }
+                // In PTX the clamp bounds `up` from below.
+                Shuffle::Up => (lane - n, lane - n >= if bounds.is_some() { high } else { low }),
+                Shuffle::Down => (lane + n, lane + n <= high),
+                Shuffle::Xor => (lane ^ n, lane ^ n <= high && (bounds.is_some() || lane ^ n >= low)),
+                Shuffle::First => {
+                    let group = (mask as i64) >> low << low & ((1i64 << (high + 1)) - 1);
+                    (i64::from(group.trailing_zeros()), true)
+                }
+            };
+            let from = usize::try_from(from).ok().filter(|f| *f < LANES && inside);
+            ok[i] = u32::from(from.is_some());
+            match from {
+                Some(f) if mask >> f & 1 == 1 => out[i] = value[f],
+                Some(_) => absent |= 1 << i,
+                None if bounds.is_none() => absent |= 1 << i,
+                None => {}
+            }
+        }
+        if absent != 0 {
+            self.violate(w, absent, ViolationKind::CollectiveDivergence, None);
+        }
+        w.set(d, &out, mask);
+        if let Some(v) = valid {
+            w.set(v, &ok, mask);
+        }
+    }
+
+    /// A reduction over the active lanes of each group of `width`, in ascending order of lanes.
+    pub(crate) fn reduce(
+        &mut self,
+        w: &mut Warp,
+        op: Reduce,
+        scan: Scan,
+        (d, a): (Reg, Reg),
+        width: u8,
+        members: Option<Reg>,
+        mask: u32,
+    ) {
+        self.check_members(w, members, mask);
+        let value = *w.row(a);
+        let named = members.map(|r| *w.row(r));
+        let mut out: Row = [0; LANES];
+        for i in (0..LANES).filter(|i| mask >> i & 1 == 1) {
+            let width = usize::from(width.max(1));
+            let low = i / width * width;
+            let end = match scan {
+                Scan::Whole => low + width,
+                Scan::UpTo => i + 1,
+                Scan::Below => i,
+            };
+            let lanes = (low..end.min(LANES)).filter(|j| mask >> j & 1 == 1);
+            let mut lanes = lanes.filter(|j| named.is_none_or(|n| n[i] >> j & 1 == 1));
+            out[i] = match op {
+                Reduce::Ballot => lanes.fold(0, |m, j| m | u32::from(value[j] != 0) << (j - low)),
+                Reduce::Uniform => u32::from(lanes.all(|j| (value[j] != 0) == (value[i] != 0))),
+                Reduce::All => u32::from(lanes.all(|j| value[j] != 0)),
+                Reduce::Any => u32::from(lanes.any(|j| value[j] != 0)),
+                _ => lanes.map(|j| value[j]).reduce(|x, y| combine(op, x, y)).unwrap_or(identity(op)),
+            };
+        }
+        if self.options.finite && matches!(op, Reduce::AddF | Reduce::MulF) {
+            let bad = (0..LANES).filter(|i| mask >> i & 1 == 1 && !float(out[*i]).is_finite());
+            let born = value.iter().enumerate().all(|(i, v)| mask >> i & 1 == 0 || float(*v).is_finite());
+            let bad = bad.fold(0, |m, i| m | 1 << i);
+            if bad != 0 && born {
+                self.violate(w, bad, ViolationKind::NotFinite, None);
+            }
+        }
+        w.set(d, &out, mask);
+    }
+}

@@ -1,0 +1,139 @@
+//! What is run, and what comes back.
+
+use crate::counters::Counters;
+use crate::report::Violation;
+
+/// Language of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Language {
+    /// WebGPU shading language.
+    Wgsl,
+    /// NVIDIA's parallel thread execution.
+    Ptx,
+}
+
+/// A part of a buffer that a kernel may touch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// First byte; rounded down to a word.
+    pub start: u64,
+    /// Byte behind the last; rounded up to a word.
+    pub end: u64,
+    /// Whether it may be read before it is written.
+    pub initialised: bool,
+    /// Whether it may be written.
+    pub writable: bool,
+}
+
+/// A buffer in global (storage) memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Name in reports.
+    pub name: String,
+    /// Content; its length is the size of the buffer.
+    pub bytes: Vec<u8>,
+    /// Whether all of it may be read before it is written. Regions decide for themselves.
+    pub initialised: bool,
+    /// Whether it may be written. Read-only buffers are not watched for races, which saves time.
+    pub writable: bool,
+    /// Parts that may be touched, each for itself; none means all of it. Several tensors may share one buffer.
+    pub regions: Vec<Region>,
+}
+
+impl Buffer {
+    /// A buffer that is only read.
+    pub fn input(name: &str, bytes: Vec<u8>) -> Buffer {
+        Buffer { name: name.to_owned(), bytes, initialised: true, writable: false, regions: Vec::new() }
+    }
+    /// A buffer that is written, and read only behind a write.
+    pub fn output(name: &str, bytes: usize) -> Buffer {
+        let bytes = vec![0; bytes];
+        Buffer { name: name.to_owned(), bytes, initialised: false, writable: true, regions: Vec::new() }
+    }
+    /// A buffer that is read and written.
+    pub fn inout(name: &str, bytes: Vec<u8>) -> Buffer {
+        Buffer { name: name.to_owned(), bytes, initialised: true, writable: true, regions: Vec::new() }
+    }
+}
+
+/// One argument of a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Argument {
+    /// A storage buffer in WGSL; a pointer in PTX.
+    Buffer(Buffer),
+    /// A uniform buffer in WGSL; a parameter by value in PTX.
+    Bytes(Vec<u8>),
+}
+
+/// One launch of one kernel.
+#[derive(Clone, Debug)]
+pub struct Launch<'a> {
+    /// Name in reports.
+    pub kernel: &'a str,
+    /// The text as emitted.
+    pub text: &'a str,
+    /// Its language.
+    pub language: Language,
+    /// Entry point; `None` takes the only one.
+    pub entry: Option<&'a str>,
+    /// Threads per workgroup dimension. WGSL states its own, which must agree.
+    pub workgroup: [u32; 3],
+    /// Workgroups per dimension.
+    pub grid: [u32; 3],
+    /// Arguments: by binding number in WGSL (group 0), by position in PTX.
+    pub arguments: Vec<Argument>,
+    /// Bytes of dynamic shared memory (PTX).
+    pub dynamic_shared_bytes: u32,
+}
+
+/// How a launch is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Most warp instructions of a launch.
+    pub budget: u64,
+    /// Runs workgroups, and warps between barriers, in an order drawn from this seed.
+    pub shuffle: Option<u64>,
+    /// Perturbs approximate functions within their documented bounds, by a seed.
+    pub perturb: Option<u64>,
+    /// Flushes denormal operands and results of all f32 arithmetic.
+    pub flush_denormals: bool,
+    /// Fuses products and sums (WGSL permits it).
+    pub contract: bool,
+    /// Adds the products of a matrix instruction in an order drawn from this seed.
+    pub permute_mma: Option<u64>,
+    /// Lanes of a subgroup (WGSL): 4, 8, 16 or 32.
+    pub subgroup_size: u32,
+    /// Whether an infinity or NaN from finite operands is a violation.
+    pub finite: bool,
+    /// Whether workgroup memory counts as written with zeros at the start, as WGSL has it unless a host turns it off.
+    pub zeroed_workgroup_memory: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            budget: 1 << 28,
+            shuffle: None,
+            perturb: None,
+            flush_denormals: false,
+            contract: false,
+            permute_mma: None,
+            subgroup_size: 32,
+            finite: true,
+            zeroed_workgroup_memory: false,
+        }
+    }
+}
+
+/// What a launch left.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Content of each argument afterwards; empty for bytes passed by value.
+    pub buffers: Vec<Vec<u8>>,
+    /// What it cost.
+    pub counters: Counters,
+    /// What it broke, by first occurrence.
+    pub violations: Vec<Violation>,
+    /// Whether every thread ran to its end; not so after a divergent barrier or when the budget was spent.
+    pub completed: bool,
+}

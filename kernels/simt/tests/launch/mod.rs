@@ -1,0 +1,104 @@
+//! Cases of kernel tests as launches.
+#![allow(dead_code)]
+
+use crate::support::Case;
+use crate::support::blocks::{Data, words};
+use crate::support::eval::{to_bf16, to_f16};
+use crate::support::layout::{Layout, bytes};
+use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::emit;
+use frit_kernels::spec::Space;
+use frit_kernels::templates::Rendered;
+use frit_simt::{Argument, Buffer, Language, Launch, Options, Outcome, Region, run as execute};
+
+/// Runs a case; the outcome, and the numbers of every written argument.
+pub fn run(case: &Case, r: &Rendered, options: &Options) -> (Outcome, Vec<Vec<f64>>) {
+    let layout = Layout::new(case, r);
+    let spec = &case.spec;
+    let mut arguments: Vec<Argument> = layout
+        .spaces
+        .iter()
+        .enumerate()
+        .map(|(b, (space, content, written))| {
+            let mut regions: Vec<Region> = Vec::new();
+            for (i, a) in spec.args.iter().enumerate().filter(|(i, _)| layout.place[*i].0 == b) {
+                let start = 4 * layout.place[i].1 as u64;
+                let end = start + 4 * words(a.storage, &case.data[i]).len() as u64;
+                match regions.iter_mut().find(|r| r.start == start) {
+                    Some(r) => {
+                        r.writable |= a.written;
+                        r.initialised |= !a.written;
+                    }
+                    None => regions.push(Region { start, end, initialised: !a.written, writable: a.written }),
+                }
+            }
+            if *space == Space::Weight {
+                regions.clear();
+            }
+            Argument::Buffer(Buffer {
+                name: format!("{space:?}"),
+                bytes: bytes(content),
+                initialised: true,
+                writable: *written,
+                regions,
+            })
+        })
+        .collect();
+    arguments.push(Argument::Bytes(bytes(&layout.record)));
+    let language = match r.language {
+        emit::Language::Wgsl => Language::Wgsl,
+        emit::Language::Ptx => Language::Ptx,
+    };
+    arguments.push(match language {
+        Language::Wgsl => Argument::Bytes(bytes(&layout.sizes)),
+        Language::Ptx => Argument::Buffer(Buffer::input("sizes", bytes(&layout.sizes))),
+    });
+    let launch = Launch {
+        kernel: &spec.name,
+        text: &r.text,
+        language,
+        entry: Some("main"),
+        workgroup: r.workgroup,
+        grid: [layout.grid[0], layout.grid[1], layout.grid[2]],
+        arguments,
+        dynamic_shared_bytes: u32::try_from(emit::ptx::dynamic_shared_bytes(&r.module)).unwrap(),
+    };
+    let outcome = execute(&launch, options).unwrap_or_else(|e| panic!("{e}\n{}", r.text));
+    let numbers = spec.args.iter().zip(&layout.place).zip(&case.data).map(|((a, (at, start)), d)| {
+        let len = match d {
+            Data::F32(v) => v.len(),
+            Data::I32(v) => v.len(),
+            Data::Bytes(_) => 0,
+        };
+        let found = outcome.buffers[*at].chunks_exact(4).skip(*start).take(if a.written { len } else { 0 });
+        let word = found.map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]));
+        word.map(|w| match a.storage.scalar() {
+            Scalar::F32 => f64::from(f32::from_bits(w)),
+            _ => f64::from(w as i32),
+        })
+        .collect()
+    });
+    let numbers = numbers.collect();
+    (outcome, numbers)
+}
+
+/// What matrix units round their operands to.
+pub fn rounding(case: &Case, r: &Rendered) -> Option<fn(f64) -> f64> {
+    let halves = case.spec.args.iter().any(|a| a.space == Space::Weight && a.storage == Storage::F16);
+    match r.template {
+        "gemm_matrix" if halves => Some(to_f16),
+        "gemm_matrix" => Some(to_bf16),
+        _ => None,
+    }
+}
+
+/// Fails on any violation.
+pub fn clean(outcome: &Outcome, r: &Rendered) {
+    let all: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
+    assert!(all.is_empty(), "{}\n{}", all.join("\n"), numbered(&r.text));
+}
+
+/// A text with line numbers.
+pub fn numbered(text: &str) -> String {
+    text.lines().enumerate().map(|(i, l)| format!("{:>4} {l}\n", i + 1)).collect()
+}

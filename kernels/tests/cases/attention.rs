@@ -1,0 +1,84 @@
+//! Attention with grouped heads over a slot of keys and values.
+
+use super::gemm::filled;
+use crate::support::Case;
+use crate::support::blocks::{Data, Random};
+use crate::support::build::{SpecBuilder, dim};
+use frit_kernels::dtype::Storage;
+use frit_kernels::spec::{Anchor, Attention, KernelSpec, Space};
+
+const GROUP: u64 = 2;
+const HEADS: u64 = 4;
+
+/// `HEADS` query heads of `head` elements, values of `value` elements; arguments q, k, v, y, then what `change` adds.
+fn attention(head: u64, value: u64, change: impl FnOnce(&mut SpecBuilder, &mut Attention)) -> KernelSpec {
+    let domain = ["B".to_owned(), HEADS.to_string(), "S".to_owned(), value.to_string()];
+    let domain: Vec<&str> = domain.iter().map(String::as_str).collect();
+    let mut s = SpecBuilder::new("attention", &domain, &["B", "S", "T", "P"]);
+    let kv = HEADS / GROUP;
+    let q = s.arg("q", Space::Arena, Storage::F32, &format!("{}*B*S", HEADS * head));
+    let k = s.arg("k", Space::Kv(0), Storage::F32, &format!("{}*B*T", kv * head));
+    let v = s.arg("v", Space::Kv(0), Storage::F32, &format!("{}*B*T", kv * value));
+    let y = s.out("y", Space::Arena, Storage::F32, &format!("{}*B*S", HEADS * value));
+    let all = HEADS * head;
+    let mut anchor = Attention {
+        q: s.load(q, &format!("{all}*S*i0 + {all}*i2 + {head}*i1 + i4")),
+        k: s.load(k, &format!("{}*T*i0 + {head}*T*div(i1, {GROUP}) + {head}*i5 + i4", kv * head)),
+        v: s.load(v, &format!("{}*T*i0 + {value}*T*div(i1, {GROUP}) + {value}*i5 + i3", kv * value)),
+        group: GROUP,
+        head_dim: head,
+        value_dim: value,
+        kv_len: dim("T"),
+        causal_offset: None,
+        window: None,
+        mask: None,
+        bias: None,
+        scale: 1.0 / (head as f32).sqrt(),
+        softcap: None,
+    };
+    change(&mut s, &mut anchor);
+    s.spec.anchor = Anchor::Attention(Box::new(anchor));
+    let acc = s.acc(0);
+    s.store(y, &format!("{}*S*i0 + {}*i2 + {value}*i1 + i3", HEADS * value, HEADS * value), acc);
+    s.done()
+}
+
+pub fn every_length_of_keys(check: &dyn Fn(&Case)) {
+    for (head, value) in [(4, 4), (20, 12), (8, 70)] {
+        let spec = attention(head, value, |_, _| {});
+        for (s, t) in [(1, 1), (2, 15), (1, 16), (3, 17), (1, 64), (2, 65), (1, 130)] {
+            check(&filled(spec.clone(), &[("B", 2), ("S", s), ("T", t), ("P", 0)], t as u64));
+        }
+    }
+}
+
+pub fn causal_behind_earlier_keys(check: &dyn Fn(&Case)) {
+    let spec = attention(8, 8, |_, a| a.causal_offset = Some(dim("P")));
+    for (s, past) in [(1, 0), (5, 0), (1, 40), (3, 70)] {
+        check(&filled(spec.clone(), &[("B", 1), ("S", s), ("T", s + past), ("P", past)], 3));
+    }
+}
+
+pub fn window_and_soft_cap(check: &dyn Fn(&Case)) {
+    let spec = attention(12, 12, |_, a| {
+        (a.causal_offset, a.window, a.softcap) = (Some(dim("P")), Some(6), Some(3.0));
+    });
+    for (s, past) in [(1, 0), (9, 0), (1, 33), (4, 20)] {
+        check(&filled(spec.clone(), &[("B", 2), ("S", s), ("T", s + past), ("P", past)], 4));
+    }
+}
+
+/// The last query sees no key at all, and gets zeros.
+pub fn mask_and_bias(check: &dyn Fn(&Case)) {
+    let spec = attention(8, 8, |s, a| {
+        let mask = s.arg("mask", Space::Ints, Storage::Bool, "S*T");
+        let bias = s.arg("bias", Space::Arena, Storage::F32, "S*T");
+        (a.mask, a.bias) = (Some(s.load(mask, "T*i2 + i5")), Some(s.load(bias, "T*i2 + i5")));
+    });
+    for (s, t) in [(1, 3), (4, 33), (2, 70)] {
+        let mut case = filled(spec.clone(), &[("B", 1), ("S", s), ("T", t), ("P", 0)], 6);
+        let seen = (0..s * t).map(|i| i32::from(i / t + 1 < s && Random::new(i as u64 + 1).below(3) > 0));
+        case.data[4] = Data::I32(seen.collect());
+        check(&case);
+    }
+}

@@ -1,0 +1,81 @@
+//! Where the arguments of a kernel lie, by the binding convention of generated kernels.
+
+use super::Case;
+use super::blocks::words;
+use frit_kernels::dim::Sym;
+use frit_kernels::spec::Space;
+use frit_kernels::templates::Rendered;
+
+/// Elements between two arguments of one buffer.
+pub const GAP: usize = 64;
+/// What fills the gaps.
+pub const FILL: u32 = 0x4b4b_4b4b;
+
+/// The buffers of one launch.
+pub struct Layout {
+    /// Storage buffers in order of binding: what they are for, their words, and whether they are bound writable.
+    pub spaces: Vec<(Space, Vec<u32>, bool)>,
+    /// The buffer of each argument and its first word there.
+    pub place: Vec<(usize, usize)>,
+    /// The uniform of argument offsets.
+    pub record: Vec<u32>,
+    /// The uniform of dynamic sizes.
+    pub sizes: Vec<u32>,
+    /// Workgroups.
+    pub grid: Vec<u32>,
+}
+
+/// Words as bytes.
+pub fn bytes(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+impl Layout {
+    /// Lays out the arguments of a case, with gaps between those that share a buffer.
+    pub fn new(case: &Case, r: &Rendered) -> Layout {
+        let spec = &case.spec;
+        let mut spaces: Vec<(Space, Vec<u32>, bool)> = Vec::new();
+        let mut place: Vec<(usize, usize)> = Vec::new();
+        for (i, a) in spec.args.iter().enumerate() {
+            if let Some((_, from)) = case.shared.iter().find(|(o, _)| *o == i) {
+                place.push(place[*from]);
+                continue;
+            }
+            let content = words(a.storage, &case.data[i]);
+            let known = spaces.iter().position(|(s, ..)| *s == a.space && a.space != Space::Weight);
+            let at = known.unwrap_or_else(|| {
+                spaces.push((a.space, Vec::new(), false));
+                spaces.len() - 1
+            });
+            let (space, buffer, written) = &mut spaces[at];
+            *written |= a.written || matches!(space, Space::Arena | Space::Ints);
+            if *space != Space::Weight {
+                let start = buffer.len().next_multiple_of(4) + GAP;
+                buffer.resize(start, FILL);
+            }
+            place.push((at, buffer.len()));
+            buffer.extend(content);
+            if *space != Space::Weight {
+                buffer.resize(buffer.len() + GAP, FILL);
+            }
+            let padded = buffer.len().next_multiple_of(4);
+            buffer.resize(padded, FILL);
+        }
+        let mut record: Vec<u32> = place
+            .iter()
+            .zip(&spec.args)
+            .map(|((_, o), a)| if a.space == Space::Weight { 0 } else { *o as u32 })
+            .collect();
+        record.resize(record.len().div_ceil(4).max(1) * 4, 0);
+        let mut sizes = vec![0u32; 16];
+        for z in &spec.sizes {
+            sizes[z.index as usize] = case.sizes.iter().find(|s| s.0 == z.name).unwrap().1 as u32;
+        }
+        let env = |s: &Sym| match s {
+            Sym::Size(n) => case.sizes.iter().find(|z| *z.0 == **n).map(|z| z.1),
+            _ => None,
+        };
+        let grid: Vec<u32> = r.grid.iter().map(|d| u32::try_from(d.eval(&env).unwrap()).unwrap()).collect();
+        Layout { spaces, place, record, sizes, grid }
+    }
+}
