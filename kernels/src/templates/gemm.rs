@@ -8,7 +8,7 @@
 //! column again, and stores are guarded.
 
 use super::common::{KernelCtx, Scope, dispatch};
-use super::{Rendered, TemplateError, View, contiguous_rows, depends_on_axis, multiple_of};
+use super::{Rendered, TemplateError, View, contiguous_rows, depends_on_axis, gemm_matrix, multiple_of};
 use crate::dim::{Dim, Sym, product};
 use crate::dtype::Storage;
 use crate::ir::{Builder, Type, Val, Var};
@@ -20,35 +20,40 @@ const DEPTH: u32 = 16;
 
 pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
     let problem = Problem::new(spec)?;
+    if caps.has_matrix
+        && let Some(format) = gemm_matrix::format_of(&problem)
+    {
+        return gemm_matrix::render(&problem, caps, format);
+    }
     match caps.tier {
         Tier::Cpu => in_registers(&problem, caps),
-        Tier::Gpu => staged(&problem, caps),
+        Tier::Gpu | Tier::Cuda => staged(&problem, caps),
     }
 }
 
 /// How a right side is read.
-enum Right {
+pub(super) enum Right {
     /// Runs of consecutive elements along k, from a row start that depends on n.
     Runs { arg: ArgId, row: Dim },
     /// One element at a time; whether neighbours along k are neighbours in memory.
     Elements { expr: ExprId, along_k: bool },
 }
 
-struct Problem<'a> {
-    spec: &'a KernelSpec,
-    k: &'a Dim,
-    lhs: ExprId,
-    rhs: Vec<Right>,
+pub(super) struct Problem<'a> {
+    pub(super) spec: &'a KernelSpec,
+    pub(super) k: &'a Dim,
+    pub(super) lhs: ExprId,
+    pub(super) rhs: Vec<Right>,
     /// Axis that counts rows; `first..m` are rows too.
-    m: usize,
+    pub(super) m: usize,
     /// First axis that counts rows.
-    first: usize,
+    pub(super) first: usize,
     /// Elements read at once along k.
-    run: u32,
+    pub(super) run: u32,
 }
 
 impl<'a> Problem<'a> {
-    fn new(spec: &'a KernelSpec) -> Result<Self, TemplateError> {
+    pub(super) fn new(spec: &'a KernelSpec) -> Result<Self, TemplateError> {
         let Anchor::MatMul { k, lhs, lhs_stats, rhs } = &spec.anchor else {
             return Err(TemplateError::unsupported(spec, "not a matmul"));
         };
@@ -66,22 +71,22 @@ impl<'a> Problem<'a> {
         });
         Ok(Problem { spec, k, lhs: *lhs, rhs: sides.collect(), m, first: if batched { m } else { 0 }, run })
     }
-    fn n(&self) -> usize {
+    pub(super) fn n(&self) -> usize {
         self.m + 1
     }
-    fn k_axis(&self) -> usize {
+    pub(super) fn k_axis(&self) -> usize {
         self.m + 2
     }
-    fn extents(&self, from: usize, to: usize) -> &'a [Dim] {
+    pub(super) fn extents(&self, from: usize, to: usize) -> &'a [Dim] {
         self.spec.domain.get(from..to).unwrap_or_default()
     }
-    fn rows(&self) -> Dim {
+    pub(super) fn rows(&self) -> Dim {
         product(self.extents(self.first, self.m + 1))
     }
-    fn columns(&self) -> Dim {
+    pub(super) fn columns(&self) -> Dim {
         product(self.extents(self.n(), self.n() + 1))
     }
-    fn context(&self, caps: &'a Capabilities, workgroup: [u32; 3]) -> Result<KernelCtx<'a>, TemplateError> {
+    pub(super) fn context(&self, caps: &'a Capabilities, workgroup: [u32; 3]) -> Result<KernelCtx<'a>, TemplateError> {
         let runs = |id: ArgId| {
             let mut named = self.rhs.iter().filter_map(|r| match r {
                 Right::Runs { arg, row } if *arg == id => Some(row),
@@ -96,7 +101,7 @@ impl<'a> Problem<'a> {
         })
     }
     /// Workgroups for blocks of that many rows and columns.
-    fn groups(&self, rows: u32, columns: u32) -> Dim {
+    pub(super) fn groups(&self, rows: u32, columns: u32) -> Dim {
         let batch = product(self.extents(0, self.first));
         batch * self.row_blocks(rows) * self.columns().ceil_div(&Dim::constant(i64::from(columns)))
     }
@@ -104,7 +109,13 @@ impl<'a> Problem<'a> {
         self.rows().ceil_div(&Dim::constant(i64::from(rows)))
     }
     /// Runs `body` in every workgroup that has a block, with the batch axes bound and the block's first row and column.
-    fn in_block(&self, ctx: &KernelCtx<'a>, rows: u32, columns: u32, body: impl FnOnce(&Builder, Scope, Val, Val)) {
+    pub(super) fn in_block(
+        &self,
+        ctx: &KernelCtx<'a>,
+        rows: u32,
+        columns: u32,
+        body: impl FnOnce(&Builder, Scope, Val, Val),
+    ) {
         let b = &ctx.b;
         let groups = self.groups(rows, columns);
         let group = b.let_("group", ctx.group(&groups));
@@ -128,7 +139,7 @@ impl<'a> Problem<'a> {
         });
     }
     /// The scope of a row, the last one where `row` lies beyond.
-    fn row_scope(&self, ctx: &KernelCtx<'a>, base: &Scope, row: Val) -> Scope {
+    pub(super) fn row_scope(&self, ctx: &KernelCtx<'a>, base: &Scope, row: Val) -> Scope {
         let b = &ctx.b;
         let last = ctx.extent(&(self.rows() - Dim::one()));
         let row = b.let_("row", b.min(row, last));
@@ -138,7 +149,7 @@ impl<'a> Problem<'a> {
         scope
     }
     /// The scope of a column, the last one where `column` lies beyond.
-    fn column_scope(&self, ctx: &KernelCtx<'a>, base: &Scope, column: Val) -> Scope {
+    pub(super) fn column_scope(&self, ctx: &KernelCtx<'a>, base: &Scope, column: Val) -> Scope {
         let b = &ctx.b;
         let last = ctx.extent(&(self.columns() - Dim::one()));
         let mut scope = base.clone();
@@ -151,7 +162,7 @@ impl<'a> Problem<'a> {
         scope
     }
     /// The start of a column's run of right side `right`, counted from the start of the buffer.
-    fn run_start(&self, ctx: &KernelCtx<'a>, scope: &Scope, right: &Right) -> Val {
+    pub(super) fn run_start(&self, ctx: &KernelCtx<'a>, scope: &Scope, right: &Right) -> Val {
         match right {
             Right::Runs { arg, row } => {
                 let at = ctx.address(&mut scope.clone(), *arg, row);
