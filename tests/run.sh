@@ -5,7 +5,8 @@
 #
 # Needs Rust (1.87 or newer), a C compiler and Python 3. What else is missing is installed: a software Vulkan driver and
 # pip through apt-get (as root or with sudo), rustfmt and clippy through rustup. One model of 98 MB is downloaded once
-# (fixtures/fetch.sh); FRIT_SMOLLM2 may name a copy of it instead.
+# (fixtures/fetch.sh); FRIT_SMOLLM2 may name a copy of it instead. The assembler for PTX, 50 MB, comes from PyPI
+# (tests/tools.sh); FRIT_PTXAS may name one instead.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -73,6 +74,14 @@ else
 fi
 export FRIT_SMOLLM2
 echo "$FRIT_SMOLLM2"
+
+step "Assembler for NVIDIA GPUs"
+if [ -z "${FRIT_PTXAS:-}" ]; then
+    bin="$(bash tests/tools.sh)" || fail "ptxas could not be fetched; FRIT_PTXAS may name one instead."
+    FRIT_PTXAS="$bin/ptxas"
+fi
+export FRIT_PTXAS
+"$FRIT_PTXAS" --version | tail -n 2
 
 step "cargo fmt"
 cargo fmt --all --check

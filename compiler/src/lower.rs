@@ -308,7 +308,7 @@ impl Lowering<'_> {
                 tier: caps.tier,
                 schedule: Schedule { template: r.template.into(), workgroup: r.workgroup, tile: r.tile },
                 grid: r.grid,
-                wgsl: r.wgsl,
+                wgsl: r.text,
             });
         }
         let n = self.names.entry(spec.name.clone()).or_insert(0);

@@ -1,5 +1,6 @@
 //! What a target can do. Schedules and legality ask [`Capabilities`]; nothing outside `emit/` asks for a target's name.
 
+use crate::emit::Language;
 use serde::{Deserialize, Serialize};
 
 /// Which shape of schedule suits the target.
@@ -10,6 +11,8 @@ pub enum Tier {
     Cpu,
     /// A GPU.
     Gpu,
+    /// An NVIDIA GPU that reads PTX: warps of 32, large workgroup memory.
+    Cuda,
 }
 
 impl Tier {
@@ -18,6 +21,15 @@ impl Tier {
         match self {
             Tier::Cpu => "cpu",
             Tier::Gpu => "gpu",
+            Tier::Cuda => "cuda",
+        }
+    }
+
+    /// The language its kernels are written in.
+    pub const fn language(self) -> Language {
+        match self {
+            Tier::Cpu | Tier::Gpu => Language::Wgsl,
+            Tier::Cuda => Language::Ptx,
         }
     }
 }
@@ -43,6 +55,8 @@ pub struct Capabilities {
     pub offset_alignment_bytes: u32,
     /// 16-bit float arithmetic.
     pub has_f16: bool,
+    /// Products of 16-bit matrices spread over subgroups of 32.
+    pub has_matrix: bool,
     /// The subgroup size where it is fixed.
     pub subgroup_size: Option<u32>,
 }
@@ -60,7 +74,25 @@ impl Capabilities {
             limit_binding_bytes: 128 << 20,
             offset_alignment_bytes: 256,
             has_f16: false,
+            has_matrix: false,
             subgroup_size: None,
+        }
+    }
+    /// What every NVIDIA GPU from `sm_80` on can do. A workgroup may use 99 KiB of shared memory, the least among them.
+    /// A binding has fewer than 2³¹ elements of two bytes, so that 32-bit index arithmetic may be taken as signed.
+    pub const fn cuda() -> Self {
+        Capabilities {
+            tier: Tier::Cuda,
+            limit_storage_buffers: 64,
+            limit_uniform_buffers: 12,
+            limit_workgroup_bytes: 99 << 10,
+            limit_invocations: 1024,
+            limit_groups: 65535,
+            limit_binding_bytes: (4 << 30) - 16,
+            offset_alignment_bytes: 16,
+            has_f16: true,
+            has_matrix: true,
+            subgroup_size: Some(32),
         }
     }
 }

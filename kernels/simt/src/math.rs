@@ -396,7 +396,7 @@ impl Arith {
             }),
             MadI => zip3(a, b, c, |x, y, z| x.wrapping_mul(y).wrapping_add(z)),
             MadHiS => zip3(a, b, c, |x, y, z| (((s(x) * s(y)) >> 32) as u32).wrapping_add(z)),
-            MadHiU => zip3(a, b, c, |x, y, z| ((u64::from(x) * u64::from(y) >> 32) as u32).wrapping_add(z)),
+            MadHiU => zip3(a, b, c, |x, y, z| (((u64::from(x) * u64::from(y)) >> 32) as u32).wrapping_add(z)),
             DotS => zip3(a, b, c, |x, y, z| dot(x, y, z, true, true)),
             DotU => zip3(a, b, c, |x, y, z| dot(x, y, z, false, false)),
             DotSU => zip3(a, b, c, |x, y, z| dot(x, y, z, true, false)),

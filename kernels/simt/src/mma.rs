@@ -131,32 +131,30 @@ impl Machine<'_> {
         let order = self.mma_order(k);
         let mut out = vec![[0u32; LANES]; nc];
         let mut born = 0;
-        for lane in 0..LANES {
+        for (lane, part) in (0..LANES).flat_map(|lane| (0..4).map(move |part| (lane, part))) {
             let (g, t) = (lane / 4, lane % 4);
-            for part in 0..4 {
-                let (row, col) = (&left[g + 8 * (part / 2)], &right[2 * t + part % 2]);
-                let (reg, shift) = if m.half_out { (part / 2, 16 * (part % 2)) } else { (part, 0) };
-                let start = c.get(reg).map_or(0, |c| w.row(*c)[lane]);
-                if m.a.is_integer() {
-                    let sum: i64 = (0..k).map(|i| (row[i] * col[i]) as i64).sum();
-                    out[reg][lane] = start.wrapping_add(sum as u32);
-                    continue;
-                }
-                let start = match m.half_out {
-                    true => f16::from_bits((start >> shift) as u16).to_f64(),
-                    false => f64::from(f32::from_bits(start)),
-                };
-                let sum = match &order {
-                    None => (0..k).fold(0.0, |s, i| s + row[i] * col[i]) + start,
-                    Some(o) => o.iter().fold(start, |s, i| toward_zero(s + row[*i] * col[*i])),
-                };
-                let (bits, ok) = match m.half_out {
-                    true => (u32::from(f16::from_f64(sum).to_bits()), f16::from_f64(sum).is_finite()),
-                    false => ((sum as f32).to_bits(), (sum as f32).is_finite()),
-                };
-                out[reg][lane] |= bits << shift;
-                born |= u32::from(!ok && finite && start.is_finite()) << lane;
+            let (row, col) = (&left[g + 8 * (part / 2)], &right[2 * t + part % 2]);
+            let (reg, shift) = if m.half_out { (part / 2, 16 * (part % 2)) } else { (part, 0) };
+            let start = c.get(reg).map_or(0, |c| w.row(*c)[lane]);
+            if m.a.is_integer() {
+                let sum: i64 = (0..k).map(|i| (row[i] * col[i]) as i64).sum();
+                out[reg][lane] = start.wrapping_add(sum as u32);
+                continue;
             }
+            let start = match m.half_out {
+                true => f16::from_bits((start >> shift) as u16).to_f64(),
+                false => f64::from(f32::from_bits(start)),
+            };
+            let sum = match &order {
+                None => (0..k).fold(0.0, |s, i| s + row[i] * col[i]) + start,
+                Some(o) => o.iter().fold(start, |s, i| toward_zero(s + row[*i] * col[*i])),
+            };
+            let (bits, ok) = match m.half_out {
+                true => (u32::from(f16::from_f64(sum).to_bits()), f16::from_f64(sum).is_finite()),
+                false => ((sum as f32).to_bits(), (sum as f32).is_finite()),
+            };
+            out[reg][lane] |= bits << shift;
+            born |= u32::from(!ok && finite && start.is_finite()) << lane;
         }
         if born != 0 && self.options.finite {
             self.violate(w, born, ViolationKind::NotFinite, None);

@@ -103,7 +103,7 @@ fn costs_of_emitted_kernels() {
         case_of(|f| cases::gemv::a_norm_of_the_rows_in_front(f), 1),
         case_of(|f| cases::attention::every_length_of_keys(f), 13),
     ];
-    for (storage, s) in [(Storage::F32, 128), (Storage::Q4_0, 64)] {
+    for (storage, s) in [(Storage::F32, 128), (Storage::Bf16, 128), (Storage::Q4_0, 64)] {
         cases.push(cases::gemm::filled(cases::gemm::plain((128, 64), storage), &[("S", s)], 1));
     }
     for case in cases {

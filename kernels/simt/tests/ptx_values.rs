@@ -82,8 +82,8 @@ fn integers() {
     check_int("add.u32 %d, %a, %b;", |a, b, _| a.wrapping_add(b));
     check_int("sub.s32 %d, %a, 77;", |a, _, _| a.wrapping_sub(77));
     check_int("mul.lo.s32 %d, %a, %b;", |a, b, _| a.wrapping_mul(b));
-    check_int("mul.hi.s32 %d, %a, %b;", |a, b, _| (l(a) * l(b) >> 32) as u32);
-    check_int("mul.hi.u32 %d, %a, %b;", |a, b, _| (u64::from(a) * u64::from(b) >> 32) as u32);
+    check_int("mul.hi.s32 %d, %a, %b;", |a, b, _| ((l(a) * l(b)) >> 32) as u32);
+    check_int("mul.hi.u32 %d, %a, %b;", |a, b, _| ((u64::from(a) * u64::from(b)) >> 32) as u32);
     check_int("mad.lo.u32 %d, %a, %b, %c;", |a, b, c| a.wrapping_mul(b).wrapping_add(c));
     check_int("div.u32 %d, %a, 7;", |a, _, _| a / 7);
     check_int("rem.s32 %d, %a, 10;", |a, _, _| (s(a) % 10) as u32);
@@ -194,7 +194,7 @@ fn floats_and_conversions() {
         "setp.lt.f32 %p1, %x, %y; setp.ltu.f32 %p2, %x, %y; selp.u32 %r1, 1, 0, %p1; selp.u32 %r2, 2, 0, %p2; or.b32 %d, %r1, %r2;",
         |a, b, _| {
             let (x, y) = (f32::from_bits(a), f32::from_bits(b));
-            u32::from(x < y) | 2 * u32::from(!(x >= y))
+            u32::from(x < y) | (2 * u32::from(x < y || x.is_nan() || y.is_nan()))
         },
     );
 }

@@ -195,7 +195,7 @@ fn main(@builtin(local_invocation_index) i: u32, @builtin(subgroup_size) n: u32,
         let out = Run::wgsl(text, [64, 1, 1]).output(64).with(|o| o.subgroup_size = n).clean();
         let want = |i: u32| {
             let first = i / n * n;
-            (first..first + n).sum::<u32>() + 1000 * (i % n ^ 1) + 100_000 * n
+            (first..first + n).sum::<u32>() + 1000 * ((i % n) ^ 1) + 100_000 * n
         };
         assert_eq!(out.words(0), (0..64).map(want).collect::<Vec<_>>());
     }

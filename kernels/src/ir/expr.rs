@@ -166,6 +166,8 @@ ops! {
         Unpack2x16Float = "unpack_2x16_float",
         /// `vec2<f32>` to `u32` holding two f16.
         Pack2x16Float = "pack_2x16_float",
+        /// `vec2<f32>` to `u32` holding two bf16, rounded to nearest; only for targets with matrix units.
+        Pack2xBf16 = "pack_2x_bf16",
         /// Four unsigned bytes of a `u32` to `vec4<u32>`, lowest byte first.
         UnpackU8 = "unpack_u8",
         /// Four signed bytes of a `u32` to `vec4<i32>`, lowest byte first.

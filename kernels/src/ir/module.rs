@@ -244,6 +244,7 @@ impl Interner<'_> {
                 let value = self.expr(*value);
                 Stmt::Collective { local: self.local(*local), op: *op, value }
             }
+            Stmt::Tile(op) => Stmt::Tile(op.map(self, |s, e| s.expr(e), |s, l| s.local(l))),
             Stmt::UniformLoad { local, array, index } => {
                 let index = self.expr(*index);
                 Stmt::UniformLoad { local: self.local(*local), array: *array, index }

@@ -3,7 +3,7 @@
 
 use super::arena::Handle;
 use super::expr::{ArrayRef, Expr};
-use super::module::Local;
+use super::module::{Array, Buffer, Local};
 
 /// Statements in order of execution.
 pub type Block = Vec<Stmt>;
@@ -41,6 +41,110 @@ impl Collective {
             Collective::Min => "subgroup_min",
             Collective::BroadcastFirst => "subgroup_broadcast_first",
             Collective::ShuffleXor(_) => "subgroup_shuffle_xor",
+        }
+    }
+}
+
+/// A 16-bit float format of matrix elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HalfFormat {
+    /// IEEE half.
+    F16,
+    /// The upper half of an `f32`.
+    Bf16,
+}
+
+impl HalfFormat {
+    /// Name in the text forms.
+    pub fn name(self) -> &'static str {
+        match self {
+            HalfFormat::F16 => "f16",
+            HalfFormat::Bf16 => "bf16",
+        }
+    }
+}
+
+/// Work on tiles of 16-bit matrices in workgroup memory, for targets with matrix units. An element of such an array is a
+/// `vec4<u32>`: eight neighbours of one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TileOp {
+    /// Starts copying an element from a read-only buffer, or zeros where `active` does not hold. Others see it behind a
+    /// [`TileOp::Wait`] of this invocation and a barrier.
+    Copy {
+        /// Where it goes.
+        to: Handle<Array>,
+        /// `u32` index there.
+        to_index: Handle<Expr>,
+        /// Where it comes from.
+        from: Handle<Buffer>,
+        /// `u32` index there; in bounds even if not active.
+        from_index: Handle<Expr>,
+        /// Whether anything is read.
+        active: Handle<Expr>,
+    },
+    /// Makes a group of the copies started since the last one.
+    Commit,
+    /// Waits until no more than that many groups of this invocation are under way.
+    Wait(u32),
+    /// Names four 8 × 8 matrices spread over a subgroup of 32. Row r of matrix i is the element that lane `8 i + r`
+    /// gives the index of. Part i of the result in lane l holds two neighbours of row `l / 4` of matrix i, from column
+    /// `2 (l % 4)` on.
+    Load {
+        /// The name, a `vec4<u32>`.
+        local: Handle<Local>,
+        /// The memory.
+        array: Handle<Array>,
+        /// Index of this lane's element.
+        index: Handle<Expr>,
+    },
+    /// `sum += a bᵀ` with `a` of 16 × 16 and `b` of 8 × 16 in matrices of 8 × 8 spread as [`TileOp::Load`] does. Of the
+    /// sum of 16 × 8, lane l holds two neighbours of row `l / 4` from column `2 (l % 4)` on, then those eight rows below.
+    Multiply {
+        /// A variable of `vec4<f32>`.
+        sum: Handle<Local>,
+        /// `vec4<u32>`: upper left, lower left, upper right, lower right.
+        a: Handle<Expr>,
+        /// `vec2<u32>`: left, right.
+        b: Handle<Expr>,
+        /// Of `a` and `b`.
+        format: HalfFormat,
+    },
+}
+
+impl TileOp {
+    /// Expressions it evaluates, in order.
+    pub fn exprs(&self) -> Vec<Handle<Expr>> {
+        match self {
+            TileOp::Copy { to_index, from_index, active, .. } => vec![*to_index, *from_index, *active],
+            TileOp::Commit | TileOp::Wait(_) => Vec::new(),
+            TileOp::Load { index, .. } => vec![*index],
+            TileOp::Multiply { a, b, .. } => vec![*a, *b],
+        }
+    }
+
+    /// The same operation on other expressions, visited in order, and another local.
+    pub fn map<C>(
+        &self,
+        context: &mut C,
+        expr: impl Fn(&mut C, Handle<Expr>) -> Handle<Expr>,
+        local: impl Fn(&mut C, Handle<Local>) -> Handle<Local>,
+    ) -> TileOp {
+        match self {
+            TileOp::Copy { to, to_index, from, from_index, active } => {
+                let to_index = expr(context, *to_index);
+                let from_index = expr(context, *from_index);
+                TileOp::Copy { to: *to, to_index, from: *from, from_index, active: expr(context, *active) }
+            }
+            TileOp::Commit | TileOp::Wait(_) => self.clone(),
+            TileOp::Load { local: l, array, index } => {
+                let index = expr(context, *index);
+                TileOp::Load { local: local(context, *l), array: *array, index }
+            }
+            TileOp::Multiply { sum, a, b, format } => {
+                let a = expr(context, *a);
+                let b = expr(context, *b);
+                TileOp::Multiply { sum: local(context, *sum), a, b, format: *format }
+            }
         }
     }
 }
@@ -115,6 +219,8 @@ pub enum Stmt {
         /// This invocation's share.
         value: Handle<Expr>,
     },
+    /// Work on tiles of matrices.
+    Tile(TileOp),
     /// Names a value of workgroup memory that all invocations read at the same index, with a barrier before and after.
     /// The result is uniform.
     UniformLoad {
@@ -138,6 +244,7 @@ impl Stmt {
             | Stmt::Collective { value, .. }
             | Stmt::If { cond: value, .. } => vec![*value],
             Stmt::UniformLoad { index, .. } => vec![*index],
+            Stmt::Tile(op) => op.exprs(),
             Stmt::Store { index, value, .. } => vec![*index, *value],
             Stmt::For { start, end, step, .. } => vec![*start, *end, *step],
         }
@@ -150,6 +257,7 @@ impl Stmt {
             | Stmt::Var { local, .. }
             | Stmt::For { local, .. }
             | Stmt::Collective { local, .. }
+            | Stmt::Tile(TileOp::Load { local, .. })
             | Stmt::UniformLoad { local, .. } => Some(*local),
             _ => None,
         }

@@ -64,7 +64,7 @@ fn unary(op: UnaryOp, t: Type) -> Result<Type, String> {
         U::Not if t.scalar == Scalar::Bool => Some(t),
         U::BitNot if t.scalar.is_int() => Some(t),
         U::Unpack2x16Float if t == Type::U32 => Some(Type::VEC2_F32),
-        U::Pack2x16Float if t == Type::VEC2_F32 => Some(Type::U32),
+        U::Pack2x16Float | U::Pack2xBf16 if t == Type::VEC2_F32 => Some(Type::U32),
         U::UnpackU8 if t == Type::U32 => Some(Type::VEC4_U32),
         U::UnpackI8 if t == Type::U32 => Some(Type::VEC4_I32),
         U::Exp

@@ -9,7 +9,7 @@
 use super::arena::Handle;
 use super::expr::{ArrayRef, Builtin, Expr};
 use super::module::{Access, Array, Local, Module};
-use super::stmt::{Block, Stmt};
+use super::stmt::{Block, Stmt, TileOp};
 
 /// The result of the analysis.
 #[derive(Clone, Debug)]
@@ -64,7 +64,11 @@ impl Uniformity {
                     let uniform = flow && self.is_uniform(module, *value);
                     self.lower_local(*local, uniform)
                 }
-                Stmt::Collective { local, .. } => self.lower_local(*local, false),
+                Stmt::Collective { local, .. }
+                | Stmt::Tile(TileOp::Load { local, .. } | TileOp::Multiply { sum: local, .. }) => {
+                    self.lower_local(*local, false)
+                }
+                Stmt::Tile(_) => false,
                 Stmt::Store { array: ArrayRef::Private(h), index, value } => {
                     let uniform = flow && self.is_uniform(module, *index) && self.is_uniform(module, *value);
                     lower(&mut self.private, h.index(), uniform)

@@ -10,7 +10,7 @@ use super::error::{Error, Rule, Violation};
 use super::expr::{ArrayRef, BinaryOp, Builtin, Expr, Literal, TernaryOp};
 use super::module::{Access, Local, LocalKind, Module};
 use super::names;
-use super::stmt::{Block, Stmt};
+use super::stmt::{Block, Stmt, TileOp};
 use super::types::{Scalar, Type};
 use super::typing;
 use super::uniformity::Uniformity;
@@ -93,14 +93,21 @@ impl<'m> Verifier<'m> {
             for stmt in block {
                 let array = match stmt {
                     Stmt::Store { array, .. } | Stmt::UniformLoad { array, .. } => Some(*array),
+                    Stmt::Tile(TileOp::Copy { from, .. }) => Some(ArrayRef::Buffer(*from)),
+                    Stmt::Tile(TileOp::Load { array, .. }) => Some(ArrayRef::Workgroup(*array)),
+                    _ => None,
+                };
+                let second = match stmt {
+                    Stmt::Tile(TileOp::Copy { to, .. }) => Some(ArrayRef::Workgroup(*to)),
                     _ => None,
                 };
                 let target = match stmt {
-                    Stmt::Assign { local, .. } => Some(*local),
+                    Stmt::Assign { local, .. } | Stmt::Tile(TileOp::Multiply { sum: local, .. }) => Some(*local),
                     _ => stmt.declares(),
                 };
                 let ok = stmt.exprs().iter().all(|e| module.exprs.get(*e).is_some())
                     && array.is_none_or(array_ok)
+                    && second.is_none_or(array_ok)
                     && target.is_none_or(|l| module.locals.get(l).is_some());
                 if !ok {
                     self.fault(Rule::Scope, "statement refers to nothing");
@@ -186,6 +193,9 @@ impl<'m> Verifier<'m> {
         }
         if !target.has_f16 && uses_f16(module) {
             self.fault(Rule::Limit, "f16 on a target without it");
+        }
+        if !target.has_matrix && uses_tiles(&module.body) {
+            self.fault(Rule::Limit, "tiles of matrices on a target without matrix units");
         }
         if target.subgroup_size.is_none() && uses_subgroups(module) {
             self.fault(Rule::Limit, "subgroup operation on a target without a fixed subgroup size");
@@ -279,6 +289,7 @@ impl<'m> Verifier<'m> {
                 }
                 self.declare(*local, LocalKind::Let, Some(*value));
             }
+            Stmt::Tile(op) => self.tile(op, flow),
             Stmt::UniformLoad { local, array, index } => {
                 let name = module.array_name(*array);
                 self.together("uniform load", flow);
@@ -294,6 +305,47 @@ impl<'m> Verifier<'m> {
                     self.fault(Rule::Type, format!("`{}` is not of the element type", module.locals[*local].name));
                 }
                 self.declare(*local, LocalKind::Let, None);
+            }
+        }
+    }
+
+    fn tile(&mut self, op: &TileOp, flow: bool) {
+        let module = self.module;
+        let eight = |elem: Type| elem == Type::VEC4_U32;
+        match op {
+            TileOp::Copy { to, to_index, from, from_index, active } => {
+                self.expect(*to_index, Type::U32, "copy");
+                self.expect(*from_index, Type::U32, "copy");
+                self.expect(*active, Type::BOOL, "copy");
+                self.in_bounds(ArrayRef::Workgroup(*to), *to_index);
+                if !eight(module.workgroup[*to].elem) || !eight(module.buffers[*from].elem) {
+                    self.fault(Rule::Type, "copy of anything but vec4<u32>");
+                }
+                if module.buffers[*from].access != Access::ReadOnly {
+                    self.fault(Rule::Access, format!("copy from `{}`, which is written", module.buffers[*from].name));
+                }
+            }
+            TileOp::Commit | TileOp::Wait(_) => {}
+            TileOp::Load { local, array, index } => {
+                self.together("matrix load", flow);
+                self.expect(*index, Type::U32, "matrix load");
+                self.in_bounds(ArrayRef::Workgroup(*array), *index);
+                if !eight(module.workgroup[*array].elem) || module.locals[*local].ty != Type::VEC4_U32 {
+                    self.fault(Rule::Type, "matrix load of anything but vec4<u32>");
+                }
+                self.declare(*local, LocalKind::Let, None);
+            }
+            TileOp::Multiply { sum, a, b, .. } => {
+                self.together("matrix product", flow);
+                self.expect(*a, Type::VEC4_U32, "matrix product");
+                self.expect(*b, Type::VEC2_U32, "matrix product");
+                let Local { name, ty, kind } = &module.locals[*sum];
+                if *kind != LocalKind::Var || !self.scope.contains(sum) {
+                    self.fault(Rule::Access, format!("matrix product into `{name}`, which is no variable here"));
+                }
+                if *ty != Type::VEC4_F32 {
+                    self.fault(Rule::Type, format!("matrix product into `{name}`, which is {ty}"));
+                }
             }
         }
     }
@@ -429,8 +481,18 @@ pub(crate) fn uses_f16(module: &Module) -> bool {
 /// Whether the module works across subgroups.
 pub(crate) fn uses_subgroups(module: &Module) -> bool {
     fn block(stmts: &Block) -> bool {
-        stmts.iter().any(|s| matches!(s, Stmt::Collective { .. }) || s.blocks().into_iter().any(block))
+        let warp = |s: &Stmt| match s {
+            Stmt::Collective { .. } => true,
+            Stmt::Tile(op) => matches!(op, TileOp::Load { .. } | TileOp::Multiply { .. }),
+            _ => false,
+        };
+        stmts.iter().any(|s| warp(s) || s.blocks().into_iter().any(block))
     }
     let builtin = |e: &Expr| matches!(e, Expr::Builtin(Builtin::SubgroupLane | Builtin::SubgroupSize));
     block(&module.body) || module.exprs.values().any(builtin)
+}
+
+/// Whether a block works on tiles of matrices.
+pub(crate) fn uses_tiles(block: &Block) -> bool {
+    block.iter().any(|s| matches!(s, Stmt::Tile(_)) || s.blocks().into_iter().any(uses_tiles))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::ir::fold::{self, Folded};
 use crate::ir::names::Names;
-use crate::ir::{Arena, Block, Expr, Handle, Literal, Local, LocalKind, Module, Stmt};
+use crate::ir::{Arena, Block, Expr, Handle, Literal, Local, LocalKind, Module, Stmt, TileOp};
 
 /// Most trips of a loop that is repeated in the text.
 const MAX_TRIPS: u64 = 64;
@@ -131,6 +131,8 @@ impl Rewriter<'_> {
                 let value = self.expr(*value);
                 Stmt::Collective { local: self.declare(*local), op: *op, value }
             }
+            Stmt::Tile(op @ TileOp::Load { .. }) => Stmt::Tile(op.map(self, |s, e| s.expr(e), |s, l| s.declare(l))),
+            Stmt::Tile(op) => Stmt::Tile(op.map(self, |s, e| s.expr(e), |s, l| s.current(l))),
             Stmt::UniformLoad { local, array, index } => {
                 let index = self.expr(*index);
                 Stmt::UniformLoad { local: self.declare(*local), array: *array, index }

@@ -17,7 +17,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     };
     let width = match caps.tier {
         Tier::Cpu => 16u32,
-        Tier::Gpu => 64,
+        Tier::Gpu | Tier::Cuda => 64,
     };
     let small = |n: u64| u32::try_from(n).ok().filter(|n| *n <= 1024);
     let (Some(head_dim), Some(value_dim)) = (small(a.head_dim), small(a.value_dim)) else {

@@ -7,10 +7,10 @@
 use std::collections::HashMap;
 
 use super::load::View;
-use super::{Rendered, TemplateError};
+use super::{Rendered, TemplateError, ptx_options};
 use crate::dim::{Atom, Bounds, Dim, Sym};
 use crate::dtype::{Scalar, Storage};
-use crate::emit::wgsl;
+use crate::emit::{Language, ptx, wgsl};
 use crate::ir::{self, Access, ArrayRef, Axis, Builder, Type, Uniforms, Val, Var};
 use crate::opt;
 use crate::spec::{Arg, ArgId, Expr, ExprId, KernelSpec, LeftStore, Space, Store};
@@ -538,10 +538,19 @@ impl<'a> KernelCtx<'a> {
         let module = b.finish()?;
         ir::verify(&module, caps)?;
         let module = opt::simplify(&module);
-        let text = wgsl::emit(&module, &wgsl::Options::default());
-        let wgsl = text.map_err(|e| TemplateError::Emit { kernel: spec.name.clone(), reason: e.to_string() })?;
+        let language = caps.tier.language();
+        let text = match language {
+            Language::Wgsl => wgsl::emit(&module, &wgsl::Options::default()).map_err(|e| e.to_string()),
+            Language::Ptx => {
+                let tile: Vec<String> = tile.iter().map(|(name, n)| format!("{name} {n}")).collect();
+                let schedule = format!("{template}: {}", tile.join(", "));
+                let header = vec![format!("spec {}", spec.hash().to_hex()), schedule];
+                ptx::emit(&module, &ptx::Options { header, ..ptx_options() }).map_err(|e| e.to_string())
+            }
+        };
+        let text = text.map_err(|reason| TemplateError::Emit { kernel: spec.name.clone(), reason })?;
         let tile = tile.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
-        Ok(Rendered { template, workgroup, tile, grid, module, wgsl })
+        Ok(Rendered { template, workgroup, tile, grid, module, language, text })
     }
 }
 

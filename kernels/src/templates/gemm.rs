@@ -9,7 +9,7 @@
 
 use super::common::{KernelCtx, Scope, dispatch};
 use super::stats::Team;
-use super::{Rendered, TemplateError, View, contiguous_rows, depends_on_axis, multiple_of};
+use super::{Rendered, TemplateError, View, contiguous_rows, depends_on_axis, gemm_matrix, multiple_of};
 use crate::dim::{Dim, Sym, product};
 use crate::dtype::Storage;
 use crate::ir::{ArrayRef, Builder, Type, Val, Var};
@@ -21,40 +21,45 @@ const DEPTH: u32 = 16;
 
 pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
     let problem = Problem::new(spec)?;
+    if caps.has_matrix
+        && let Some(format) = gemm_matrix::format_of(&problem)
+    {
+        return gemm_matrix::render(&problem, caps, format);
+    }
     match caps.tier {
         Tier::Cpu => in_registers(&problem, caps),
-        Tier::Gpu => staged(&problem, caps),
+        Tier::Gpu | Tier::Cuda => staged(&problem, caps),
     }
 }
 
 /// How a right side is read.
-enum Right {
+pub(super) enum Right {
     /// Runs of consecutive elements along k, from a row start that depends on n.
     Runs { arg: ArgId, row: Dim },
     /// One element at a time; whether neighbours along k are neighbours in memory.
     Elements { expr: ExprId, along_k: bool },
 }
 
-struct Problem<'a> {
-    spec: &'a KernelSpec,
-    k: &'a Dim,
-    lhs: ExprId,
-    rhs: Vec<Right>,
+pub(super) struct Problem<'a> {
+    pub(super) spec: &'a KernelSpec,
+    pub(super) k: &'a Dim,
+    pub(super) lhs: ExprId,
+    pub(super) rhs: Vec<Right>,
     /// Axis that counts rows; `first..m` are rows too.
-    m: usize,
+    pub(super) m: usize,
     /// First axis that counts rows.
-    first: usize,
+    pub(super) first: usize,
     /// Elements read at once along k.
-    run: u32,
+    pub(super) run: u32,
     /// Statistics of the left side's rows.
-    stats: &'a [Stat],
+    pub(super) stats: &'a [Stat],
 }
 
 /// Finished statistics of a workgroup's rows: one array each.
-type RowStats = Vec<ArrayRef>;
+pub(super) type RowStats = Vec<ArrayRef>;
 
 impl<'a> Problem<'a> {
-    fn new(spec: &'a KernelSpec) -> Result<Self, TemplateError> {
+    pub(super) fn new(spec: &'a KernelSpec) -> Result<Self, TemplateError> {
         let Anchor::MatMul { k, lhs, lhs_stats, rhs } = &spec.anchor else {
             return Err(TemplateError::unsupported(spec, "not a matmul"));
         };
@@ -70,22 +75,22 @@ impl<'a> Problem<'a> {
         let first = if batched { m } else { 0 };
         Ok(Problem { spec, k, lhs: *lhs, rhs: sides.collect(), m, first, run, stats: lhs_stats })
     }
-    fn n(&self) -> usize {
+    pub(super) fn n(&self) -> usize {
         self.m + 1
     }
-    fn k_axis(&self) -> usize {
+    pub(super) fn k_axis(&self) -> usize {
         self.m + 2
     }
-    fn extents(&self, from: usize, to: usize) -> &'a [Dim] {
+    pub(super) fn extents(&self, from: usize, to: usize) -> &'a [Dim] {
         self.spec.domain.get(from..to).unwrap_or_default()
     }
-    fn rows(&self) -> Dim {
+    pub(super) fn rows(&self) -> Dim {
         product(self.extents(self.first, self.m + 1))
     }
-    fn columns(&self) -> Dim {
+    pub(super) fn columns(&self) -> Dim {
         product(self.extents(self.n(), self.n() + 1))
     }
-    fn context(&self, caps: &'a Capabilities, workgroup: [u32; 3]) -> Result<KernelCtx<'a>, TemplateError> {
+    pub(super) fn context(&self, caps: &'a Capabilities, workgroup: [u32; 3]) -> Result<KernelCtx<'a>, TemplateError> {
         let runs = |id: ArgId| {
             let mut named = self.rhs.iter().filter_map(|r| match r {
                 Right::Runs { arg, row } if *arg == id => Some(row),
@@ -100,7 +105,7 @@ impl<'a> Problem<'a> {
         })
     }
     /// Workgroups for blocks of that many rows and columns.
-    fn groups(&self, rows: u32, columns: u32) -> Dim {
+    pub(super) fn groups(&self, rows: u32, columns: u32) -> Dim {
         let batch = product(self.extents(0, self.first));
         batch * self.row_blocks(rows) * self.columns().ceil_div(&Dim::constant(i64::from(columns)))
     }
@@ -108,7 +113,13 @@ impl<'a> Problem<'a> {
         self.rows().ceil_div(&Dim::constant(i64::from(rows)))
     }
     /// Runs `body` in every workgroup that has a block, with the batch axes bound and the block's first row and column.
-    fn in_block(&self, ctx: &KernelCtx<'a>, rows: u32, columns: u32, body: impl FnOnce(&Builder, Scope, Val, Val)) {
+    pub(super) fn in_block(
+        &self,
+        ctx: &KernelCtx<'a>,
+        rows: u32,
+        columns: u32,
+        body: impl FnOnce(&Builder, Scope, Val, Val),
+    ) {
         let b = &ctx.b;
         let groups = self.groups(rows, columns);
         let group = b.let_("group", ctx.group(&groups));
@@ -132,7 +143,14 @@ impl<'a> Problem<'a> {
         });
     }
     /// The scope of row `local` of the workgroup's rows from `first`, the last row where it lies beyond.
-    fn row_scope(&self, ctx: &KernelCtx<'a>, base: &Scope, first: Val, local: Val, stats: &RowStats) -> Scope {
+    pub(super) fn row_scope(
+        &self,
+        ctx: &KernelCtx<'a>,
+        base: &Scope,
+        first: Val,
+        local: Val,
+        stats: &RowStats,
+    ) -> Scope {
         let b = &ctx.b;
         let mut scope = self.bare_row(ctx, base, b.add(first, local));
         for s in stats {
@@ -152,7 +170,7 @@ impl<'a> Problem<'a> {
     /// Reduces the workgroup's `rows` rows from `first` and keeps their statistics in workgroup memory; the workgroups of
     /// the first columns write the left side, if it is wanted. `me` counts `threads` invocations, a multiple or a
     /// divisor of `rows`. Contains barriers.
-    fn row_stats(
+    pub(super) fn row_stats(
         &self,
         ctx: &KernelCtx<'a>,
         base: &Scope,
@@ -204,7 +222,7 @@ impl<'a> Problem<'a> {
         arrays
     }
     /// The scope of a column, the last one where `column` lies beyond.
-    fn column_scope(&self, ctx: &KernelCtx<'a>, base: &Scope, column: Val) -> Scope {
+    pub(super) fn column_scope(&self, ctx: &KernelCtx<'a>, base: &Scope, column: Val) -> Scope {
         let b = &ctx.b;
         let last = ctx.extent(&(self.columns() - Dim::one()));
         let mut scope = base.clone();
@@ -217,7 +235,7 @@ impl<'a> Problem<'a> {
         scope
     }
     /// The start of a column's run of right side `right`, counted from the start of the buffer.
-    fn run_start(&self, ctx: &KernelCtx<'a>, scope: &Scope, right: &Right) -> Val {
+    pub(super) fn run_start(&self, ctx: &KernelCtx<'a>, scope: &Scope, right: &Right) -> Val {
         match right {
             Right::Runs { arg, row } => {
                 let at = ctx.address(&mut scope.clone(), *arg, row);

@@ -2,6 +2,8 @@
 //! row of the left side; the lanes of a column split K in chunks, and a tree adds their partial sums. The order of the
 //! sum depends on K alone.
 
+use super::gemv_warp::{self, Product};
+use super::reduce::WARP;
 use super::stats::Team;
 use super::{KernelCtx, Rendered, Scope, TemplateError, View, contiguous_rows, dispatch};
 use crate::dim::{Dim, product};
@@ -18,9 +20,12 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     if runs.len() != rhs.len() {
         return Err(TemplateError::unsupported(spec, "a right side whose rows are not contiguous"));
     }
+    if caps.subgroup_size == Some(WARP) {
+        return gemv_warp::render(spec, caps, &Product { k, lhs: *lhs, lhs_stats, runs });
+    }
     let (lanes, columns) = match caps.tier {
         Tier::Cpu => (8u32, 4u32),
-        Tier::Gpu => (16, 8),
+        Tier::Gpu | Tier::Cuda => (16, 8),
     };
     let width = lanes * columns;
     let n = &spec.domain[rank - 1];

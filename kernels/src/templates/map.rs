@@ -20,7 +20,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
 fn shape(n: u32, caps: &Capabilities) -> (u32, u32) {
     let (width, most) = match caps.tier {
         Tier::Cpu => (64, 16),
-        Tier::Gpu => (n.next_power_of_two().clamp(64, 256), 4),
+        Tier::Gpu | Tier::Cuda => (n.next_power_of_two().clamp(64, 256), 4),
     };
     let blocks = |per: u32| n.div_ceil(width * per);
     let best = (1..=most).min_by_key(|per| (blocks(*per) * width * per, blocks(*per)));
@@ -62,7 +62,7 @@ fn in_rows(spec: &KernelSpec, caps: &Capabilities, n: u32) -> Result<Rendered, T
 fn by_number(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
     let width = match caps.tier {
         Tier::Cpu => 64,
-        Tier::Gpu => 256,
+        Tier::Gpu | Tier::Cuda => 256,
     };
     let ctx = KernelCtx::new(spec, caps, [width, 1, 1], |_, _| View::Scalar)?;
     let b = &ctx.b;

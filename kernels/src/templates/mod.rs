@@ -17,7 +17,9 @@
 mod attention;
 mod common;
 mod gemm;
+mod gemm_matrix;
 mod gemv;
+mod gemv_warp;
 mod load;
 mod lower_expr;
 mod map;
@@ -30,6 +32,7 @@ pub use load::{Part, View};
 
 use crate::dim::{Dim, Sym};
 use crate::dtype::Storage;
+use crate::emit::{Language, ptx};
 use crate::ir;
 use crate::spec::{Anchor, Expr, ExprId, KernelSpec};
 use crate::target::Capabilities;
@@ -47,8 +50,10 @@ pub struct Rendered {
     pub grid: [Dim; 3],
     /// The kernel.
     pub module: ir::Module,
-    /// The kernel as WGSL, entry point `main`.
-    pub wgsl: String,
+    /// The language of `text`.
+    pub language: Language,
+    /// The kernel in the target's language, entry point `main`.
+    pub text: String,
 }
 
 /// Why a kernel has no rendering.
@@ -81,6 +86,12 @@ impl TemplateError {
     pub fn unsupported(spec: &KernelSpec, reason: impl Into<String>) -> Self {
         TemplateError::Unsupported { kernel: spec.name.clone(), reason: reason.into() }
     }
+}
+
+/// The options under which kernels are emitted as PTX: the table of sizes lies in device memory, so that a captured launch
+/// follows it, and every argument begins at a multiple of four elements of its buffer.
+pub fn ptx_options() -> ptx::Options {
+    ptx::Options { header: Vec::new(), by_address: vec!["sizes".into()], multiples: vec![("record".into(), 4)] }
 }
 
 /// Renders a kernel for a target.

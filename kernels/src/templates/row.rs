@@ -23,7 +23,7 @@ fn shape(extent: &Dim, caps: &Capabilities) -> (u32, u32) {
         Tier::Gpu if n <= 64 => (16, 8),
         Tier::Gpu if n <= 256 => (32, 4),
         Tier::Gpu if n <= 1024 => (128, 1),
-        Tier::Gpu => (256, 1),
+        Tier::Gpu | Tier::Cuda => (256, 1),
     }
 }
 

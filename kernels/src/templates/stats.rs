@@ -1,7 +1,8 @@
 //! Row statistics: a team of invocations reduces one row, and every one of them learns the results.
 
 use super::common::{KernelCtx, Scope};
-use crate::ir::{ArrayRef, Builder, Type, Val, Var};
+use super::reduce::WARP;
+use crate::ir::{ArrayRef, Builder, Collective, Type, Val, Var};
 use crate::spec::{Expr, ExprId, ReduceOp, Stat};
 
 /// The invocations that share a row. `lanes` is a power of two; the teams of a workgroup lie one after the other.
@@ -51,7 +52,9 @@ impl KernelCtx<'_> {
     }
     fn pass(&self, scope: &mut Scope, stats: &[Stat], axis: usize, extent: Val, team: &Team) {
         let b = &self.b;
-        let shared = |name: &str, ty: Type| (team.lanes > 1).then(|| b.workgroup(name, ty, team.lanes * team.teams));
+        // One place an invocation, or one a subgroup.
+        let places = if self.shuffles() { team.lanes / WARP } else { team.lanes };
+        let shared = |name: &str, ty: Type| (places > 1).then(|| b.workgroup(name, ty, places * team.teams));
         let slots: Vec<Slot> = stats
             .iter()
             .map(|stat| {
@@ -78,11 +81,15 @@ impl KernelCtx<'_> {
                 }
             });
         });
-        self.tree(&slots, team);
+        if self.shuffles() {
+            self.exchange(&slots, team);
+        } else {
+            self.tree(&slots, team);
+        }
         for s in &slots {
             let own = |array: Option<ArrayRef>, var: Var| match array {
-                Some(a) => b.load(a, b.mul(team.team, team.lanes)),
-                None => b.get(var),
+                Some(a) if !self.shuffles() => b.load(a, b.mul(team.team, team.lanes)),
+                _ => b.get(var),
             };
             let raw = match s.place {
                 Some(place) => own(s.places, place),
@@ -98,6 +105,49 @@ impl KernelCtx<'_> {
                 None => raw,
             };
             scope.push_stat(finished);
+        }
+    }
+    /// Joins the partial results of a team, which every one of its invocations then holds: those of each subgroup by
+    /// shuffles, then those of the subgroups in order.
+    fn exchange(&self, slots: &[Slot], team: &Team) {
+        let b = &self.b;
+        let mut mask = team.lanes.min(WARP) / 2;
+        while mask > 0 {
+            for s in slots {
+                let from = |var: Var| b.collective("other", Collective::ShuffleXor(mask), b.get(var));
+                let place = s.place.map(|p| (p, from(p)));
+                fold(b, s, from(s.value), place);
+            }
+            mask /= 2;
+        }
+        let warps = team.lanes / WARP;
+        if warps <= 1 {
+            return;
+        }
+        let first = b.let_("first", b.mul(team.team, warps));
+        b.if_(b.eq(b.bit_and(team.lane, WARP - 1), 0), |b| {
+            let own = b.add(first, b.shr(team.lane, WARP.trailing_zeros()));
+            for s in slots {
+                if let Some(a) = s.values {
+                    b.store(a, own, s.value);
+                }
+                if let (Some(a), Some(p)) = (s.places, s.place) {
+                    b.store(a, own, p);
+                }
+            }
+        });
+        b.barrier();
+        for s in slots {
+            let Some(values) = s.values else { continue };
+            b.set(s.value, b.load(values, first));
+            if let (Some(a), Some(p)) = (s.places, s.place) {
+                b.set(p, b.load(a, first));
+            }
+            for i in 1..warps {
+                let at = b.add(first, i);
+                let place = s.place.zip(s.places).map(|(p, a)| (p, b.load(a, at)));
+                fold(b, s, b.load(values, at), place);
+            }
         }
     }
     /// Joins the partial results of a team; the first lane's place holds the result behind the last barrier.

@@ -24,17 +24,35 @@ pub struct Eval<'a> {
     spec: &'a KernelSpec,
     sizes: &'a [(String, i64)],
     args: Vec<Vec<f64>>,
+    round: fn(f64) -> f64,
 }
 
 /// The content of every argument after the kernel.
 pub fn evaluate(case: &Case) -> Vec<Vec<f64>> {
+    evaluate_rounded(case, |v| v)
+}
+
+/// The nearest bf16.
+pub fn to_bf16(v: f64) -> f64 {
+    let bits = (v as f32).to_bits();
+    f64::from(f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000))
+}
+
+/// The nearest f16.
+pub fn to_f16(v: f64) -> f64 {
+    let step = 2f64.powi((v.abs().max(2f64.powi(-14)).log2().floor() as i32) - 10);
+    (v / step).round_ties_even() * step
+}
+
+/// As [`evaluate`], with both sides of every product of a matmul rounded.
+pub fn evaluate_rounded(case: &Case, round: fn(f64) -> f64) -> Vec<Vec<f64>> {
     let spec = &case.spec;
     let args: Vec<Vec<f64>> = spec.args.iter().zip(&case.data).map(|(a, d)| elements(a.storage, d)).collect();
     let mut out = args.clone();
     for (o, i) in &case.shared {
         out[*o] = args[*i].clone();
     }
-    let e = Eval { spec, sizes: &case.sizes, args };
+    let e = Eval { spec, sizes: &case.sizes, args, round };
     for (a, v) in spec.args.iter().zip(&e.args) {
         assert_eq!(e.dim(&a.len, &Point::default()), v.len() as i64, "length of `{}`", a.name);
     }
@@ -99,7 +117,7 @@ impl Eval<'_> {
                     p.stats = self.stats(lhs_stats, &p, n, k);
                     let at = |p: &mut Point, i: i64, e: ExprId| {
                         p.axes[n] = i;
-                        self.value(e, p)
+                        (self.round)(self.value(e, p))
                     };
                     let left: Vec<f64> = (0..k).map(|i| at(&mut p, i, *lhs)).collect();
                     p.left = left.clone();

@@ -86,7 +86,7 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
         .collect();
     let module = gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some(&spec.name),
-        source: wgpu::ShaderSource::Wgsl(r.wgsl.as_str().into()),
+        source: wgpu::ShaderSource::Wgsl(r.text.as_str().into()),
     });
     let group_layout =
         gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
@@ -141,7 +141,7 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
                 "{}: word {w} of {:?} was overwritten\n{}",
                 spec.name,
                 spaces[i].0,
-                r.wgsl
+                r.text
             );
         }
     }

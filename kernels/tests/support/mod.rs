@@ -4,9 +4,11 @@
 
 pub mod blocks;
 pub mod build;
+pub mod corpus;
 pub mod eval;
 pub mod gpu;
 pub mod layout;
+pub mod ptxas;
 
 use blocks::Data;
 use frit_kernels::spec::{KernelSpec, Space};
@@ -62,13 +64,13 @@ impl Case {
 /// Fails on a text that naga refuses or that exceeds the base limits.
 pub fn validate(r: &Rendered, caps: &Capabilities) {
     let module =
-        naga::front::wgsl::parse_str(&r.wgsl).unwrap_or_else(|e| panic!("{}\n{}", e.emit_to_string(&r.wgsl), r.wgsl));
+        naga::front::wgsl::parse_str(&r.text).unwrap_or_else(|e| panic!("{}\n{}", e.emit_to_string(&r.text), r.text));
     let base = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     let mut v = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), base);
-    v.validate(&module).unwrap_or_else(|e| panic!("{}\n{}", e.emit_to_string(&r.wgsl), r.wgsl));
+    v.validate(&module).unwrap_or_else(|e| panic!("{}\n{}", e.emit_to_string(&r.text), r.text));
     assert!(r.workgroup.iter().product::<u32>() <= caps.limit_invocations, "{:?}", r.workgroup);
     assert!(r.module.workgroup_bytes() <= u64::from(caps.limit_workgroup_bytes));
-    assert!(!r.wgsl.contains("return;"), "early return:\n{}", r.wgsl);
+    assert!(!r.text.contains("return;"), "early return:\n{}", r.text);
 }
 
 /// Fails unless every element is within the tolerance.
@@ -83,7 +85,7 @@ pub fn compare(what: &str, want: &[f64], got: &[f64], tolerance: f64, r: &Render
     }
     if let Some(first) = wrong.first() {
         let show: Vec<_> = wrong.iter().take(8).collect();
-        panic!("{what}: {} of {} differ, first {first:?}, {show:?}\n{:?}\n{}", wrong.len(), want.len(), r.tile, r.wgsl);
+        panic!("{what}: {} of {} differ, first {first:?}, {show:?}\n{:?}\n{}", wrong.len(), want.len(), r.tile, r.text);
     }
 }
 

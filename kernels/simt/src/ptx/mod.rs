@@ -275,7 +275,7 @@ impl<'t> Lower<'t> {
         match o {
             Operand::Name(n) => {
                 if let Some((r, have)) = self.registers.get(*n).copied() {
-                    if have.wide() != ty.wide() && !(ty.bytes() < 4 && !have.wide()) {
+                    if have.wide() != ty.wide() {
                         return Err(self.text_error(format!("`{n}` has another size than `{}`", self.text)));
                     }
                     return Ok(r);

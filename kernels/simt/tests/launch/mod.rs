@@ -3,8 +3,10 @@
 
 use crate::support::Case;
 use crate::support::blocks::{Data, words};
+use crate::support::eval::{evaluate, evaluate_rounded, to_bf16, to_f16};
 use crate::support::layout::{Layout, bytes};
-use frit_kernels::dtype::Scalar;
+use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::emit;
 use frit_kernels::spec::Space;
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates::Rendered;
@@ -12,17 +14,16 @@ use frit_simt::{Argument, Buffer, Language, Launch, Options, Outcome, Region, ru
 
 /// The targets whose kernels are executed here.
 pub fn targets() -> Vec<Capabilities> {
-    vec![Capabilities::webgpu(Tier::Cpu), Capabilities::webgpu(Tier::Gpu)]
+    vec![Capabilities::webgpu(Tier::Cpu), Capabilities::webgpu(Tier::Gpu), Capabilities::cuda()]
 }
 
-/// The text of a kernel.
-pub fn text(r: &Rendered) -> &str {
-    &r.wgsl
-}
-
-/// A kernel with another text.
-pub fn with_text(r: &Rendered, text: String) -> Rendered {
-    Rendered { wgsl: text, ..r.clone() }
+/// What a kernel should leave, and how far it may be from that: matrix units round their operands, and a value on the
+/// edge between two roundings may go either way.
+pub fn expected(case: &Case, r: &Rendered) -> (Vec<Vec<f64>>, f64) {
+    match rounding(case, r) {
+        Some(round) => (evaluate_rounded(case, round), case.tolerance.max(2e-3)),
+        None => (evaluate(case), case.tolerance),
+    }
 }
 
 /// Runs a case; the outcome, and the numbers of every written argument.
@@ -59,18 +60,25 @@ pub fn run(case: &Case, r: &Rendered, options: &Options) -> (Outcome, Vec<Vec<f6
         })
         .collect();
     arguments.push(Argument::Bytes(bytes(&layout.record)));
-    arguments.push(Argument::Bytes(bytes(&layout.sizes)));
+    let language = match r.language {
+        emit::Language::Wgsl => Language::Wgsl,
+        emit::Language::Ptx => Language::Ptx,
+    };
+    arguments.push(match language {
+        Language::Wgsl => Argument::Bytes(bytes(&layout.sizes)),
+        Language::Ptx => Argument::Buffer(Buffer::input("sizes", bytes(&layout.sizes))),
+    });
     let launch = Launch {
         kernel: &spec.name,
-        text: text(r),
-        language: Language::Wgsl,
+        text: &r.text,
+        language,
         entry: Some("main"),
         workgroup: r.workgroup,
         grid: [layout.grid[0], layout.grid[1], layout.grid[2]],
         arguments,
-        dynamic_shared_bytes: 0,
+        dynamic_shared_bytes: u32::try_from(emit::ptx::dynamic_shared_bytes(&r.module)).unwrap(),
     };
-    let outcome = execute(&launch, options).unwrap_or_else(|e| panic!("{e}\n{}", text(r)));
+    let outcome = execute(&launch, options).unwrap_or_else(|e| panic!("{e}\n{}", r.text));
     let numbers = spec.args.iter().zip(&layout.place).zip(&case.data).map(|((a, (at, start)), d)| {
         let len = match d {
             Data::F32(v) => v.len(),
@@ -89,10 +97,20 @@ pub fn run(case: &Case, r: &Rendered, options: &Options) -> (Outcome, Vec<Vec<f6
     (outcome, numbers)
 }
 
+/// What matrix units round their operands to.
+pub fn rounding(case: &Case, r: &Rendered) -> Option<fn(f64) -> f64> {
+    let halves = case.spec.args.iter().any(|a| a.space == Space::Weight && a.storage == Storage::F16);
+    match r.template {
+        "gemm_matrix" if halves => Some(to_f16),
+        "gemm_matrix" => Some(to_bf16),
+        _ => None,
+    }
+}
+
 /// Fails on any violation.
 pub fn clean(outcome: &Outcome, r: &Rendered) {
     let all: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
-    assert!(all.is_empty(), "{}\n{}", all.join("\n"), numbered(text(r)));
+    assert!(all.is_empty(), "{}\n{}", all.join("\n"), numbered(&r.text));
 }
 
 /// A text with line numbers.

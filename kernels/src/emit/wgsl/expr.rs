@@ -162,6 +162,10 @@ impl ExprWriter<'_> {
             U::Tanh => return self.tanh(value),
             U::UnpackU8 | U::UnpackI8 => return self.unpack(op, value),
             U::Erf => return self.call(&format!("erf_{}", self.ty(value)?.lanes()), &[value]),
+            U::Pack2xBf16 => {
+                let kernel = self.module.name.clone();
+                return Err(Error::Unsupported { kernel, what: "conversion to bf16" });
+            }
             U::Rsqrt => "inverseSqrt",
             U::Unpack2x16Float => "unpack2x16float",
             U::Pack2x16Float => "pack2x16float",

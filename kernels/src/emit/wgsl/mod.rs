@@ -46,6 +46,14 @@ pub enum Error {
         /// The expression.
         text: String,
     },
+    /// An operation that WGSL lacks.
+    #[error("kernel `{kernel}`: WGSL has no {what}")]
+    Unsupported {
+        /// Kernel name.
+        kernel: String,
+        /// The operation.
+        what: &'static str,
+    },
     /// An expression has no type; the module was not verified.
     #[error("kernel `{kernel}` is not well typed")]
     Untyped {

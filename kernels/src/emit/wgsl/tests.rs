@@ -86,8 +86,8 @@ fn transcendentals_are_bounded() {
 
 /// The helper function of the text, step by step.
 fn erf_as_emitted(x: f32) -> f32 {
-    let near: Vec<f32> = super::writer::ERF_NEAR.iter().map(|k| k.parse().unwrap()).collect();
-    let far: Vec<f32> = super::writer::ERF_FAR.iter().map(|k| k.parse().unwrap()).collect();
+    let near: Vec<f32> = crate::emit::polynomials::ERF_NEAR.iter().map(|k| k.parse().unwrap()).collect();
+    let far: Vec<f32> = crate::emit::polynomials::ERF_FAR.iter().map(|k| k.parse().unwrap()).collect();
     let t = x.abs().min(4.0);
     let s = t * t;
     let p = near.iter().copied().reduce(|p, k| p.mul_add(s, k)).unwrap();

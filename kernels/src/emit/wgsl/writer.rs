@@ -6,6 +6,7 @@ use std::fmt::Write;
 use super::expr::{ExprWriter, float_type};
 use super::names::{self, Names};
 use super::{Consumer, ENTRY_POINT, Error, Options};
+use crate::emit::polynomials::{ERF_FAR, ERF_NEAR, ERF_SPLIT};
 use crate::ir::verify::{expr_types, uses_f16, uses_subgroups};
 use crate::ir::{
     Access, ArrayRef, Barrier, BinaryOp, Block, Builtin, Collective, Expr, Handle, Local, Module, Stmt, UnaryOp,
@@ -130,7 +131,7 @@ impl Writer<'_> {
         }
         self.line("q = fma(q, t, -t);");
         self.line(&format!("let far = select({0}, -{0}, x < {1}) * (1.0 - exp(q));", c("1.0"), c("0.0")));
-        self.line(&format!("return select(fma(p, x, x), far, t > {});", c("0.927734375")));
+        self.line(&format!("return select(fma(p, x, x), far, t > {});", c(ERF_SPLIT)));
         self.depth = 0;
         self.line("}");
         self.line("");
@@ -209,6 +210,9 @@ impl Writer<'_> {
                 };
                 self.line(&format!("let {} = {call};", names.local(*local)));
             }
+            Stmt::Tile(_) => {
+                return Err(Error::Unsupported { kernel: module.name.clone(), what: "tiles of matrices" });
+            }
             Stmt::UniformLoad { local, array, index } => {
                 let index = self.exprs.write(*index)?;
                 let (name, array) = (names.local(*local), names.array(*array));
@@ -259,21 +263,6 @@ impl Writer<'_> {
         Ok(())
     }
 }
-
-/// Coefficients of `(erf(x) - x) / x` in `x^2`, for `|x|` up to 0.928.
-pub(super) const ERF_NEAR: [&str; 6] =
-    ["-5.96761703e-4", "4.99119423e-3", "-2.67681349e-2", "1.12819925e-1", "-3.76125336e-1", "1.28379166e-1"];
-
-/// Coefficients of `(log(1 - erf(t)) + t) / t` in `t`, for `t` from 0.928 to 4.
-pub(super) const ERF_FAR: [&str; 7] = [
-    "-1.72853470e-5",
-    "3.83197126e-4",
-    "-3.88396438e-3",
-    "2.42546219e-2",
-    "-1.06777877e-1",
-    "-6.34846687e-1",
-    "-1.28717512e-1",
-];
 
 /// Entry point parameters, each with the test that says whether it is needed.
 const PARAMS: [(fn(&Builtin) -> bool, &str); 7] = [

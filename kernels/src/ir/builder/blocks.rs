@@ -4,7 +4,7 @@ use super::{Builder, IntoVal, Val, Var};
 use crate::ir::arena::Handle;
 use crate::ir::expr::{ArrayRef, Expr, Literal};
 use crate::ir::module::{Local, LocalKind};
-use crate::ir::stmt::{Barrier, Block, Collective, Stmt};
+use crate::ir::stmt::{Barrier, Block, Collective, HalfFormat, Stmt, TileOp};
 use crate::ir::types::{Scalar, Type};
 
 impl Builder {
@@ -188,6 +188,64 @@ impl Builder {
         let local = self.new_local(name, ty, LocalKind::Let);
         self.push_stmt(Stmt::Collective { local, op, value: value.0 });
         self.local(local)
+    }
+
+    /// Starts copying an element of a read-only buffer to workgroup memory, or zeros; see [`TileOp::Copy`].
+    #[track_caller]
+    pub fn copy_async(
+        &self,
+        to: ArrayRef,
+        to_index: impl IntoVal,
+        from: ArrayRef,
+        from_index: impl IntoVal,
+        active: impl IntoVal,
+    ) {
+        let (to_index, from_index) = (to_index.into_val(self), from_index.into_val(self));
+        let active = active.into_val(self);
+        let (ArrayRef::Workgroup(to), ArrayRef::Buffer(from)) = (to, from) else {
+            return self.error("copies go from a buffer to workgroup memory");
+        };
+        let typed = self.expect_type("index", to_index, Type::U32) && self.expect_type("index", from_index, Type::U32);
+        if typed && self.expect_type("condition", active, Type::BOOL) {
+            let (to_index, from_index, active) = (to_index.0, from_index.0, active.0);
+            self.push_stmt(Stmt::Tile(TileOp::Copy { to, to_index, from, from_index, active }));
+        }
+    }
+
+    /// Makes a group of the copies started since the last one.
+    pub fn commit_copies(&self) {
+        self.push_stmt(Stmt::Tile(TileOp::Commit));
+    }
+
+    /// Waits until no more than `pending` groups of copies are under way.
+    pub fn wait_copies(&self, pending: u32) {
+        self.push_stmt(Stmt::Tile(TileOp::Wait(pending)));
+    }
+
+    /// A matrix of 16 × 16 from workgroup memory, spread over a subgroup; see [`TileOp::Load`].
+    #[track_caller]
+    pub fn load_matrix(&self, name: &str, array: ArrayRef, index: impl IntoVal) -> Val {
+        let index = index.into_val(self);
+        let ArrayRef::Workgroup(array) = array else {
+            self.error("matrices are loaded from workgroup memory");
+            return self.poison();
+        };
+        if !self.expect_type("index", index, Type::U32) {
+            return self.poison();
+        }
+        let local = self.new_local(name, Type::VEC4_U32, LocalKind::Let);
+        self.push_stmt(Stmt::Tile(TileOp::Load { local, array, index: index.0 }));
+        self.local(local)
+    }
+
+    /// `sum += a bᵀ` of spread matrices; see [`TileOp::Multiply`].
+    #[track_caller]
+    pub fn multiply_to(&self, sum: Var, format: HalfFormat, a: impl IntoVal, b: impl IntoVal) {
+        let (a, b) = (a.into_val(self), b.into_val(self));
+        let Some(sum) = sum.0 else { return };
+        if self.expect_type("matrix", a, Type::VEC4_U32) && self.expect_type("matrix", b, Type::VEC2_U32) {
+            self.push_stmt(Stmt::Tile(TileOp::Multiply { sum, a: a.0, b: b.0, format }));
+        }
     }
 
     fn block(&self, body: impl FnOnce(&Builder)) -> Block {

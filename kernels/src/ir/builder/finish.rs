@@ -10,7 +10,7 @@ use crate::ir::arena::{Arena, Handle};
 use crate::ir::expr::{ArrayRef, Expr};
 use crate::ir::module::{Access, Local, LocalKind, Module};
 use crate::ir::names::Names;
-use crate::ir::stmt::{Block, Stmt};
+use crate::ir::stmt::{Block, Stmt, TileOp};
 
 /// Operators in one printed expression before it is split.
 const MAX_INLINE: u32 = 16;
@@ -167,7 +167,9 @@ impl Analysis<'_> {
         let places = match stmt {
             Stmt::Assign { local, .. } => vec![Place::Local(*local)],
             Stmt::Store { array, .. } => vec![Place::Array(*array)],
-            Stmt::Barrier(_) | Stmt::UniformLoad { .. } => shared_places(self.module),
+            Stmt::Tile(TileOp::Copy { to, .. }) => vec![Place::Array(ArrayRef::Workgroup(*to))],
+            Stmt::Tile(TileOp::Multiply { sum, .. }) => vec![Place::Local(*sum)],
+            Stmt::Barrier(_) | Stmt::UniformLoad { .. } | Stmt::Tile(TileOp::Wait(_)) => shared_places(self.module),
             _ => return,
         };
         self.now.time += 1;
@@ -269,6 +271,7 @@ impl Lowering<'_> {
             Stmt::Collective { local, op, value } => {
                 Stmt::Collective { local: *local, op: *op, value: self.expr(*value) }
             }
+            Stmt::Tile(op) => Stmt::Tile(op.map(self, |s, e| s.expr(e), |_, l| l)),
             Stmt::UniformLoad { local, array, index } => {
                 Stmt::UniformLoad { local: *local, array: *array, index: self.expr(*index) }
             }

@@ -69,6 +69,8 @@ unary_methods! {
     unpack_2x16_float => Unpack2x16Float,
     /// `vec2<f32>` to `u32` holding two f16.
     pack_2x16_float => Pack2x16Float,
+    /// `vec2<f32>` to `u32` holding two bf16.
+    pack_2x_bf16 => Pack2xBf16,
     /// Four unsigned bytes to `vec4<u32>`, lowest first.
     unpack_u8 => UnpackU8,
     /// Four signed bytes to `vec4<i32>`, lowest first.

@@ -8,7 +8,7 @@ use crate::ir::arena::Handle;
 use crate::ir::error::Error;
 use crate::ir::expr::{ArrayRef, BinaryOp, Expr, Literal, TernaryOp, UnaryOp};
 use crate::ir::module::{Access, Array, Buffer, Field, Local, LocalKind, Module, UniformBlock};
-use crate::ir::stmt::{Barrier, Block, Collective, Stmt};
+use crate::ir::stmt::{Barrier, Block, Collective, HalfFormat, Stmt, TileOp};
 use crate::ir::types::{Scalar, Type, Width};
 
 /// Blocks and operands may nest this deep.
@@ -254,7 +254,8 @@ impl Parser {
     }
 
     fn stmt(&mut self) -> Parsed<Stmt> {
-        match self.word()?.as_str() {
+        let word = self.word()?;
+        match word.as_str() {
             "comment" => Ok(Stmt::Comment(self.text()?)),
             "let" => {
                 let local = self.declare(LocalKind::Let)?;
@@ -282,6 +283,7 @@ impl Parser {
                 other => self.fail(format!("unknown barrier `{other}`")),
             },
             "collective" => self.collective(),
+            "copy" | "commit" | "wait" | "load_matrix" | "multiply" => self.tile(&word),
             "uniform_load" => {
                 let local = self.declare(LocalKind::Let)?;
                 let (array, index) = self.element()?;
@@ -330,6 +332,54 @@ impl Parser {
         };
         self.mark(')')?;
         Ok(Stmt::Collective { local: self.define(local)?, op, value })
+    }
+
+    fn tile(&mut self, word: &str) -> Parsed<Stmt> {
+        let op = match word {
+            "copy" => {
+                let (to, to_index) = self.element()?;
+                self.mark('=')?;
+                let (from, from_index) = self.element()?;
+                self.keyword("where")?;
+                let active = self.expr()?;
+                let (ArrayRef::Workgroup(to), ArrayRef::Buffer(from)) = (to, from) else {
+                    return self.fail("copies go from a buffer to workgroup memory");
+                };
+                TileOp::Copy { to, to_index, from, from_index, active }
+            }
+            "commit" => TileOp::Commit,
+            "wait" => {
+                let pending = self.expr()?;
+                match self.module.exprs[pending] {
+                    Expr::Literal(Literal::U32(pending)) => TileOp::Wait(pending),
+                    _ => return self.fail("number of groups is no u32 constant"),
+                }
+            }
+            "load_matrix" => {
+                let local = self.declare(LocalKind::Let)?;
+                let (array, index) = self.element()?;
+                let ArrayRef::Workgroup(array) = array else {
+                    return self.fail("matrices are loaded from workgroup memory");
+                };
+                TileOp::Load { local: self.define(local)?, array, index }
+            }
+            _ => {
+                let sum = self.local()?;
+                self.mark('=')?;
+                let format = match self.word()?.as_str() {
+                    "f16" => HalfFormat::F16,
+                    "bf16" => HalfFormat::Bf16,
+                    other => return self.fail(format!("unknown matrix format `{other}`")),
+                };
+                self.mark('(')?;
+                let a = self.expr()?;
+                self.mark(',')?;
+                let b = self.expr()?;
+                self.mark(')')?;
+                TileOp::Multiply { sum, a, b, format }
+            }
+        };
+        Ok(Stmt::Tile(op))
     }
 
     fn local(&mut self) -> Parsed<Handle<Local>> {

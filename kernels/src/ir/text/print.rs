@@ -6,7 +6,7 @@ use super::builtin_name;
 use crate::ir::arena::Handle;
 use crate::ir::expr::{ArrayRef, Expr, Literal};
 use crate::ir::module::{Access, Array, Local, Module};
-use crate::ir::stmt::{Barrier, Block, Collective, Stmt};
+use crate::ir::stmt::{Barrier, Block, Collective, Stmt, TileOp};
 
 /// The text form of a module.
 pub fn print(module: &Module) -> String {
@@ -73,6 +73,7 @@ fn stmt(out: &mut String, module: &Module, stmt: &Stmt, depth: usize) {
             };
             format!("collective {} = {}({}{mask})", declare(*local), op.name(), e(*value))
         }
+        Stmt::Tile(op) => tile(module, op),
         Stmt::UniformLoad { local, array, index } => {
             format!("uniform_load {} = {}", declare(*local), element(module, *array, *index))
         }
@@ -94,6 +95,26 @@ fn stmt(out: &mut String, module: &Module, stmt: &Stmt, depth: usize) {
         }
     };
     line(out, depth, &text);
+}
+
+fn tile(module: &Module, op: &TileOp) -> String {
+    let e = |h: Handle<Expr>| expr(module, h);
+    match op {
+        TileOp::Copy { to, to_index, from, from_index, active } => {
+            let to = element(module, ArrayRef::Workgroup(*to), *to_index);
+            let from = element(module, ArrayRef::Buffer(*from), *from_index);
+            format!("copy {to} = {from} where {}", e(*active))
+        }
+        TileOp::Commit => "commit".to_owned(),
+        TileOp::Wait(pending) => format!("wait {pending}u"),
+        TileOp::Load { local, array, index } => {
+            let Local { name, ty, .. } = &module.locals[*local];
+            format!("load_matrix %{name}: {ty} = {}", element(module, ArrayRef::Workgroup(*array), *index))
+        }
+        TileOp::Multiply { sum, a, b, format } => {
+            format!("multiply %{} = {}({}, {})", module.locals[*sum].name, format.name(), e(*a), e(*b))
+        }
+    }
 }
 
 fn element(module: &Module, array: ArrayRef, index: Handle<Expr>) -> String {

@@ -1,0 +1,78 @@
+//! The corpus of PTX kernels, executed here in sizes that no tile divides, against naive loops in f64.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../../tests/cases/mod.rs"]
+mod cases;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+mod launch;
+
+use cases::gemm::filled;
+use frit_kernels::dtype::Storage;
+use frit_kernels::spec::KernelSpec;
+use frit_kernels::target::Capabilities;
+use frit_kernels::templates::render;
+use support::blocks::Random;
+use support::corpus::{self, Form, ODD, Shapes};
+use support::{Case, compare};
+
+const SIZES: [(&str, i64); 4] = [("B", 2), ("S", 21), ("T", 37), ("P", 3)];
+
+fn case(spec: KernelSpec, sizes: &[(&str, i64)]) -> Case {
+    let gathers = spec.name.starts_with("gather");
+    let mut case = filled(spec, sizes, 5);
+    if gathers {
+        case.data[0] = Random::new(3).ints(sizes[1].1 as usize, 9);
+    }
+    case.tolerance = 1e-4;
+    case
+}
+
+fn check(case: &Case, options: &frit_simt::Options) -> frit_simt::Counters {
+    let r = render(&case.spec, &Capabilities::cuda()).unwrap();
+    let (outcome, args) = launch::run(case, &r, options);
+    launch::clean(&outcome, &r);
+    assert!(outcome.completed);
+    let (want, tolerance) = launch::expected(case, &r);
+    for (i, a) in case.spec.args.iter().enumerate().filter(|(_, a)| a.written) {
+        compare(&format!("{} `{}`", case.spec.name, a.name), &want[i], &args[i], tolerance, &r);
+    }
+    outcome.counters
+}
+
+#[test]
+fn every_kernel_computes_what_its_specification_says() {
+    for spec in corpus::all(&ODD) {
+        check(&case(spec, &SIZES), &frit_simt::Options::default());
+    }
+}
+
+#[test]
+fn matrix_units_at_every_edge() {
+    let sizes = |s| [("B", 1), ("S", s), ("T", 1), ("P", 0)];
+    for (width, columns) in [(32, 64), (40, 65), (104, 31), (96, 128), (72, 2050)] {
+        let z = Shapes { width, columns, ..ODD };
+        for (storage, form) in [
+            (Storage::F16, Form::Plain),
+            (Storage::Bf16, Form::Gated),
+            (Storage::Bf16, Form::Residual),
+            (Storage::Bf16, Form::RotaryKv),
+        ] {
+            for rows in [1, 40, 65] {
+                let spec = corpus::matmul(&z, "S", storage, form);
+                check(&case(spec, &sizes(rows.min(z.capacity as i64))), &frit_simt::Options::default());
+            }
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_order_of_warps() {
+    for spec in corpus::all(&ODD) {
+        let case = case(spec, &SIZES);
+        let r = render(&case.spec, &Capabilities::cuda()).unwrap();
+        let run = |shuffle| launch::run(&case, &r, &frit_simt::Options { shuffle, ..Default::default() }).1;
+        assert_eq!(run(None), run(Some(17)), "{}", case.spec.name);
+    }
+}

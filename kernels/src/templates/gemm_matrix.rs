@@ -1,0 +1,372 @@
+//! Matrix products on matrix units, for weights of 16-bit or quantised storage.
+//!
+//! Both sides pass through workgroup memory as 16-bit tiles, a few tiles deep: 16-bit weights by asynchronous copies,
+//! quantised ones and the left side, with its prologue, through registers. Products accumulate in `f32`, in order of k.
+//! The tile's sums return to workgroup memory, from where each subgroup finishes and stores whole rows.
+//!
+//! The left side is rounded to the weights' format: `f16` for `f16` weights, bounded to its range, `bf16` for the rest.
+//!
+//! # Layout
+//! An element of a tile is eight neighbours along k. Element c of row r lies at `4 r + (c ^ (r / 2 % 4))`, which spreads
+//! eight rows over all banks, for writing and for loading matrices alike.
+
+use super::common::{KernelCtx, Scope, dispatch};
+use super::gemm::{Problem, Right};
+use super::reduce::WARP;
+use super::{Rendered, TemplateError};
+use crate::dtype::Storage;
+use crate::ir::{ArrayRef, Builder, HalfFormat, Type, Val, Var};
+use crate::spec::{ArgId, Store};
+use crate::target::Capabilities;
+
+/// Elements of a tile along k, in units of eight.
+const DEPTH: u32 = 4;
+/// Tiles of each side in workgroup memory.
+const STAGES: u32 = 3;
+/// Floats between rows of the sums' staging area, of 32 columns.
+const PITCH: u32 = 36;
+/// The largest `f16`.
+const F16_MAX: f32 = 65504.0;
+
+/// How the work is split. A subgroup takes 32 columns.
+struct Shape {
+    /// Subgroups along rows and columns.
+    warps: [u32; 2],
+    /// Rows of a subgroup, in units of 16.
+    tall: u32,
+}
+
+impl Shape {
+    fn rows(&self) -> u32 {
+        self.warps[0] * self.tall * 16
+    }
+    fn columns(&self) -> u32 {
+        self.warps[1] * 32
+    }
+    fn threads(&self) -> u32 {
+        self.warps[0] * self.warps[1] * WARP
+    }
+}
+
+/// The format to compute in, for problems that suit matrix units.
+pub(super) fn format_of(p: &Problem<'_>) -> Option<HalfFormat> {
+    let k = p.k.as_const()?;
+    if k < 32 || p.rhs.len() > 2 {
+        return None;
+    }
+    let mut formats = p.rhs.iter().map(|r| match r {
+        Right::Runs { arg, .. } => match p.spec.arg(*arg)?.storage {
+            Storage::F16 if p.run == 8 => Some(HalfFormat::F16),
+            Storage::Bf16 if p.run == 8 => Some(HalfFormat::Bf16),
+            s if s.is_quantised() => Some(HalfFormat::Bf16),
+            _ => None,
+        },
+        Right::Elements { .. } => None,
+    });
+    let first = formats.next()??;
+    formats.all(|f| f == Some(first)).then_some(first)
+}
+
+pub(super) fn render<'a>(
+    p: &Problem<'a>,
+    caps: &'a Capabilities,
+    format: HalfFormat,
+) -> Result<Rendered, TemplateError> {
+    let wide = p.spec.domain.last().and_then(|n| n.as_const()).is_some_and(|n| n >= 2048);
+    let shape = match p.rhs.len() {
+        1 if wide => Shape { warps: [2, 4], tall: 4 },
+        _ => Shape { warps: [2, 2], tall: 2 },
+    };
+    let ctx = p.context(caps, [shape.threads(), 1, 1])?;
+    let b = &ctx.b;
+    let tile = |name: &str, rows: u32| b.workgroup(name, Type::VEC4_U32, STAGES * rows * DEPTH);
+    let left = tile("left", shape.rows());
+    let right: Vec<ArrayRef> = p.rhs.iter().map(|_| tile("right", shape.columns())).collect();
+    let sums = b.workgroup("sums", Type::F32, shape.threads() / WARP * 16 * PITCH * p.rhs.len() as u32);
+    p.in_block(&ctx, shape.rows(), shape.columns(), |b, scope, row, column| {
+        let me = b.let_("me", b.local_x());
+        let kernel = Kernel { p, ctx: &ctx, shape: &shape, format, left, right: &right, me };
+        let accs = kernel.products(&scope, row, column);
+        kernel.write(&scope, row, column, sums, &accs);
+    });
+    let tile = [
+        ("rows", shape.rows()),
+        ("columns", shape.columns()),
+        ("k_step", 8 * DEPTH),
+        ("stages", STAGES),
+        ("warp_rows", 16 * shape.tall),
+        ("warp_columns", 32),
+    ];
+    let grid = dispatch(&p.groups(shape.rows(), shape.columns()));
+    ctx.finish("gemm_matrix", &tile, grid)
+}
+
+/// What a thread brings into a tile: one unit of eight elements at a time.
+struct Unit {
+    /// Where it lies in a tile.
+    slot: Val,
+    /// Its first element along k, in the tile.
+    k: Val,
+    /// Its row or column.
+    scope: Scope,
+    /// The start of its run, for right sides.
+    starts: Vec<Val>,
+}
+
+struct Kernel<'k, 'a> {
+    p: &'k Problem<'a>,
+    ctx: &'k KernelCtx<'a>,
+    shape: &'k Shape,
+    format: HalfFormat,
+    left: ArrayRef,
+    right: &'k [ArrayRef],
+    me: Val,
+}
+
+/// Sums by right side, 16 rows, 8 columns.
+type Sums = Vec<Vec<Vec<Var>>>;
+
+impl Kernel<'_, '_> {
+    /// The units of a tile of `rows` rows that this thread brings.
+    fn units(&self, rows: u32, scope: impl Fn(Val) -> (Scope, Vec<Val>)) -> Vec<Unit> {
+        let b = &self.ctx.b;
+        let threads = self.shape.threads();
+        (0..rows * DEPTH / threads)
+            .map(|i| {
+                let unit = b.add(self.me, i * threads);
+                let row = b.let_("tile_row", b.shr(unit, 2));
+                let column = b.bit_and(unit, DEPTH - 1);
+                let slot = b.let_("slot", b.add(b.shl(row, 2), swizzle(b, row, column)));
+                let k = b.let_("unit_k", b.shl(column, 3));
+                let (scope, starts) = scope(row);
+                Unit { slot, k, scope, starts }
+            })
+            .collect()
+    }
+
+    /// The sums of the block at `row` and `column`.
+    fn products(&self, scope: &Scope, row: Val, column: Val) -> Sums {
+        let (p, b) = (self.p, &self.ctx.b);
+        let (rows, columns) = (self.shape.rows(), self.shape.columns());
+        let mut accs = Sums::new();
+        for _ in &p.rhs {
+            let four = |_| b.var("acc", Type::VEC4_F32, 0.0);
+            accs.push((0..self.shape.tall).map(|_| (0..4).map(four).collect()).collect());
+        }
+        let stats = p.row_stats(self.ctx, scope, (row, rows), column, (self.me, self.shape.threads()));
+        let left = self.units(rows, |r| (p.row_scope(self.ctx, scope, row, r, &stats), Vec::new()));
+        let right = self.units(columns, |c| {
+            let scope = p.column_scope(self.ctx, scope, b.add(column, c));
+            let starts = p.rhs.iter().map(|r| p.run_start(self.ctx, &scope, r)).collect();
+            (scope, starts)
+        });
+        let k = p.k.as_const().and_then(|k| u32::try_from(k).ok()).unwrap_or(0);
+        for stage in 0..STAGES - 1 {
+            let at = b.u32(stage * 8 * DEPTH);
+            self.start_copies(&right, k, at, b.u32(stage));
+            b.commit_copies();
+            let units = self.read(&left, &right, k, at);
+            self.keep(&left, &right, units, b.u32(stage));
+        }
+        let here = b.var("stage", Type::U32, 0);
+        b.for_("k", 0, k, 8 * DEPTH, |b, at| {
+            b.wait_copies(STAGES - 2);
+            b.barrier();
+            let next = b.let_("next", b.add(at, (STAGES - 1) * 8 * DEPTH));
+            let free = b.let_("free", b.select(b.eq(here, 0), STAGES - 1, b.sub(here, 1)));
+            self.start_copies(&right, k, next, free);
+            b.commit_copies();
+            let units = self.read(&left, &right, k, next);
+            self.multiply(&accs, b.get(here));
+            self.keep(&left, &right, units, free);
+            b.set(here, b.select(b.eq(here, STAGES - 1), 0, b.add(here, 1)));
+        });
+        b.wait_copies(0);
+        accs
+    }
+
+    /// Whether a right side is copied as it is.
+    fn copied(&self, right: &Right) -> Option<ArgId> {
+        match right {
+            Right::Runs { arg, .. } => self.p.spec.arg(*arg).filter(|a| !a.storage.is_quantised()).map(|_| *arg),
+            Right::Elements { .. } => None,
+        }
+    }
+
+    /// Starts the copies of the tile from `at` on along k into a stage; zeros beyond the end of k.
+    fn start_copies(&self, units: &[Unit], k: u32, at: Val, stage: Val) {
+        let b = &self.ctx.b;
+        let first = b.mul(stage, self.shape.columns() * DEPTH);
+        for (j, side) in self.p.rhs.iter().enumerate() {
+            let Some(buffer) = self.copied(side).and_then(|arg| self.ctx.buffer(arg)) else { continue };
+            for unit in units {
+                let (inside, here) = self.within(k, b.add(at, unit.k));
+                let (Some(to), Some(start)) = (self.right.get(j), unit.starts.get(j)) else { continue };
+                b.copy_async(*to, b.add(first, unit.slot), buffer, b.shr(b.add(*start, here), 3), inside);
+            }
+        }
+    }
+
+    /// Whether a unit lies before the end of k, and its place or the last one.
+    fn within(&self, k: u32, at: Val) -> (Val, Val) {
+        let b = &self.ctx.b;
+        (b.let_("in_k", b.lt(at, k)), b.let_("unit_at", b.min(at, k - 8)))
+    }
+
+    /// The values of a tile that pass through registers: the left side's, then each right side's.
+    fn read(&self, left: &[Unit], right: &[Unit], k: u32, at: Val) -> Vec<Vec<Vec<Val>>> {
+        let (p, ctx) = (self.p, self.ctx);
+        let b = &ctx.b;
+        let partial = !k.is_multiple_of(8 * DEPTH);
+        let finished = |inside: Val, v: Val| {
+            let v = if partial { b.select(inside, v, 0.0) } else { v };
+            let v = if self.format == HalfFormat::F16 { b.clamp(v, -F16_MAX, F16_MAX) } else { v };
+            b.let_("x", v)
+        };
+        let mut all = Vec::new();
+        all.push(
+            left.iter()
+                .map(|unit| {
+                    let (inside, here) = self.within(k, b.add(at, unit.k));
+                    let one = |i| ctx.expr(&mut unit.scope.with(p.k_axis(), b.add(here, i)), p.lhs);
+                    (0..8).map(|i| finished(inside, one(i))).collect()
+                })
+                .collect(),
+        );
+        for (j, side) in p.rhs.iter().enumerate() {
+            let Right::Runs { arg, .. } = side else { continue };
+            if self.copied(side).is_some() {
+                all.push(Vec::new());
+                continue;
+            }
+            let values = right.iter().map(|unit| {
+                let (_, here) = self.within(k, b.add(at, unit.k));
+                let start = unit.starts.get(j).copied().unwrap_or_else(|| b.u32(0));
+                let quads = ctx.values(&ctx.row_chunk(*arg, b.add(start, here), 8));
+                quads.iter().map(|q| b.let_("w", *q)).flat_map(|q| (0..4).map(move |l| b.lane(q, l))).collect()
+            });
+            all.push(values.collect());
+        }
+        all
+    }
+
+    /// Writes what [`read`](Self::read) read into a stage.
+    fn keep(&self, left: &[Unit], right: &[Unit], values: Vec<Vec<Vec<Val>>>, stage: Val) {
+        let b = &self.ctx.b;
+        for (i, values) in values.into_iter().enumerate() {
+            let (array, units, size) = match i.checked_sub(1) {
+                None => (Some(&self.left), left, self.shape.rows() * DEPTH),
+                Some(j) => (self.right.get(j), right, self.shape.columns() * DEPTH),
+            };
+            let first = b.mul(stage, size);
+            for (unit, v) in units.iter().zip(values) {
+                let (Some(array), [p, q, r, s, t, u, v, w]) = (array, v.as_slice()) else { continue };
+                let pack = |x: &Val, y: &Val| {
+                    let pair = b.vec2(*x, *y);
+                    match self.format {
+                        HalfFormat::F16 => b.pack_2x16_float(pair),
+                        HalfFormat::Bf16 => b.pack_2x_bf16(pair),
+                    }
+                };
+                let element = b.vec4(pack(p, q), pack(r, s), pack(t, u), pack(v, w));
+                b.store(*array, b.add(first, unit.slot), element);
+            }
+        }
+    }
+
+    /// This thread's subgroup by rows and columns, and its lane.
+    fn position(&self) -> (Val, Val, Val) {
+        let b = &self.ctx.b;
+        let warp = b.shr(self.me, WARP.trailing_zeros());
+        let across = self.shape.warps[1];
+        let lane = b.bit_and(self.me, WARP - 1);
+        (b.shr(warp, across.trailing_zeros()), b.bit_and(warp, across - 1), lane)
+    }
+
+    /// Adds the products of the tiles in a stage.
+    fn multiply(&self, accs: &Sums, stage: Val) {
+        let b = &self.ctx.b;
+        let (down, across, lane) = self.position();
+        let left_row = b.add(b.mul(down, 16 * self.shape.tall), b.bit_and(lane, 15));
+        let left_row = b.let_("left_row", left_row);
+        let right_row = b.add(b.bit_and(lane, 7), b.shl(b.shr(lane, 4), 3));
+        let right_row = b.let_("right_row", b.add(b.mul(across, 32), right_row));
+        let left_first = b.add(b.mul(stage, self.shape.rows() * DEPTH), b.shl(left_row, 2));
+        let left_first = b.let_("left_first", left_first);
+        let right_first = b.add(b.mul(stage, self.shape.columns() * DEPTH), b.shl(right_row, 2));
+        let right_first = b.let_("right_first", right_first);
+        for step in 0..DEPTH / 2 {
+            let column = b.add(b.shr(lane, 4), 2 * step);
+            let at = b.let_("at", b.add(left_first, swizzle(b, left_row, column)));
+            let a: Vec<Val> =
+                (0..self.shape.tall).map(|i| b.load_matrix("a", self.left, b.add(at, 16 * DEPTH * i))).collect();
+            let column = b.add(b.bit_and(b.shr(lane, 3), 1), 2 * step);
+            let at = b.let_("at", b.add(right_first, swizzle(b, right_row, column)));
+            for (array, accs) in self.right.iter().zip(accs) {
+                let two: Vec<Val> = (0..2).map(|i| b.load_matrix("w", *array, b.add(at, 16 * DEPTH * i))).collect();
+                for (i, (a, accs)) in a.iter().zip(accs).enumerate() {
+                    // Back and forth, so that neighbours share an operand.
+                    let mut order: Vec<usize> = (0..accs.len()).collect();
+                    if i % 2 == 1 {
+                        order.reverse();
+                    }
+                    for j in order {
+                        let (Some(acc), Some(w)) = (accs.get(j), two.get(j / 2)) else { continue };
+                        let half = 2 * (j as u32 % 2);
+                        b.multiply_to(*acc, self.format, *a, b.vec2(b.lane(*w, half), b.lane(*w, half + 1)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stores the block: 16 rows of every subgroup at a time.
+    fn write(&self, scope: &Scope, row: Val, column: Val, sums: ArrayRef, accs: &Sums) {
+        let (p, ctx) = (self.p, self.ctx);
+        let b = &ctx.b;
+        let stores: Vec<&Store> = p.spec.stores.iter().collect();
+        let rows = b.let_("rows", ctx.extent(&p.rows()));
+        let columns = b.let_("columns", ctx.extent(&p.columns()));
+        let (down, across, lane) = self.position();
+        let warp = b.shr(self.me, WARP.trailing_zeros());
+        let area = 16 * PITCH;
+        let mine = b.let_("mine", b.mul(warp, area * accs.len() as u32));
+        let fragment = b.add(b.mul(b.shr(lane, 2), PITCH), b.shl(b.bit_and(lane, 3), 1));
+        let fragment = b.let_("fragment", b.add(mine, fragment));
+        let at = b.let_("column", b.add(b.add(column, b.mul(across, 32)), lane));
+        let safe = b.let_("column_safe", b.min(at, b.sub(columns, 1)));
+        let mut here = scope.clone();
+        here.bind(p.n(), safe);
+        for i in 0..self.shape.tall {
+            b.barrier();
+            for (j, accs) in accs.iter().enumerate() {
+                let Some(accs) = accs.get(i as usize) else { continue };
+                for (c, acc) in accs.iter().enumerate() {
+                    let first = j as u32 * area + 8 * c as u32;
+                    for (lane, offset) in [0, 1, 8 * PITCH, 8 * PITCH + 1].into_iter().enumerate() {
+                        b.store(sums, b.add(fragment, first + offset), b.lane(b.get(*acc), lane as u32));
+                    }
+                }
+            }
+            b.barrier();
+            let first = b.add(row, b.mul(down, 16 * self.shape.tall));
+            let first = b.let_("row0", b.add(first, 16 * i));
+            b.for_("r", 0, 16, 1, |b, r| {
+                let at_row = b.let_("row", b.add(first, r));
+                b.if_(b.and(b.lt(at_row, rows), b.lt(at, columns)), |b| {
+                    let mut inner = here.clone();
+                    ctx.unravel(&mut inner, p.first, p.extents(p.first, p.m + 1), at_row);
+                    let from = b.add(b.add(mine, b.mul(r, PITCH)), lane);
+                    let found: Vec<Val> =
+                        (0..accs.len() as u32).map(|j| b.let_("sum", b.load(sums, b.add(from, j * area)))).collect();
+                    ctx.store_all(&inner.with_accs(found), &stores);
+                });
+            });
+        }
+    }
+}
+
+/// The place of element `column` in its row of a tile.
+fn swizzle(b: &Builder, row: Val, column: Val) -> Val {
+    b.bit_xor(column, b.bit_and(b.shr(row, 1), DEPTH - 1))
+}

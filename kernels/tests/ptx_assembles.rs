@@ -1,0 +1,66 @@
+//! NVIDIA's assembler takes every kernel of the corpus for every GPU, without spills and without local memory.
+//!
+//! The tools are found through `FRIT_PTXAS` or in `tools/` of the repository, where `tests/tools.sh` puts them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use frit_kernels::emit::Language;
+use frit_kernels::target::Capabilities;
+use frit_kernels::templates::{Rendered, render};
+use std::fmt::Write;
+use support::corpus::{self, DECODER, ODD};
+use support::ptxas::{ARCHITECTURES, Ptxas};
+
+fn rendered(shapes: &corpus::Shapes) -> Vec<(String, Rendered)> {
+    let render = |spec: frit_kernels::spec::KernelSpec| {
+        let r = render(&spec, &Capabilities::cuda()).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(r.language, Language::Ptx);
+        (spec.name, r)
+    };
+    corpus::all(shapes).into_iter().map(render).collect()
+}
+
+#[test]
+fn every_kernel_fits_in_registers() {
+    let ptxas = Ptxas::find();
+    let mut table =
+        format!("{:<28} {:>7} {:>8}  registers: {}\n", "kernel", "shared", "barriers", ARCHITECTURES.join(" "));
+    for (name, r) in rendered(&DECODER) {
+        let found: Vec<_> = ARCHITECTURES.iter().map(|arch| ptxas.assemble(&r.text, arch)).collect();
+        let registers: Vec<String> = found.iter().map(|f| f.registers.to_string()).collect();
+        let first = &found[0];
+        let _ = writeln!(table, "{name:<28} {:>7} {:>8}  {}", first.shared_bytes, first.barriers, registers.join(" "));
+        assert!(u64::from(first.shared_bytes) <= r.module.workgroup_bytes(), "{name}");
+    }
+    if ptxas.is_of_goldens() {
+        insta::assert_snapshot!("registers", table);
+    }
+}
+
+#[test]
+fn kernels_of_odd_sizes_assemble() {
+    let ptxas = Ptxas::find();
+    for (_, r) in rendered(&ODD) {
+        ptxas.assemble(&r.text, "sm_80");
+    }
+}
+
+#[test]
+fn texts_are_as_before() {
+    let shown = [
+        "add_scaled",
+        "rms_norm",
+        "argmax",
+        "gemv_bf16_plain",
+        "gemv_q8_0_plain",
+        "gemv_bf16_normed",
+        "gemm_bf16_biasgelu",
+        "attention_decode",
+    ];
+    let all = rendered(&DECODER);
+    for name in shown {
+        let (_, r) = all.iter().find(|(n, _)| n == name).expect(name);
+        insta::assert_snapshot!(name, r.text);
+    }
+}

@@ -1,0 +1,72 @@
+//! NVIDIA's assembler as a test tool.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// GPUs that the texts are assembled for.
+pub const ARCHITECTURES: [&str; 7] = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120"];
+/// The version that the goldens were made with.
+const VERSION: &str = "V13.5.37";
+
+/// The assembler.
+pub struct Ptxas {
+    tool: PathBuf,
+    version: String,
+}
+
+/// What a kernel uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Static shared memory of a block.
+    pub shared_bytes: u32,
+    /// Barriers of a block.
+    pub barriers: u32,
+}
+
+impl Ptxas {
+    /// The assembler that `FRIT_PTXAS` names, or that of `tools/`.
+    pub fn find() -> Ptxas {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let tool = std::env::var_os("FRIT_PTXAS").map_or_else(|| root.join("tools/cuda/bin/ptxas"), PathBuf::from);
+        let Ok(output) = Command::new(&tool).arg("--version").output() else {
+            panic!("there is no ptxas at {}: run `bash tests/tools.sh`, or name one in FRIT_PTXAS", tool.display());
+        };
+        Ptxas { tool, version: String::from_utf8_lossy(&output.stdout).into_owned() }
+    }
+    /// Whether it is the version that register counts were recorded with.
+    pub fn is_of_goldens(&self) -> bool {
+        self.version.contains(VERSION)
+    }
+    /// Assembles a text; fails on an error, a warning, a spill or local memory.
+    pub fn assemble(&self, text: &str, arch: &str) -> Usage {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("frit-{}-{number}.ptx", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        let strict = ["--warn-on-spills", "--warn-on-local-memory-usage", "--warn-on-double-precision-use", "-Werror"];
+        let output = Command::new(&self.tool)
+            .args(["-v", "-o", "/dev/null", &format!("-arch={arch}")])
+            .args(strict)
+            .arg(&path)
+            .output()
+            .unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arch}: {said}\n{text}");
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let before = |unit: &[&str]| -> u32 {
+            let found = words
+                .windows(unit.len() + 1)
+                .find(|w| w[1..].iter().zip(unit).all(|(w, u)| w.trim_end_matches(',') == *u));
+            found.map_or(0, |w| w[0].parse().unwrap())
+        };
+        assert_eq!(before(&["bytes", "spill", "stores"]) + before(&["bytes", "spill", "loads"]), 0, "{arch}: {said}");
+        assert_eq!(before(&["bytes", "stack", "frame"]), 0, "{arch}: {said}");
+        let registers = before(&["registers"]);
+        assert!(registers > 0, "{arch}: {said}");
+        Usage { registers, shared_bytes: before(&["bytes", "smem"]), barriers: before(&["barriers"]) }
+    }
+}
