@@ -23,7 +23,7 @@ const FFN: u64 = 1536;
 fn stack(layers: usize) -> Model {
     let mut m = ModelBuilder::new("stack");
     let (query, key, dim) = HEADS;
-    let mut w = |m: &mut ModelBuilder, l: usize, n: &str, shape: &[u64]| {
+    let w = |m: &mut ModelBuilder, l: usize, n: &str, shape: &[u64]| {
         m.stored(&format!("layers.{l}.{n}"), Storage::F32, shape)
     };
     let inv_freq: Vec<f32> = (0..dim / 2).map(|i| 1e5f32.powf(-2.0 * i as f32 / dim as f32)).collect();

@@ -175,7 +175,7 @@ fn goldens(folder: &str, model: &Model, plan: &Plan, main: &str, tiers: &[Tier])
         }
         let ir = texts(plan, main, Tier::Gpu, |spec, wgsl| {
             let r = render(spec, &Capabilities::webgpu(Tier::Gpu)).unwrap();
-            assert_eq!(r.wgsl, wgsl, "{}: rendering twice gives two texts", spec.name);
+            assert_eq!(r.text, wgsl, "{}: rendering twice gives two texts", spec.name);
             ir::print(&r.module)
         });
         insta::assert_snapshot!("kernel_ir_gpu", ir);
@@ -209,13 +209,13 @@ fn execute(plan: &Plan) -> usize {
         for tier in TIERS {
             let caps = Capabilities::webgpu(tier);
             let r = render(&k.spec, &caps).unwrap();
-            assert_eq!(r.wgsl, k.variant(tier).unwrap().wgsl, "{}", k.name);
+            assert_eq!(r.text, k.variant(tier).unwrap().wgsl, "{}", k.name);
             kernel::validate(&r, &caps);
             let got = kernel::gpu::run(&case, &r, 1).expect("these tests need a Vulkan, Metal or DirectX 12 adapter");
             for (i, a) in k.spec.args.iter().enumerate().filter(|(_, a)| a.written) {
                 for (at, (w, g)) in want[i].iter().zip(&got.args[i]).enumerate() {
                     let close = (w - g).abs() <= case.tolerance * (1.0 + w.abs());
-                    assert!(close, "{} {tier:?} `{}` at {at}: {g}, {w} expected\n{}", k.name, a.name, r.wgsl);
+                    assert!(close, "{} {tier:?} `{}` at {at}: {g}, {w} expected\n{}", k.name, a.name, r.text);
                 }
             }
             run += 1;
