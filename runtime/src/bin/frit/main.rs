@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod compile;
+mod diff;
 mod explain;
 mod generate;
 mod inspect;
@@ -31,6 +32,8 @@ enum Verb {
     Compile(compile::Args),
     /// Say what was fused, what was not, and why.
     Explain(explain::Args),
+    /// Say what two plans do differently: regions, kernels, bytes, refusals.
+    Diff(diff::Args),
     /// Show weights, cache, programs and kernels.
     Inspect(inspect::Args),
     /// Execute every kernel's text on the CPU with all checks, and compare with the CPU backend.
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Verb::Run(a) => run::main(&a),
         Verb::Compile(a) => compile::main(&a),
         Verb::Explain(a) => explain::main(&a),
+        Verb::Diff(a) => diff::main(&a),
         Verb::Inspect(a) => inspect::main(&a),
         #[cfg(feature = "verify")]
         Verb::Verify(a) => verify::main(&a),

@@ -1,0 +1,94 @@
+//! `frit diff`.
+
+use crate::model::{self, Progress};
+use anyhow::Result;
+use frit_plan::{PhaseReport, Plan};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A model or artifact.
+    old: PathBuf,
+    /// Another, or the same compiled by another version.
+    new: PathBuf,
+    /// Print a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What changed in one program.
+#[derive(serde::Serialize)]
+struct Change {
+    program: String,
+    dispatches: [u32; 2],
+    bytes: [String; 2],
+    /// Regions by what they hold: more or fewer of them.
+    regions: BTreeMap<String, i64>,
+    /// Refusals by code.
+    refused: BTreeMap<String, i64>,
+}
+
+fn tally<'a>(old: impl Iterator<Item = String> + 'a, new: impl Iterator<Item = String> + 'a) -> BTreeMap<String, i64> {
+    let mut out: BTreeMap<String, i64> = BTreeMap::new();
+    old.for_each(|k| *out.entry(k).or_default() -= 1);
+    new.for_each(|k| *out.entry(k).or_default() += 1);
+    out.retain(|_, n| *n != 0);
+    out
+}
+
+fn change(name: &str, old: &PhaseReport, new: &PhaseReport) -> Change {
+    let region = |r: &frit_plan::RegionReport| format!("{} {}", r.kind, r.ops.join(" · "));
+    Change {
+        program: name.into(),
+        dispatches: [old.dispatches, new.dispatches],
+        bytes: [old, new].map(|p| p.ledger.activations_fused.to_string()),
+        regions: tally(old.regions.iter().map(region), new.regions.iter().map(region)),
+        refused: tally(old.refused.iter().map(|r| r.code.clone()), new.refused.iter().map(|r| r.code.clone())),
+    }
+}
+
+fn texts(plan: &Plan) -> BTreeMap<&str, String> {
+    let text = |k: &frit_plan::Kernel| k.variants.iter().map(|v| v.wgsl.as_str()).collect::<String>();
+    plan.kernels.iter().map(|k| (k.name.as_str(), text(k))).collect()
+}
+
+pub fn main(a: &Args) -> Result<()> {
+    let progress = Progress::new();
+    let (old, new) = (model::open(&a.old, &progress)?, model::open(&a.new, &progress)?);
+    progress.clear();
+    let (old, new) = (&*old.plan, &*new.plan);
+    let none = PhaseReport::default();
+    let find = |p: &Plan, name: &str| p.report.phases.iter().find(|x| x.program == name).cloned();
+    let mut names: Vec<&str> = old.report.phases.iter().chain(&new.report.phases).map(|p| p.program.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let changes: Vec<Change> = names
+        .iter()
+        .map(|n| change(n, &find(old, n).unwrap_or(none.clone()), &find(new, n).unwrap_or(none.clone())))
+        .collect();
+    let (before, after) = (texts(old), texts(new));
+    let gone: Vec<&str> = before.keys().filter(|k| !after.contains_key(*k)).copied().collect();
+    let added: Vec<&str> = after.keys().filter(|k| !before.contains_key(*k)).copied().collect();
+    let altered: Vec<&str> =
+        before.iter().filter(|(k, t)| after.get(*k).is_some_and(|u| u != *t)).map(|(k, _)| *k).collect();
+    if a.json {
+        let report = serde_json::json!({
+            "programs": changes, "kernels": { "gone": gone, "added": added, "altered": altered },
+        });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        return Ok(());
+    }
+    for c in &changes {
+        println!("{:12} {} -> {} launches", c.program, c.dispatches[0], c.dispatches[1]);
+        if c.bytes[0] != c.bytes[1] {
+            println!("  activation bytes  {}\n                 -> {}", c.bytes[0], c.bytes[1]);
+        }
+        c.regions.iter().for_each(|(r, n)| println!("  {n:+} region   {r}"));
+        c.refused.iter().for_each(|(r, n)| println!("  {n:+} refusal  {r}"));
+    }
+    for (what, list) in [("gone", &gone), ("added", &added), ("altered", &altered)] {
+        list.iter().for_each(|k| println!("kernel {what:8} {k}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! `frit explain`.
+
+mod html;
+
+use crate::model::{self, Progress, bytes};
+use anyhow::{Context, Result, bail};
+use frit_kernels::dim::Dim;
+use frit_plan::{PhaseReport, Plan, sizes};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face directory, a .gguf or a .frit file [default: fixtures/lexicon]
+    model: Option<PathBuf>,
+    /// forward, prefill, decode or decode_wide [default: decode, or forward for encoders]
+    #[arg(long)]
+    phase: Option<String>,
+    /// Sequences that bytes are counted for.
+    #[arg(long, default_value_t = 1)]
+    batch: u64,
+    /// Tokens of each sequence that bytes are counted for.
+    #[arg(long, default_value_t = 64)]
+    tokens: u64,
+    /// Tokens already in the cache.
+    #[arg(long, default_value_t = 64)]
+    past: u64,
+    /// Show every region and edge, not one layer.
+    #[arg(long)]
+    all: bool,
+    /// Every condition noted between two operations, each given by a part of its name or origin.
+    #[arg(long, value_name = "FROM:TO")]
+    edge: Option<String>,
+    /// Say which recognisers found what looks like their operation and raised none; fails if there is one.
+    #[cfg(feature = "compiler")]
+    #[arg(long)]
+    lint: bool,
+    /// Write the report as a page with pictures.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn values(a: &Args, plan: &Plan, program: &str) -> Vec<u64> {
+    let fixed = plan.program(program).map(|p| p.fixed.clone()).unwrap_or_default();
+    let value = |name: &str| match name {
+        _ if fixed.iter().any(|(n, _)| n == name) => fixed.iter().find(|(n, _)| n == name).map_or(1, |f| f.1),
+        sizes::BATCH => a.batch,
+        sizes::TOKENS => a.tokens,
+        sizes::PAST if program == "decode" || program == "decode_wide" => a.past,
+        sizes::PAST => 0,
+        sizes::CAPACITY => a.past + a.tokens,
+        _ => 1,
+    };
+    plan.sizes.iter().map(|s| value(&s.name).max(s.min)).collect()
+}
+
+fn json(a: &Args, plan: &Plan) -> serde_json::Value {
+    let find = |n: &str| plan.report.phases.iter().find(|p| p.program == n);
+    let main = find("decode").or_else(|| plan.report.phases.first());
+    let prefill = find("prefill").or_else(|| find("forward"));
+    serde_json::json!({
+        "model": plan.model.name,
+        "dispatches": {
+            "prefill": prefill.map(|p| p.dispatches),
+            "decode": find("decode").map(|p| p.dispatches),
+            "decode_per_layer": find("decode").map(|p| p.dispatches_per_layer),
+        },
+        "unfused_dispatches": main.map(|p| p.unfused_dispatches),
+        "attention": main.map(|p| p.attention),
+        "regions": main.map(|p| &p.regions),
+        "refused": main.map(|p| &p.refused),
+        "ledger": main.map(|p| &p.ledger),
+        "memory": main.and_then(|p| {
+            let [arena_bytes, value_bytes] = memory(plan, &p.program, &values(a, plan, &p.program))?;
+            Some(serde_json::json!({ "arena_bytes": arena_bytes, "value_bytes": value_bytes }))
+        }),
+        "phases": plan.report.phases,
+    })
+}
+
+pub fn main(a: &Args) -> Result<()> {
+    let path = model::path(a.model.as_deref())?;
+    let progress = Progress::new();
+    let loaded = model::open(&path, &progress)?;
+    progress.clear();
+    let plan = &loaded.plan;
+    #[cfg(feature = "compiler")]
+    if a.lint {
+        return lint(a, &path);
+    }
+    if let Some(file) = &a.html {
+        let page = html::page(plan, &|program, d| signed(plan, &values(a, plan, program), d));
+        write_whole(file, &page)?;
+        eprintln!("{} written", file.display());
+        return Ok(());
+    }
+    if a.json {
+        println!("{}", serde_json::to_string_pretty(&json(a, plan))?);
+        return Ok(());
+    }
+    let wanted =
+        a.phase.clone().unwrap_or_else(|| if plan.program("decode").is_some() { "decode" } else { "forward" }.into());
+    let Some(phase) = plan.report.phases.iter().find(|p| p.program == wanted) else {
+        let have: Vec<&str> = plan.report.phases.iter().map(|p| p.program.as_str()).collect();
+        bail!("{} has no phase `{wanted}`\nhint: --phase {}", path.display(), have.join(" | "));
+    };
+    match &a.edge {
+        Some(edge) => print_edge(edge, phase),
+        None => {
+            print(a, plan, phase);
+            Ok(())
+        }
+    }
+}
+
+/// Writes a file by way of a temporary one beside it, so that it is whole or not there.
+fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(|| format!("{}", folder.display()))?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path).with_context(|| format!("{}", path.display()))?;
+    Ok(())
+}
+
+#[cfg(feature = "compiler")]
+fn lint(a: &Args, path: &Path) -> Result<()> {
+    let model = frit_compiler::ingest::load(path)?;
+    let mut silent = Vec::new();
+    let mut found = Vec::new();
+    for g in &model.graphs {
+        let mut graph = g.graph.clone();
+        frit_compiler::passes::run_pipeline(&mut graph, &model.tables, &g.fixed)?;
+        for f in frit_compiler::passes::recognize::lint(&graph, &model.tables) {
+            if f.raised == 0 {
+                silent.push(f.recognizer);
+            }
+            found.push((g.name.clone(), f));
+        }
+    }
+    if a.json {
+        let list: Vec<_> = found
+            .iter()
+            .map(|(program, f)| {
+                serde_json::json!({
+                    "program": program, "recognizer": f.recognizer, "raised": f.raised, "missed": f.missed,
+                    "origin": f.origin, "condition": f.condition,
+                })
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&list)?);
+    } else if found.is_empty() {
+        println!("every recogniser raised whatever looks like its operation");
+    }
+    for (program, f) in found.iter().filter(|_| !a.json) {
+        println!(
+            "{program}: {} raised {} and left {}; the first at {}: {}",
+            f.recognizer, f.raised, f.missed, f.origin, f.condition
+        );
+    }
+    if silent.is_empty() { Ok(()) } else { bail!("raised nothing: {}", silent.join(", ")) }
+}
+
+fn print_edge(edge: &str, phase: &PhaseReport) -> Result<()> {
+    let Some((from, to)) = edge.split_once(':') else {
+        bail!("`{edge}` is no edge\nhint: --edge FROM:TO, such as --edge attn:matmul");
+    };
+    let mut known = false;
+    for r in &phase.regions {
+        let has = |part: &str| r.ops.iter().chain(&r.origins).any(|o| o.contains(part));
+        if has(from) && has(to) {
+            println!("fused  K{} {}: {}\n       from {}", r.id, r.kind, r.ops.join(" · "), r.origins.join(", "));
+            known = true;
+        }
+    }
+    for e in phase.refused.iter().filter(|e| e.from.contains(from) && e.to.contains(to)) {
+        println!("{}  {} -> {}\n       {}\n       to allow it: {}", e.code, e.from, e.to, e.detail, e.remedy);
+        known = true;
+    }
+    if known {
+        Ok(())
+    } else {
+        bail!("`{}` has no edge from `{from}` to `{to}`\nhint: frit explain --all", phase.program)
+    }
+}
+
+/// Bytes of a program's arenas, and of all the values that live in them.
+fn memory(plan: &Plan, program: &str, at: &[u64]) -> Option<[u64; 2]> {
+    let p = plan.program(program)?;
+    let elems = |d: &Dim| u64::try_from(signed(plan, at, d)).unwrap_or(0);
+    let arena: u64 = p.arena.sizes.iter().chain(&p.ints.sizes).map(elems).sum();
+    let sum: u64 = p.values.iter().map(|v| elems(&frit_kernels::dim::product(&v.shape))).sum();
+    Some([4 * arena, 4 * sum])
+}
+
+/// The value of a count at the sizes `at`; savings may be negative.
+fn signed(plan: &Plan, at: &[u64], d: &Dim) -> i64 {
+    let find = |s: &frit_kernels::dim::Sym| {
+        let i = plan.sizes.iter().position(|z| z.name == s.to_string())?;
+        i64::try_from(*at.get(i)?).ok()
+    };
+    d.eval(&find).unwrap_or(0)
+}
+
+fn layer_of(origins: &[String]) -> Option<u32> {
+    origins.iter().flat_map(|o| o.split('.')).find_map(|p| p.parse().ok())
+}
+
+fn print(a: &Args, plan: &Plan, phase: &PhaseReport) {
+    let at = values(a, plan, &phase.program);
+    let named: Vec<String> = plan.sizes.iter().zip(&at).map(|(s, v)| format!("{} = {v}", s.name)).collect();
+    let count = |d: &Dim| bytes(u64::try_from(signed(plan, &at, d)).unwrap_or(0));
+    println!("{}  {}  at {}", plan.model.name, phase.program, named.join(", "));
+    println!(
+        "{} kernels, {} if nothing were fused, {} in each of {} layers; attention blocks fused: {} of {}\n",
+        phase.dispatches,
+        phase.unfused_dispatches,
+        phase.dispatches_per_layer,
+        plan.model.layers,
+        phase.attention.fused,
+        phase.attention.blocks
+    );
+    let middle = (plan.model.layers / 2).min(plan.model.layers.saturating_sub(1));
+    let shown = |origins: &[String]| a.all || layer_of(origins).is_none_or(|l| l == middle);
+    println!("fused");
+    for r in phase.regions.iter().filter(|r| shown(&r.origins)) {
+        println!(
+            " K{:<3} {:9} {:44} saves {:>9} and {} launches   weights {:>9}   bindings {}   {}",
+            r.id,
+            r.kind,
+            r.ops.join(" · "),
+            count(&r.saved_bytes),
+            r.saved_launches,
+            count(&r.weight_bytes),
+            r.bindings,
+            r.class
+        );
+        if let Some(o) = r.origins.first() {
+            let more = if r.origins.len() > 1 { format!(" and {} more", r.origins.len() - 1) } else { String::new() };
+            println!("      from {o}{more}");
+        }
+    }
+    println!("\nnot fused");
+    for e in
+        phase.refused.iter().filter(|e| shown(&[e.from.clone(), e.to.clone()].map(|s| s.replace(['(', ')', ' '], "."))))
+    {
+        println!(" {:14} {} -> {}\n                {}; to allow it: {}", e.code, e.from, e.to, e.detail, e.remedy);
+    }
+    let l = &phase.ledger;
+    println!(
+        "\nledger   weights {} | activations {} -> {} | together {}",
+        count(&l.weights),
+        count(&l.activations_unfused),
+        count(&l.activations_fused),
+        count(&l.total)
+    );
+    if let Some([arena, sum]) = memory(plan, &phase.program, &at) {
+        let ratio = sum as f64 / arena.max(1) as f64;
+        println!("memory   {} for values of {} together, each byte used {ratio:.1} times", bytes(arena), bytes(sum));
+    }
+    if !a.all {
+        println!("(layer {middle} stands for all layers; --all shows each)");
+    }
+}
