@@ -5,7 +5,7 @@
 #
 # Needs Rust (1.87 or newer), a C compiler and Python 3. What else is missing is installed: a software Vulkan driver and
 # pip through apt-get (as root or with sudo), rustfmt and clippy through rustup. One model of 98 MB is downloaded once
-# (fixtures/fetch.sh); FRIT_SMOLLM2 may name a copy of it instead. The assembler for PTX, 50 MB, comes from PyPI
+# (fixtures/fetch.sh); FRIT_SMOLLM2 may name a copy of it instead. The assembler for PTX, 50 MB, is fetched with pip
 # (tests/tools.sh); FRIT_PTXAS may name one instead.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

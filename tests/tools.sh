@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts NVIDIA's assembler and disassembler into tools/cuda/bin, from their packages on PyPI, and prints the folder.
+# Puts NVIDIA's assembler and disassembler into tools/cuda/bin, from their Python packages, and prints the folder.
 #
 #     bash tests/tools.sh
 #

@@ -7,9 +7,11 @@ use super::{Backend, Counters, Executor, Extent, Progress, weights};
 use crate::tensor::Data;
 use crate::{Error, Result, Tensor};
 use frit_kernels::dim::Dim;
+use frit_kernels::emit;
 use frit_kernels::spec::Space;
-use frit_kernels::target::Tier;
-use frit_plan::{Placement, Plan, Port, Step, TensorSource, repack};
+use frit_kernels::target::{Capabilities, Tier};
+use frit_kernels::templates::render;
+use frit_plan::{Kernel, Placement, Plan, Port, Step, TensorSource, repack};
 use frit_simt::{Argument, Buffer, Language, Launch, Options, Region, Violation};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,6 +49,40 @@ impl Checks {
     }
 }
 
+/// What is executed of a kernel.
+#[derive(Debug)]
+struct Text {
+    language: Language,
+    text: String,
+    workgroup: [u32; 3],
+    grid: [Dim; 3],
+    dynamic_shared_bytes: u32,
+}
+
+/// The text of a kernel for a tier: the plan's WGSL, or PTX rendered from what the kernel means.
+fn text_of(kernel: &Kernel, tier: Tier) -> Result<Text> {
+    if tier != Tier::Cuda {
+        let v = variant(kernel, tier)?;
+        return Ok(Text {
+            language: Language::Wgsl,
+            text: v.wgsl.clone(),
+            workgroup: v.schedule.workgroup,
+            grid: v.grid.clone(),
+            dynamic_shared_bytes: 0,
+        });
+    }
+    let refused = |reason: String| Error::Kernel { backend: "simt", kernel: kernel.name.clone(), reason };
+    let r = render(&kernel.spec, &Capabilities::cuda()).map_err(|e| refused(e.to_string()))?;
+    let shared = emit::ptx::dynamic_shared_bytes(&r.module);
+    Ok(Text {
+        language: Language::Ptx,
+        text: r.text,
+        workgroup: r.workgroup,
+        grid: r.grid,
+        dynamic_shared_bytes: u32::try_from(shared).map_err(|e| refused(e.to_string()))?,
+    })
+}
+
 /// The checking interpreter as a backend.
 #[derive(Clone, Debug)]
 pub struct SimtBackend {
@@ -56,7 +92,8 @@ pub struct SimtBackend {
 }
 
 impl SimtBackend {
-    /// Executes the WGSL that was scheduled for `tier`; warps and workgroups in an order drawn from `shuffle`.
+    /// Executes the WGSL that was scheduled for `tier`, or the PTX for [`Tier::Cuda`]; warps and workgroups in an order
+    /// drawn from `shuffle`.
     pub fn new(tier: Tier, shuffle: Option<u64>) -> SimtBackend {
         SimtBackend { tier, options: Options { shuffle, ..Options::default() }, checks: Checks::default() }
     }
@@ -118,7 +155,7 @@ impl Backend for SimtBackend {
             progress(i as u64 + 1, total);
         }
         let mut e = SimtExecutor {
-            tier: self.tier,
+            texts: plan.kernels.iter().map(|k| text_of(k, self.tier)).collect::<Result<_>>()?,
             options: self.options.clone(),
             checks: self.checks.clone(),
             plan,
@@ -141,7 +178,7 @@ struct Memory {
 }
 
 struct SimtExecutor {
-    tier: Tier,
+    texts: Vec<Text>,
     options: Options,
     checks: Checks,
     plan: Arc<Plan>,
@@ -178,7 +215,6 @@ impl SimtExecutor {
         let plan = Arc::clone(&self.plan);
         let at = step.kernel as usize;
         let kernel = plan.kernels.get(at).ok_or_else(|| super::layout::no_kernel(step))?;
-        let rendering = variant(kernel, self.tier)?;
         let refused = |reason: String| Error::Kernel { backend: "simt", kernel: kernel.name.clone(), reason };
         let places = self.memory()?.layout.places(&plan, program, step)?;
         let lens = kernel.spec.args.iter().map(|a| Ok(plan.eval(&a.len, sizes)?)).collect::<Result<Vec<u64>>>()?;
@@ -198,14 +234,19 @@ impl SimtExecutor {
                 Slot::Sizes => {
                     let mut table: Vec<u32> = sizes.iter().map(|s| u32::try_from(*s).unwrap_or(u32::MAX)).collect();
                     table.resize(SIZES_BYTES as usize / 4, 0);
-                    (Argument::Bytes(words(&table)), None)
+                    let table = words(&table);
+                    match self.texts.get(at).map(|t| t.language) {
+                        Some(Language::Ptx) => (Argument::Buffer(Buffer::input("sizes", table)), None),
+                        _ => (Argument::Bytes(table), None),
+                    }
                 }
             };
             arguments.push(argument);
             homes.push(home);
         }
+        let text = self.texts.get(at).ok_or_else(|| super::layout::no_kernel(step))?;
         let mut grid = [0u32; 3];
-        for (g, d) in grid.iter_mut().zip(&rendering.grid) {
+        for (g, d) in grid.iter_mut().zip(&text.grid) {
             let v = plan.eval(d, sizes)?;
             *g = u32::try_from(v).map_err(|_| refused(format!("a grid of {v} workgroups")))?;
         }
@@ -214,13 +255,13 @@ impl SimtExecutor {
         }
         let launch = Launch {
             kernel: &kernel.name,
-            text: &rendering.wgsl,
-            language: Language::Wgsl,
+            text: &text.text,
+            language: text.language,
             entry: Some("main"),
-            workgroup: rendering.schedule.workgroup,
+            workgroup: text.workgroup,
             grid,
             arguments,
-            dynamic_shared_bytes: 0,
+            dynamic_shared_bytes: text.dynamic_shared_bytes,
         };
         let outcome = frit_simt::run(&launch, &self.options).map_err(|e| refused(e.to_string()))?;
         for (home, bytes) in homes.into_iter().zip(outcome.buffers) {

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 pub struct Args {
     /// A Hugging Face directory, a .gguf, .onnx or .frit file [default: fixtures/lexicon]
     model: Option<PathBuf>,
-    /// Whose schedules: cpu (software drivers), gpu, or both.
-    #[arg(long, default_value = "both", value_parser = ["cpu", "gpu", "both"])]
-    tier: String,
+    /// What is executed: WGSL as scheduled for software drivers or for graphics cards, PTX, or all of them.
+    #[arg(long, default_value = "all", value_parser = ["wgsl-cpu", "wgsl-gpu", "wgsl", "ptx", "all"])]
+    target: String,
     /// Sequences of a run.
     #[arg(long, default_value_t = 1)]
     batch: u64,
@@ -45,10 +45,12 @@ pub fn main(a: &Args) -> Result<()> {
         tolerance: a.tolerance,
         shuffle: a.shuffle,
     };
-    let tiers: &[Tier] = match a.tier.as_str() {
-        "cpu" => &[Tier::Cpu],
-        "gpu" => &[Tier::Gpu],
-        _ => &[Tier::Cpu, Tier::Gpu],
+    let tiers: &[Tier] = match a.target.as_str() {
+        "wgsl-cpu" => &[Tier::Cpu],
+        "wgsl-gpu" => &[Tier::Gpu],
+        "wgsl" => &[Tier::Cpu, Tier::Gpu],
+        "ptx" => &[Tier::Cuda],
+        _ => &[Tier::Cpu, Tier::Gpu, Tier::Cuda],
     };
     let done = tiers.iter().map(|t| Ok(verify(&loaded, *t, &options)?)).collect::<Result<Vec<_>>>()?;
     let passed = done.iter().all(TierCheck::passed);
@@ -62,10 +64,7 @@ pub fn main(a: &Args) -> Result<()> {
 }
 
 fn print(t: &TierCheck) {
-    println!(
-        "{} schedules: every access in bounds, initialised, race-free; every barrier uniform; every value finite",
-        t.tier
-    );
+    println!("{}: checked for bounds, alignment, races, uniform barriers, finite values", heading(t.tier));
     for k in &t.kernels {
         let state = if k.launches == 0 {
             "not launched"
@@ -98,4 +97,12 @@ fn print(t: &TierCheck) {
         t.not_launched,
         t.violations()
     );
+}
+
+fn heading(tier: &str) -> &'static str {
+    match tier {
+        "cpu" => "WGSL for software drivers",
+        "gpu" => "WGSL for graphics cards",
+        _ => "PTX for sm_80 and later",
+    }
 }
