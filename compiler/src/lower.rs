@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::fusion::outline::{Built, Outline};
 use crate::fusion::spec_builder::size_bounds;
 use crate::fusion::{self, FusionOptions, Operand, PackedWeight, Partition, Refused, anchors, report};
+use crate::graph::patch::Fuel;
 use crate::graph::{Graph, Op, StateId, Tables, ValueId, WeightData};
 use crate::memory::{self, Lifetime};
 use crate::model::{Model, ModelGraph};
@@ -17,7 +18,7 @@ use frit_plan::{
     BufferRef, FusionReport, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, Part, PhaseReport, Placement, Plan, Port,
     Program, Schedule, StateDecl, Step, ValueDecl, Variant, WeightDecl, WeightSource, sizes,
 };
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// How to compile.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,10 @@ pub struct CompileOptions {
     pub targets: Vec<Capabilities>,
     /// Fuse equal layers once; the plan is the same without, only later.
     pub outline: bool,
+    /// Passes left out, by name.
+    pub skip_passes: Vec<String>,
+    /// How many rewrites are applied at most, over all programs in their order.
+    pub rewrite_fuel: Option<u64>,
 }
 
 impl Default for CompileOptions {
@@ -36,6 +41,8 @@ impl Default for CompileOptions {
             fusion: FusionOptions::default(),
             targets: vec![Capabilities::webgpu(Tier::Cpu), Capabilities::webgpu(Tier::Gpu)],
             outline: true,
+            skip_passes: Vec::new(),
+            rewrite_fuel: None,
         }
     }
 }
@@ -54,6 +61,8 @@ struct Lowering<'a> {
     kernels: Vec<Kernel>,
     kernel_ids: HashMap<blake3::Hash, u32>,
     names: HashMap<String, u32>,
+    fuel: Option<u64>,
+    rewrites: BTreeMap<String, u64>,
 }
 
 impl Compiler {
@@ -74,6 +83,8 @@ impl Compiler {
             kernels: Vec::new(),
             kernel_ids: HashMap::new(),
             names: HashMap::new(),
+            fuel: self.options.rewrite_fuel,
+            rewrites: BTreeMap::new(),
         };
         let (mut programs, mut phases) = (Vec::new(), Vec::new());
         for g in &model.graphs {
@@ -108,7 +119,7 @@ impl Compiler {
                 .collect(),
             kernels: l.kernels,
             programs,
-            report: FusionReport { phases },
+            report: FusionReport { phases, rewrites: l.rewrites },
         })
     }
 }
@@ -138,7 +149,7 @@ impl Lowering<'_> {
     fn program(&mut self, g: &ModelGraph) -> Result<(Program, PhaseReport)> {
         let tables = &self.model.tables;
         let mut graph = g.graph.clone();
-        passes::run_pipeline(&mut graph, tables, &g.fixed)?;
+        self.passes(&mut graph, g)?;
         copy_source_outputs(&mut graph);
         let (built, refused, instances) = self.regions(&graph, g)?;
         let steps_last = (built.len() as u32).saturating_sub(1);
@@ -249,6 +260,21 @@ impl Lowering<'_> {
         Ok((program, phase))
     }
 
+    fn passes(&mut self, graph: &mut Graph, g: &ModelGraph) -> Result<()> {
+        let mut manager = passes::PassManager::standard(&g.fixed);
+        manager.options.skip.clone_from(&self.options.skip_passes);
+        if let Some(left) = self.fuel {
+            manager.options.fuel = Fuel::limited(left);
+        }
+        let log = manager.run(graph, &self.model.tables)?;
+        for pass in &log.passes {
+            for (rule, n) in &pass.rules {
+                *self.rewrites.entry((*rule).into()).or_default() += n;
+            }
+        }
+        self.fuel = self.fuel.map(|f| f.saturating_sub(log.total()));
+        Ok(())
+    }
     /// Regions of a graph in launch order, with their kernels. Where layers repeat, four of them are fused and the others
     /// follow from these.
     fn regions(&mut self, graph: &Graph, g: &ModelGraph) -> Result<(Vec<Built>, Vec<Refused>, u32)> {

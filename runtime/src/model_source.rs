@@ -72,6 +72,23 @@ pub fn compiled(model: &frit_compiler::Model) -> Result<LoadedModel> {
     Ok(LoadedModel { plan: Arc::new(plan), weights: model.weights(), artifact: None })
 }
 
+/// Compiles the model at `path` with options of one's own.
+///
+/// # Errors
+/// As [`open`].
+#[cfg(feature = "compiler")]
+pub fn compile_with(
+    path: &Path,
+    options: frit_compiler::CompileOptions,
+    progress: &mut dyn FnMut(Stage),
+) -> Result<LoadedModel> {
+    progress(Stage::Open);
+    let model = frit_compiler::ingest::load(path).map_err(frit_compiler::Error::from)?;
+    progress(Stage::Compile);
+    let plan = frit_compiler::Compiler::new(options).compile(&model)?;
+    Ok(LoadedModel { plan: Arc::new(plan), weights: model.weights(), artifact: None })
+}
+
 #[cfg(not(feature = "compiler"))]
 fn compile(path: &Path, _progress: &mut dyn FnMut(Stage)) -> Result<LoadedModel> {
     Err(Error::NeedsCompiler { path: path.to_owned() })

@@ -98,7 +98,7 @@ pub(crate) fn decoder(context: u64, eos: &[u32]) -> Plan {
         ],
         kernels: vec![],
         programs: vec![program("forward", "B S", "B S 97"), prefill, decode, wide],
-        report: FusionReport { phases: vec![phase] },
+        report: FusionReport { phases: vec![phase], ..FusionReport::default() },
     }
 }
 

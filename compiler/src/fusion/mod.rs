@@ -51,6 +51,21 @@ impl Default for FusionOptions {
 }
 
 impl FusionOptions {
+    /// Names of the switches, for [`FusionOptions::switch_off`].
+    pub const IDS: [&'static str; 5] = ["epilogue", "rope", "prologue", "norm", "siblings"];
+    /// Switches one kind of fusion off; `false` for a name that is not in [`FusionOptions::IDS`].
+    pub fn switch_off(&mut self, id: &str) -> bool {
+        let switch = match id {
+            "epilogue" => &mut self.fuse_epilogues,
+            "rope" => &mut self.fuse_rope,
+            "prologue" => &mut self.fuse_prologues,
+            "norm" => &mut self.fuse_norms,
+            "siblings" => &mut self.merge_siblings,
+            _ => return false,
+        };
+        *switch = false;
+        true
+    }
     /// Every operation a kernel of its own; views and integer arithmetic are still expanded in place.
     pub fn unfused() -> Self {
         FusionOptions {

@@ -2,12 +2,16 @@
 
 use frit_kernels::dim::Dim;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The whole report.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FusionReport {
     /// One part a program.
     pub phases: Vec<PhaseReport>,
+    /// Rewrites of the graphs by rule, all programs together.
+    #[serde(default)]
+    pub rewrites: BTreeMap<String, u64>,
 }
 
 /// The report of one program.

@@ -1,16 +1,28 @@
 //! `frit compile`.
 
-use crate::model::{self, Progress, bytes};
-use anyhow::Result;
+#[cfg(not(feature = "compiler"))]
+use crate::model;
+use crate::model::{Progress, bytes};
+use anyhow::{Result, bail};
 use std::path::PathBuf;
+
+/// What makes the output needless.
+const REQUIRED_UNLESS: &[&str] = if cfg!(feature = "compiler") { &["bisect"] } else { &[] };
 
 #[derive(clap::Args)]
 pub struct Args {
     /// A Hugging Face directory or a .gguf file.
     model: PathBuf,
     /// The artifact to write.
-    #[arg(short, long)]
-    output: PathBuf,
+    #[arg(short, long, required_unless_present_any = REQUIRED_UNLESS)]
+    output: Option<PathBuf>,
+    /// Search for the rewrite or fusion that makes a command fail; `{}` in it stands for the artifact.
+    #[cfg(feature = "compiler")]
+    #[arg(long, value_name = "CMD")]
+    bisect: Option<String>,
+    #[cfg(feature = "compiler")]
+    #[command(flatten)]
+    switches: crate::switches::Switches,
     /// Print a JSON object about the artifact.
     #[arg(long)]
     json: bool,
@@ -18,16 +30,23 @@ pub struct Args {
 
 pub fn main(a: &Args) -> Result<()> {
     let progress = Progress::new();
+    #[cfg(feature = "compiler")]
+    if let Some(command) = &a.bisect {
+        return crate::bisect::run(&a.model, command, &progress);
+    }
+    let Some(output) = &a.output else { bail!("--output names the artifact to write") };
     let start = std::time::Instant::now();
+    #[cfg(feature = "compiler")]
+    let loaded = a.switches.open(&a.model, &progress)?;
+    #[cfg(not(feature = "compiler"))]
     let loaded = model::open(&a.model, &progress)?;
     let compiled = start.elapsed().as_secs_f64();
-    let written = frit_plan::format::write(&a.output, &loaded.plan, &*loaded.weights, &mut |d, n| {
-        progress.steps("writing", d, n)
-    })?;
+    let written =
+        frit_plan::format::write(output, &loaded.plan, &*loaded.weights, &mut |d, n| progress.steps("writing", d, n))?;
     progress.clear();
     if a.json {
         let report = serde_json::json!({
-            "file": a.output, "file_bytes": written.file_bytes, "tensor_bytes": written.tensor_bytes,
+            "file": output, "file_bytes": written.file_bytes, "tensor_bytes": written.tensor_bytes,
             "tensors": written.tensors, "aliases": written.aliases, "kernels": loaded.plan.kernels.len(),
             "compile_seconds": compiled,
         });
@@ -35,7 +54,7 @@ pub fn main(a: &Args) -> Result<()> {
     } else {
         println!(
             "{}: {} ({} tensors, {} kernels), compiled in {:.0} ms",
-            a.output.display(),
+            output.display(),
             bytes(written.file_bytes),
             written.tensors,
             loaded.plan.kernels.len(),

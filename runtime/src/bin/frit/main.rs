@@ -1,6 +1,8 @@
 //! The `frit` command. One file a verb; only this folder prints and exits.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+#[cfg(feature = "compiler")]
+mod bisect;
 mod compile;
 mod diff;
 mod explain;
@@ -8,6 +10,8 @@ mod generate;
 mod inspect;
 mod model;
 mod run;
+#[cfg(feature = "compiler")]
+mod switches;
 #[cfg(feature = "verify")]
 mod verify;
 

@@ -41,6 +41,9 @@ pub struct Args {
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
+    #[cfg(feature = "compiler")]
+    #[command(flatten)]
+    switches: crate::switches::Switches,
 }
 
 fn values(a: &Args, plan: &Plan, program: &str) -> Vec<u64> {
@@ -84,6 +87,9 @@ fn json(a: &Args, plan: &Plan) -> serde_json::Value {
 pub fn main(a: &Args) -> Result<()> {
     let path = model::path(a.model.as_deref())?;
     let progress = Progress::new();
+    #[cfg(feature = "compiler")]
+    let loaded = a.switches.open(&path, &progress)?;
+    #[cfg(not(feature = "compiler"))]
     let loaded = model::open(&path, &progress)?;
     progress.clear();
     let plan = &loaded.plan;
