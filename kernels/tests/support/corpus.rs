@@ -79,6 +79,11 @@ pub fn all(z: &Shapes) -> Vec<KernelSpec> {
         }
         specs.push(matmul(z, rows, Storage::Q4_0, Form::Gated));
     }
+    for storage in [Storage::F16, Storage::Bf16, Storage::Q6K] {
+        let mut spec = matmul(&Shapes { columns: 4 * z.columns, ..*z }, "S", storage, Form::Residual);
+        spec.name = format!("gemm_{storage}_wide");
+        specs.push(spec);
+    }
     specs.extend([scores(z), values(z)]);
     for rows in ["1", "S"] {
         specs.push(attention(
