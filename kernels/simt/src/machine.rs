@@ -70,7 +70,8 @@ impl<'p> Machine<'p> {
             report: Report::new(launch.kernel),
             counters: Counters::default(),
             arith: Arith { ftz: options.flush_denormals, perturb: options.perturb, wgsl: program.wgsl },
-            options: options.clone(),
+            // Segments of time are counted in 32 bits, and each takes an instruction.
+            options: Options { budget: options.budget.min(1 << 31), ..options.clone() },
             grid: launch.grid,
             group: [0; 3],
             threads: program.workgroup.iter().product(),
@@ -88,7 +89,7 @@ impl<'p> Machine<'p> {
 
     /// Runs every workgroup and collects what is left.
     pub(crate) fn run(mut self, launch: &Launch<'_>) -> Outcome {
-        let total = self.grid.iter().map(|n| u64::from(*n)).product::<u64>();
+        let total = self.grid.iter().fold(1u64, |n, g| n.saturating_mul(u64::from(*g)));
         let count = self.threads.div_ceil(LANES as u32);
         let mut warps: Vec<Warp> = (0..count).map(|i| self.fresh_warp(i, launch)).collect();
         let mut completed = true;

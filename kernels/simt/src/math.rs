@@ -109,6 +109,25 @@ fn max_f(a: f32, b: f32) -> f32 {
     if a == b { f(a.to_bits() & b.to_bits()) } else { a.max(b) }
 }
 
+/// `a * b + c`, rounded once.
+///
+/// The product of two f32 is exact in f64. Rounding the f64 sum again to f32 differs from one rounding only where the
+/// f64 sum lies half way between two f32, or where the result is denormal; such rows take the slow way.
+fn fused(a: &Row, b: &Row, c: &Row) -> Row {
+    let (mut d, mut odd) = ([0; LANES], 0);
+    for i in 0..LANES {
+        let sum = f64::from(f(a[i])) * f64::from(f(b[i])) + f64::from(f(c[i]));
+        d[i] = (sum as f32).to_bits();
+        let bits = sum.to_bits();
+        odd |= u32::from(bits & 0x1fff_ffff == 0x1000_0000)
+            | u32::from(bits << 1 < 0x381 << 53) & u32::from(bits << 1 != 0);
+    }
+    if odd != 0 {
+        return zip3(a, b, c, |x, y, z| f(x).mul_add(f(y), f(z)).to_bits());
+    }
+    d
+}
+
 /// Which results can be infinite or NaN.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Result {
@@ -364,7 +383,7 @@ impl Arith {
             c.wrapping_add(sum as u32)
         };
         match op {
-            Fma => zip3(a, b, c, |x, y, z| f(x).mul_add(f(y), f(z)).to_bits()),
+            Fma => fused(a, b, c),
             FmaH2 => zip3(a, b, c, |x, y, z| {
                 let ((a0, a1), (b0, b1), (c0, c1)) = (halves(x), halves(y), halves(z));
                 let one = |a: f32, b: f32, c: f32| f64::from(a) * f64::from(b) + f64::from(c);
@@ -500,5 +519,75 @@ pub(crate) fn compare(rel: Rel, num: Num, ftz: bool, a: (&Row, &Row), b: (&Row, 
         (Num::Bfloat, _) => zip(a.0, b.0, |x, y| u32::from(holds(rel, bfloats(x).0, bfloats(y).0))),
         (Num::U64, _) => lanes(&|i| holds(rel, wide(a, i), wide(b, i))),
         (Num::S64, _) => lanes(&|i| holds(rel, wide(a, i) as i64, wide(b, i) as i64)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::approx::mix;
+
+    /// Floats of every size, many of them near powers of two and denormal.
+    fn odd_float(seed: u64) -> u32 {
+        let bits = mix(seed, 77);
+        let mantissa = match bits % 4 {
+            0 => 0,
+            1 => 1,
+            2 => 0x7f_ffff,
+            _ => bits >> 8 & 0x7f_ffff,
+        };
+        let exponent = match bits >> 40 & 3 {
+            0 => bits >> 44 & 255,
+            1 => 127,
+            2 => 127 + (bits >> 44 & 31) - 16,
+            _ => bits >> 44 & 3,
+        };
+        ((bits >> 63) << 31 | exponent << 23 | mantissa) as u32
+    }
+
+    #[test]
+    fn fused_products_round_once() {
+        for n in 0..200_000u64 {
+            let row = |k: u64| std::array::from_fn(|i| odd_float(96 * n + 3 * i as u64 + k));
+            let (a, b, c): (Row, Row, Row) = (row(0), row(1), row(2));
+            let d = fused(&a, &b, &c);
+            for i in 0..LANES {
+                let want = f(a[i]).mul_add(f(b[i]), f(c[i]));
+                assert!(
+                    f(d[i]).to_bits() == want.to_bits() || want.is_nan() && f(d[i]).is_nan(),
+                    "{:x?}",
+                    (a[i], b[i], c[i])
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn single_rows_near_ties_round_once() {
+        for n in 0..2_000_000u64 {
+            let (a, b, c) = (odd_float(3 * n + 5), odd_float(3 * n + 6), odd_float(3 * n + 7));
+            let (d, want) = (fused(&[a; LANES], &[b; LANES], &[c; LANES])[0], f(a).mul_add(f(b), f(c)));
+            assert!(d == want.to_bits() || want.is_nan() && f(d).is_nan(), "{:x?}", (a, b, c));
+        }
+    }
+
+    #[test]
+    fn bits_and_bytes() {
+        assert_eq!(permute(0x0403_0201, 0x0807_0605, 0x7531), 0x0806_0402);
+        assert_eq!(permute(0x8000_0001, 0, 0x000b), 0x0101_01ff);
+        assert_eq!(field(0x0000_ff00, 8, 8, false), 0xff);
+        assert_eq!(field(0x0000_ff00, 8, 8, true), u32::MAX);
+        assert_eq!(field(0x0000_7f00, 8, 8, true), 0x7f);
+        assert_eq!(field(0xf000_0000, 28, 8, true), u32::MAX);
+        assert_eq!(field(0x7000_0000, 28, 8, true), 7);
+        assert_eq!(field(0xffff_ffff, 40, 4, false), 0);
+        assert_eq!(field(5, 0, 0, true), 0);
+    }
+
+    #[test]
+    fn smaller_and_larger_with_zeros_and_nan() {
+        assert_eq!(min_f(0.0, -0.0).to_bits(), (-0.0f32).to_bits());
+        assert_eq!(max_f(-0.0, 0.0).to_bits(), 0);
+        assert_eq!((min_f(f32::NAN, 2.0), max_f(3.0, f32::NAN)), (2.0, 3.0));
     }
 }

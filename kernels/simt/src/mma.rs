@@ -73,7 +73,11 @@ impl Machine<'_> {
                 continue;
             }
             let read = Places { segment: rows.segment, offsets, mask: u32::MAX };
-            let good = self.permitted(w, &read, 4, 4, false, false);
+            let mut good = self.permitted(w, &read, 4, 4, false, false);
+            // Which lane reads a word is not said, so no lane may count on its own writes.
+            let turned = std::array::from_fn(|i| offsets[(i + LANES / 2) % LANES]);
+            let again = Places { segment: rows.segment, offsets: turned, mask: good.rotate_right(LANES as u32 / 2) };
+            good &= self.permitted(w, &again, 4, 4, false, false).rotate_left(LANES as u32 / 2);
             let whole = Places { segment: rows.segment, offsets, mask: u32::MAX };
             self.count_access(&whole, 4, false);
             let Some(s) = self.memory.segments.get(rows.segment) else { return };

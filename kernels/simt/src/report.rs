@@ -48,7 +48,8 @@ pub enum ViolationKind {
     UninitialisedRegister,
     /// Two accesses of different threads to one word, at least one a write, with no barrier between them.
     Race {
-        /// The other thread, in the workgroup; `None` where it belongs to another workgroup.
+        /// The other thread, in the workgroup; the last reader where a write follows reads of several, which may be the
+        /// writer itself. `None` where the other belongs to another workgroup.
         other: Option<u32>,
         /// Whether both accesses are writes.
         write_write: bool,

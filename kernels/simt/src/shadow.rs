@@ -84,6 +84,7 @@ const NO_READ: u64 = 1 << 47;
 const NO_WRITE: u64 = 1 << 48;
 const MANY: u64 = 1 << 45;
 const FOREIGN: u64 = 1 << 46;
+const WARPS: u64 = 1 << 47;
 const STATIC: u64 = SPLIT | NO_READ | NO_WRITE;
 
 /// The last write and the last reads of one word, or of one byte of a word that is accessed in parts.
@@ -155,7 +156,10 @@ impl Cell {
             if thread(r) != o.thread {
                 next |= MANY;
             }
-            next |= r & MANY;
+            if thread(r) / 32 != o.warp {
+                next |= WARPS;
+            }
+            next |= r & (MANY | WARPS);
             if r & ATOMIC == 0 {
                 next &= !ATOMIC;
             }
@@ -187,10 +191,11 @@ impl Cell {
         if fault.is_none() && before != 0 && !(atomic && r & ATOMIC != 0) {
             if !o.shared && (before < o.group || r & FOREIGN != 0) {
                 fault = Some(ViolationKind::Race { other: None, write_write: false });
-            } else if before >= o.start && (r & MANY != 0 || !o.behind(before, thread(r))) {
-                let other = thread(r);
-                let other = if other == o.thread { None } else { Some(other) };
-                fault = Some(ViolationKind::Race { other: other.or(Some(o.thread)), write_write: false });
+            } else if before >= o.start {
+                let by_warp = r & WARPS == 0 && thread(r) / 32 == o.warp && before < o.warp_start;
+                if !by_warp && (r & MANY != 0 || thread(r) != o.thread) {
+                    fault = Some(ViolationKind::Race { other: Some(thread(r)), write_write: false });
+                }
             }
         }
         self.write =

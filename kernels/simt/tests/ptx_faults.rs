@@ -205,3 +205,56 @@ fn what_is_not_known_is_refused_with_its_line() {
     assert!(error("ld.global.v4.f32 {%f1, %f2}, [%x];").contains("takes 4 registers"));
     assert!(error("mul.rz.f32 %f1, %f2, %f3;").contains("`mul.rz.f32` is not supported"));
 }
+
+#[test]
+fn a_write_behind_reads_of_the_same_warp() {
+    // All lanes of a warp read what one of them overwrites, with the warp's barrier between.
+    let body = "
+    mov.u32 %r1, tile;
+    shr.u32 %r2, %i, 5;
+    mad.lo.u32 %r1, %r2, 4, %r1;
+    and.b32 %r3, %i, 31;
+    setp.eq.u32 %p1, %r3, 0;
+    @%p1 st.shared.u32 [%r1], %i;
+    bar.warp.sync 0xffffffff;
+    ld.shared.u32 %r4, [%r1];
+    BETWEEN
+    @%p1 st.shared.u32 [%r1], %r3;
+    st.global.u32 [%y], %r4;";
+    kernel(&body.replace("BETWEEN", "bar.warp.sync 0xffffffff;")).clean();
+    assert_eq!(kernel(&body.replace("BETWEEN", "")).run().only(|k| matches!(k, V::Race { .. })).count, 2);
+}
+
+/// Texts with pieces left out, doubled or exchanged end in an error or an outcome, never in a panic.
+#[test]
+fn broken_texts_do_no_harm() {
+    let sound = format!(
+        "{COPY} {REVERSE} mul.wide.u32 %rd3, %i, 4; ld.global.v2.f32 {{%f3, %f4}}, [%rd1];
+        ldmatrix.sync.aligned.m8n8.x2.shared.b16 {{%r3, %r4}}, [%s]; shfl.sync.bfly.b32 %r2|%p1, %i, 1, 31, -1;
+        mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {{%f1,%f2,%f3,%f4}}, {{%r1,%r2}}, {{%r3}}, {{%f1,%f2,%f3,%f4}};
+        atom.shared.add.u32 %r1, [%s], 1; cvt.rn.f16x2.f32 %r1, %f1, %f2; mov.b64 {{%r1, %r2}}, %rd1;"
+    )
+    .replace("WAIT", "cp.async.wait_all;")
+    .replace("SYNC", "bar.sync 0;")
+    .replace("OTHER", "4");
+    let pieces: Vec<&str> = sound.split_inclusive([' ', ',', '.', ';']).collect();
+    let mut x = 12345usize;
+    let mut next = |n: usize| {
+        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (x >> 33) % n
+    };
+    let mut ran = 0;
+    for _ in 0..4000 {
+        let mut mutant = pieces.clone();
+        for _ in 0..=next(3) {
+            let (i, j) = (next(mutant.len()), next(mutant.len()));
+            match next(3) {
+                0 => drop(mutant.remove(i)),
+                1 => mutant.swap(i, j),
+                _ => mutant[i] = mutant[j],
+            }
+        }
+        ran += u32::from(kernel(&mutant.concat()).with(|o| o.budget = 1000).outcome().is_ok());
+    }
+    assert!(ran > 100, "{ran}");
+}

@@ -169,3 +169,12 @@ pub fn words(s: Storage, d: &Data) -> Vec<u32> {
     }
     out.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect()
 }
+
+/// Numbers, or bytes of packed storage.
+pub fn len(d: &Data) -> usize {
+    match d {
+        Data::F32(v) => v.len(),
+        Data::I32(v) => v.len(),
+        Data::Bytes(b) => b.len(),
+    }
+}

@@ -48,7 +48,7 @@ impl<'t> Lower<'t> {
             let [d, a, b, c] = self.operands(o)?;
             let (a, b, c) = (self.source(&a, ty)?, self.source(&b, Ty::U32)?, self.source(&c, Ty::U32)?);
             let c = if name == "shf" && mods.contains(&"wrap") { self.masked(c, 31) } else { c };
-            let d = self.dest(&d)?.0;
+            let d = self.dest(&d, false)?;
             self.push(Op::Tri { op, d, a, b, c });
             return Ok(());
         }
@@ -56,7 +56,7 @@ impl<'t> Lower<'t> {
             let [d, a] = self.operands(o)?;
             let a = self.source(&a, ty)?;
             let a = self.narrow(a, ty);
-            let d = self.dest(&d)?.0;
+            let d = self.dest(&d, false)?;
             self.push(Op::Un { op, d, a });
             if ty.bytes() == 2 && class(ty) == Class::Int {
                 self.trim(d);
@@ -71,7 +71,7 @@ impl<'t> Lower<'t> {
         let shift = matches!(name, "shl" | "shr");
         let (a, b) = (self.source(&a, ty)?, self.source(&b, if shift { Ty::U32 } else { ty })?);
         let (a, b) = (self.narrow(a, ty), if shift { b } else { self.narrow(b, ty) });
-        let d = self.dest(&d)?.0;
+        let d = self.dest(&d, false)?;
         let (a, b) = if name == "copysign" { (b, a) } else { (a, b) };
         self.push(Op::Bin { op, d, a, b });
         if ty.bytes() == 2 && class(ty) == Class::Int {
@@ -166,7 +166,7 @@ impl<'t> Lower<'t> {
             let amount = matches!(op, Wide::Shl | Wide::ShrS | Wide::ShrU);
             (d, self.source(&a, ty)?, self.source(&b, if amount { Ty::U32 } else { ty })?)
         };
-        let d = self.dest(&d)?.0;
+        let d = self.dest(&d, true)?;
         self.push(Op::Wide { op, d, a, b, c: a });
         Ok(())
     }
@@ -179,14 +179,14 @@ impl<'t> Lower<'t> {
         }
         let (wide, hi, s) = (mods.contains(&"wide"), mods.contains(&"hi"), ty.signed());
         let third = name != "mul";
-        let sum = if wide { Ty::B64 } else { ty };
+        let sum = if wide && ty.bytes() == 4 { Ty::B64 } else { ty };
         if o.len() != if third { 4 } else { 3 } {
             return Err(self.text_error(format!("`{}` takes {} operands", self.text, if third { 4 } else { 3 })));
         }
         let (a, b) = (self.source(&o[1], ty)?, self.source(&o[2], ty)?);
         let (a, b) = (self.narrow(a, ty), self.narrow(b, ty));
         let c = if third { self.source(&o[3], sum)? } else { a };
-        let d = self.dest(&o[0])?.0;
+        let d = self.dest(&o[0], sum.wide() || ty.wide())?;
         let op = match (class(ty), third) {
             (Class::F32, false) => Op::Bin { op: Bin::Mul, d, a, b },
             (Class::F32, true) => Op::Tri { op: Tri::Fma, d, a, b, c },
@@ -261,8 +261,8 @@ impl<'t> Lower<'t> {
         let (a, b) = (self.source(&o[1], ty)?, self.source(&o[2], ty)?);
         let (a, b) = (self.narrow(a, ty), self.narrow(b, ty));
         let (first, second) = match &o[0] {
-            Operand::Pair(p, q) => (self.dest(p)?.0, Some(self.dest(q)?.0)),
-            other => (self.dest(other)?.0, None),
+            Operand::Pair(p, q) => (self.dest(p, false)?, Some(self.dest(q, false)?)),
+            other => (self.dest(other, false)?, None),
         };
         let joined = mods.iter().any(|m| matches!(*m, "and" | "or" | "xor"));
         if second.is_none() && !joined {
@@ -296,7 +296,7 @@ impl<'t> Lower<'t> {
         let ty = self.type_of(mods)?;
         let [d, a, b, c] = self.operands(o)?;
         let (a, b, c) = (self.source(&a, ty)?, self.source(&b, ty)?, self.source(&c, Ty::Pred)?);
-        let d = self.dest(&d)?.0;
+        let d = self.dest(&d, ty.wide())?;
         if ty.wide() {
             let t = self.temp(1);
             self.push(Op::Mov { d: t, a: c });
@@ -318,7 +318,7 @@ impl<'t> Lower<'t> {
             _ => return Err(self.unsupported()),
         };
         let (a, b, c) = (self.source(&a, Ty::B32)?, self.source(&b, Ty::B32)?, self.source(&c, Ty::B32)?);
-        let d = self.dest(&d)?.0;
+        let d = self.dest(&d, false)?;
         self.push(Op::Tri { op, d, a, b, c });
         Ok(())
     }
@@ -343,7 +343,7 @@ impl<'t> Lower<'t> {
             self.push(Op::Bin { op: Bin::Or, d: t + 2, a: so_far, b: t + 1 });
             so_far = t + 2;
         }
-        let d = self.dest(&d)?.0;
+        let d = self.dest(&d, false)?;
         self.push(Op::Mov { d, a: so_far });
         Ok(())
     }
@@ -363,7 +363,7 @@ impl<'t> Lower<'t> {
         self.push(Op::Bin { op: Bin::And, d: t + 4, a: t + 3, b: t + 2 });
         self.push(Op::Un { op: Un::BitNot, d: t + 5, a: t + 2 });
         self.push(Op::Bin { op: Bin::And, d: t + 6, a: b, b: t + 5 });
-        let d = self.dest(&d)?.0;
+        let d = self.dest(&d, false)?;
         self.push(Op::Bin { op: Bin::Or, d, a: t + 6, b: t + 4 });
         Ok(())
     }

@@ -19,13 +19,14 @@ impl<'t> Lower<'t> {
             let [d, high, low] = self.operands(o)?;
             let (a, b) = (self.source(&low, from)?, self.source(&high, from)?);
             let op = if to == Ty::F16x2 { Bin::PackHalf } else { Bin::PackBfloat };
-            let d = self.dest(&d)?.0;
+            let d = self.dest(&d, false)?;
             self.push(Op::Bin { op, d, a, b });
             return Ok(());
         }
         let [d, a] = self.operands(o)?;
         let a = self.source(&a, if from.bytes() < 4 { Ty::B16 } else { from })?;
-        let (d, have) = self.dest(&d)?;
+        let short = matches!(&d, Operand::Name(n) if self.register(n)?.1.bytes() == 2);
+        let d = self.dest(&d, to.wide())?;
         if from.is_float() && to.is_float() {
             let op = match (to, from, rounding) {
                 (Ty::F32, Ty::F16, None) => Un::HalfToF,
@@ -100,7 +101,7 @@ impl<'t> Lower<'t> {
             let cut = self.normal(value, to);
             self.deliver(d, cut, false);
         }
-        if have.bytes() == 2 {
+        if short {
             self.trim(d);
         }
         Ok(())

@@ -44,7 +44,7 @@ impl<'t> Lower<'t> {
             [to, Operand::Vector(parts)] => self.pack(ty, to, parts),
             [to, from] => {
                 let a = self.source(from, ty)?;
-                let d = self.dest(to)?.0;
+                let d = self.dest(to, ty.wide())?;
                 if d == a {
                     self.push(Op::Mov { d, a });
                 }
@@ -61,14 +61,14 @@ impl<'t> Lower<'t> {
             (4, [low, high]) => {
                 let t = self.temp(1);
                 self.push(Op::Mov { d: t, a });
-                let (low, high) = (self.dest(low)?.0, self.dest(high)?.0);
+                let (low, high) = (self.dest(low, false)?, self.dest(high, false)?);
                 let (mask, sixteen) = (self.constant(0xffff), self.constant(16));
                 self.push(Op::Bin { op: Bin::And, d: low, a: t, b: mask });
                 self.push(Op::Bin { op: Bin::ShrU, d: high, a: t, b: sixteen });
                 Ok(())
             }
             (8, [low, high]) => {
-                let (low, high) = (self.dest(low)?.0, self.dest(high)?.0);
+                let (low, high) = (self.dest(low, false)?, self.dest(high, false)?);
                 self.push(Op::Mov { d: low, a });
                 self.push(Op::Mov { d: high, a: a + 1 });
                 Ok(())
@@ -81,7 +81,7 @@ impl<'t> Lower<'t> {
         let [low, high] = parts else { return Err(self.unsupported()) };
         let half = if ty.wide() { Ty::B32 } else { Ty::B16 };
         let (low, high) = (self.source(low, half)?, self.source(high, half)?);
-        let d = self.dest(to)?.0;
+        let d = self.dest(to, ty.wide())?;
         match ty.bytes() {
             4 => {
                 let (t, sixteen) = (self.temp(1), self.constant(16));
@@ -99,7 +99,7 @@ impl<'t> Lower<'t> {
     fn cvta(&mut self, mods: &[&str], o: &[Operand<'t>]) -> Lowered<()> {
         let [d, a] = self.operands(o)?;
         let a = self.source(&a, Ty::U64)?;
-        let d = self.dest(&d)?.0;
+        let d = self.dest(&d, true)?;
         match mods {
             ["to", "global", "u64"] | ["global", "u64"] => self.deliver(d, a, true),
             ["to", "shared" | "local", "u64"] => {
@@ -148,7 +148,7 @@ impl<'t> Lower<'t> {
         };
         let mut at = u32::try_from(offset).map_err(|_| self.unsupported())?;
         for d in list(&to) {
-            let (d, _) = self.dest(&d)?;
+            let d = self.dest(&d, ty.wide())?;
             if at.saturating_add(ty.bytes()) > size || at % ty.bytes() != 0 {
                 return Err(self.text_error(format!("byte {at} of parameter `{name}`, which has {size}")));
             }
@@ -258,17 +258,15 @@ impl<'t> Lower<'t> {
         let mut register = ty;
         for p in &parts {
             if load {
-                let (r, t) = self.dest(p)?;
-                rows.push(r);
-                register = if matches!(p, Operand::Sink) { ty } else { t };
+                rows.push(self.dest(p, ty.wide())?);
+                if let Operand::Name(n) = p {
+                    register = self.register(n)?.1;
+                }
             } else {
                 rows.push(self.source(p, ty)?);
             }
         }
         let Some(elem) = elem(ty, register) else { return Err(self.unsupported()) };
-        if register.wide() && elem != Elem::B64 {
-            return Err(self.unsupported());
-        }
         let step = elem.rows();
         let start = rows.first().copied().unwrap_or(0);
         let side_by_side = rows.iter().enumerate().all(|(i, r)| *r == start + i as u32 * step);
@@ -330,7 +328,7 @@ impl<'t> Lower<'t> {
             _ => (first, None),
         };
         let old = match old {
-            Some(d) => Some(self.dest(&d)?.0),
+            Some(d) => Some(self.dest(&d, ty.wide())?),
             None => None,
         };
         self.push(Op::Atomic(Atomic { op, addr, elem, old, value, compare }));

@@ -154,8 +154,9 @@ impl<'t> Lower<'t> {
             match item {
                 Item::Registers(ty, name, count) => {
                     let rows = if ty.wide() { 2 } else { 1 };
-                    if *ty == Ty::F64 || count.is_some_and(|n| n > 1 << 16) {
-                        return Err(self.text_error(format!("registers `{name}` are not supported")));
+                    let many = u64::from(rows) * u64::from(count.unwrap_or(1)) + u64::from(self.program.registers);
+                    if *ty == Ty::F64 || many > 1 << 16 {
+                        return Err(self.text_error(format!("registers `{name}` are of f64, or beyond 65536 words")));
                     }
                     let first = self.temp(rows * count.unwrap_or(1));
                     match count {
@@ -178,8 +179,8 @@ impl<'t> Lower<'t> {
                             let start = shared.next_multiple_of(align.max(128));
                             self.variables.insert(v.name, start);
                             holes.push((used, start));
-                            used = start.saturating_add(size);
-                            shared = used.saturating_add(GAP).next_multiple_of(4);
+                            used = start.saturating_add(size).min(1 << 21);
+                            shared = (used + GAP).next_multiple_of(4);
                             if shared > 1 << 20 {
                                 return Err(self.text_error("more than 1 MiB of shared memory"));
                             }
@@ -187,7 +188,10 @@ impl<'t> Lower<'t> {
                         ".local" => {
                             let start = local.next_multiple_of(align);
                             self.variables.insert(v.name, start);
-                            local = start.saturating_add(size).next_multiple_of(4);
+                            local = start.saturating_add(size).min(1 << 20).next_multiple_of(4);
+                            if local > 1 << 16 {
+                                return Err(self.text_error("more than 64 KiB of local memory"));
+                            }
                         }
                         other => return Err(self.text_error(format!("variables in {other}"))),
                     }
@@ -252,11 +256,17 @@ impl<'t> Lower<'t> {
     fn register(&self, name: &str) -> Lowered<(Reg, Ty)> {
         self.registers.get(name).copied().ok_or_else(|| self.text_error(format!("`{name}` is not declared")))
     }
-    /// The register an operand names as destination.
-    fn dest(&mut self, o: &Operand<'t>) -> Lowered<(Reg, Ty)> {
+    /// The register an operand names as destination, of two rows if `wide`.
+    fn dest(&mut self, o: &Operand<'t>, wide: bool) -> Lowered<Reg> {
         match o {
-            Operand::Name(n) => self.register(n),
-            Operand::Sink => Ok((self.temp(2), Ty::B64)),
+            Operand::Name(n) => {
+                let (r, have) = self.register(n)?;
+                if have.wide() != wide {
+                    return Err(self.text_error(format!("`{n}` has another size than `{}`", self.text)));
+                }
+                Ok(r)
+            }
+            Operand::Sink => Ok(self.temp(2)),
             _ => Err(self.text_error("a register expected")),
         }
     }

@@ -244,41 +244,45 @@ impl<'t> Parser<'t> {
     }
 
     fn operand(&mut self) -> Parsed<Operand<'t>> {
-        let first = self.simple()?;
-        if self.is('|') {
-            return Ok(Operand::Pair(Box::new(first), Box::new(self.simple()?)));
-        }
-        Ok(first)
-    }
-
-    fn simple(&mut self) -> Parsed<Operand<'t>> {
         if self.is('[') {
-            let base = self.simple()?;
-            let mut offset = 0i64;
-            loop {
-                if self.is(']') {
-                    return Ok(Operand::Address(Box::new(base), offset));
-                }
-                let negative = if self.is('-') {
-                    true
-                } else {
-                    self.sign('+')?;
-                    self.is('-')
-                };
-                let n = i64::try_from(self.integer()?).map_err(|_| self.fault("a smaller offset expected"))?;
-                offset += if negative { -n } else { n };
-            }
+            return self.address();
         }
         if self.is('{') {
             let mut parts = Vec::new();
             loop {
-                parts.push(self.simple()?);
+                parts.push(self.atom()?);
                 if self.is('}') {
                     return Ok(Operand::Vector(parts));
                 }
                 self.sign(',')?;
             }
         }
+        let first = self.atom()?;
+        if self.is('|') {
+            return Ok(Operand::Pair(Box::new(first), Box::new(self.atom()?)));
+        }
+        Ok(first)
+    }
+
+    /// Behind `[`.
+    fn address(&mut self) -> Parsed<Operand<'t>> {
+        let base = self.atom()?;
+        let mut offset = 0i64;
+        while !self.is(']') {
+            let negative = if self.is('-') {
+                true
+            } else {
+                self.sign('+')?;
+                self.is('-')
+            };
+            let n = i64::from(self.small()?);
+            offset = offset.saturating_add(if negative { -n } else { n });
+        }
+        Ok(Operand::Address(Box::new(base), offset))
+    }
+
+    /// A name or a number.
+    fn atom(&mut self) -> Parsed<Operand<'t>> {
         if self.is('!') {
             return Ok(Operand::Not(self.word()?));
         }

@@ -12,7 +12,7 @@ impl<'t> Lower<'t> {
             "vote" | "redux" => self.reduce(name, mods, o),
             "activemask" => {
                 let [d] = self.operands(o)?;
-                let (d, a) = (self.dest(&d)?.0, self.constant(1));
+                let (d, a) = (self.dest(&d, false)?, self.constant(1));
                 self.push(Op::Reduce { op: Reduce::Ballot, scan: Scan::Whole, d, a, width: 32, members: None });
                 Ok(())
             }
@@ -60,8 +60,8 @@ impl<'t> Lower<'t> {
         let (a, b) = (self.source(&a, Ty::B32)?, self.source(&b, Ty::B32)?);
         let (clamp, members) = (Some(self.source(&c, Ty::B32)?), Some(self.source(&m, Ty::B32)?));
         let (d, valid) = match &d {
-            Operand::Pair(d, p) => (self.dest(d)?.0, Some(self.dest(p)?.0)),
-            one => (self.dest(one)?.0, None),
+            Operand::Pair(d, p) => (self.dest(d, false)?, Some(self.dest(p, false)?)),
+            one => (self.dest(one, false)?, None),
         };
         self.push(Op::Shuffle { mode, d, a, b, width: 32, clamp, valid, members });
         Ok(())
@@ -86,7 +86,7 @@ impl<'t> Lower<'t> {
         let [d, a, m] = self.operands(o)?;
         let a = self.source(&a, if name == "vote" { Ty::Pred } else { Ty::B32 })?;
         let members = Some(self.source(&m, Ty::B32)?);
-        let d = self.dest(&d)?.0;
+        let d = self.dest(&d, false)?;
         self.push(Op::Reduce { op, scan: Scan::Whole, d, a, width: 32, members });
         Ok(())
     }
@@ -126,7 +126,7 @@ impl<'t> Lower<'t> {
         }
         let mut rows = Vec::new();
         for p in &parts {
-            rows.push(if written { self.dest(p)?.0 } else { self.source(p, Ty::B32)? });
+            rows.push(if written { self.dest(p, false)? } else { self.source(p, Ty::B32)? });
         }
         Ok(rows)
     }

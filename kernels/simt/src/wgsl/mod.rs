@@ -156,7 +156,10 @@ impl<'m> Lower<'m> {
             let (origin, bytes, writable) = match g.space {
                 AddressSpace::Storage { access } => (argument(self)?, 0, access.contains(StorageAccess::STORE)),
                 AddressSpace::Uniform => (argument(self)?, 0, false),
-                AddressSpace::WorkGroup => (Origin::Workgroup, self.size_of(g.ty)?, true),
+                AddressSpace::WorkGroup => match self.size_of(g.ty)? {
+                    size if size <= 1 << 20 => (Origin::Workgroup, size, true),
+                    _ => return Err(self.unsupported("a workgroup variable of more than 1 MiB")),
+                },
                 AddressSpace::Private => {
                     let count = self.flat_len(g.ty)?;
                     let base = self.registers(count);

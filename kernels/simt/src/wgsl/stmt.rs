@@ -22,6 +22,9 @@ impl<'m> Lower<'m> {
     }
 
     fn statement(&mut self, f: &mut Frame<'m>, statement: &'m Statement) -> Lowered<()> {
+        if self.program.code.len() > 1 << 20 || self.program.registers > 1 << 18 {
+            return Err(self.unsupported("a kernel of more than a million operations"));
+        }
         match statement {
             Statement::Emit(range) => {
                 for h in range.clone() {

@@ -61,6 +61,9 @@ impl Run {
     pub fn output(self, elements: usize) -> Run {
         self.argument(Argument::Buffer(Buffer::output("y", 4 * elements)))
     }
+    pub fn output_half(self, elements: usize) -> Run {
+        self.argument(Argument::Buffer(Buffer::output("y", 2 * elements)))
+    }
     pub fn value(self, v: u32) -> Run {
         self.argument(Argument::Bytes(v.to_le_bytes().to_vec()))
     }
@@ -113,6 +116,9 @@ impl Run {
         let all: Vec<String> = left.violations.iter().map(ToString::to_string).collect();
         assert!(all.is_empty() && left.completed, "{}", all.join("\n"));
         left
+    }
+    pub fn outcome(self) -> Result<frit_simt::Outcome, Error> {
+        self.execute()
     }
     pub fn error(self) -> Error {
         self.execute().expect_err("an error")

@@ -3,13 +3,28 @@
 
 use crate::support::Case;
 use crate::support::blocks::{Data, words};
-use crate::support::eval::{to_bf16, to_f16};
+use crate::support::eval::{evaluate, evaluate_rounded, to_bf16, to_f16};
 use crate::support::layout::{Layout, bytes};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::emit;
 use frit_kernels::spec::Space;
+use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates::Rendered;
 use frit_simt::{Argument, Buffer, Language, Launch, Options, Outcome, Region, run as execute};
+
+/// The targets whose kernels are executed here.
+pub fn targets() -> Vec<Capabilities> {
+    vec![Capabilities::webgpu(Tier::Cpu), Capabilities::webgpu(Tier::Gpu), Capabilities::cuda()]
+}
+
+/// What a kernel should leave, and how far it may be from that: matrix units round their operands, and a value on the
+/// edge between two roundings may go either way.
+pub fn expected(case: &Case, r: &Rendered) -> (Vec<Vec<f64>>, f64) {
+    match rounding(case, r) {
+        Some(round) => (evaluate_rounded(case, round), case.tolerance.max(2e-3)),
+        None => (evaluate(case), case.tolerance),
+    }
+}
 
 /// Runs a case; the outcome, and the numbers of every written argument.
 pub fn run(case: &Case, r: &Rendered, options: &Options) -> (Outcome, Vec<Vec<f64>>) {
