@@ -1,11 +1,12 @@
 //! Regions, kernels and memory to a [`Plan`].
 
 use crate::error::{Error, Result};
+use crate::fusion::outline::{Built, Outline};
 use crate::fusion::spec_builder::size_bounds;
-use crate::fusion::{self, FusionOptions, Operand, PackedWeight, anchors, report};
+use crate::fusion::{self, FusionOptions, Operand, PackedWeight, Partition, Refused, anchors, report};
 use crate::graph::{Graph, Op, StateId, Tables, ValueId, WeightData};
 use crate::memory::{self, Lifetime};
-use crate::model::Model;
+use crate::model::{Model, ModelGraph};
 use crate::passes;
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
@@ -13,10 +14,10 @@ use frit_kernels::spec::KernelSpec;
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates;
 use frit_plan::{
-    BufferRef, FusionReport, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, Part, Placement, Plan, Port, Program,
-    Schedule, StateDecl, Step, ValueDecl, Variant, WeightDecl, WeightSource, sizes,
+    BufferRef, FusionReport, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, Part, PhaseReport, Placement, Plan, Port,
+    Program, Schedule, StateDecl, Step, ValueDecl, Variant, WeightDecl, WeightSource, sizes,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// How to compile.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +26,8 @@ pub struct CompileOptions {
     pub fusion: FusionOptions,
     /// Kernel texts are made for these; the CPU backend needs none.
     pub targets: Vec<Capabilities>,
+    /// Fuse equal layers once; the plan is the same without, only later.
+    pub outline: bool,
 }
 
 impl Default for CompileOptions {
@@ -32,6 +35,7 @@ impl Default for CompileOptions {
         CompileOptions {
             fusion: FusionOptions::default(),
             targets: vec![Capabilities::webgpu(Tier::Cpu), Capabilities::webgpu(Tier::Gpu)],
+            outline: true,
         }
     }
 }
@@ -131,22 +135,12 @@ fn copy_source_outputs(graph: &mut Graph) {
 }
 
 impl Lowering<'_> {
-    fn program(&mut self, g: &crate::model::ModelGraph) -> Result<(Program, frit_plan::PhaseReport)> {
+    fn program(&mut self, g: &ModelGraph) -> Result<(Program, PhaseReport)> {
         let tables = &self.model.tables;
         let mut graph = g.graph.clone();
         passes::run_pipeline(&mut graph, tables, &g.fixed)?;
         copy_source_outputs(&mut graph);
-        let part = fusion::partition(&graph, tables, &g.at_most, &self.options.fusion);
-        let mut built: Vec<(u32, KernelSpec, Vec<Operand>)> = Vec::with_capacity(part.regions.len());
-        for region in &part.regions {
-            let site = anchors::Site { graph: &graph, tables, stored: &part.stored, region };
-            let (spec, operands) = anchors::build(&site).map_err(|fault| Error::Internal {
-                pass: "fusion",
-                fault: format!("{}: {fault}", anchors::describe(&site)),
-            })?;
-            let id = self.kernel(&spec)?;
-            built.push((id, spec, operands));
-        }
+        let (built, refused, instances) = self.regions(&graph, g)?;
         let steps_last = (built.len() as u32).saturating_sub(1);
         let mut live: HashMap<ValueId, (u32, u32)> = HashMap::new();
         let mut values: Vec<ValueId> = Vec::new();
@@ -160,8 +154,8 @@ impl Lowering<'_> {
         for i in &graph.inputs {
             touch(i.value, 0);
         }
-        for (at, (_, _, operands)) in built.iter().enumerate() {
-            for o in operands {
+        for (at, b) in built.iter().enumerate() {
+            for o in &b.operands {
                 if let Operand::Value(v) = o {
                     touch(*v, at as u32);
                 }
@@ -204,10 +198,11 @@ impl Lowering<'_> {
             (_, Some(i)) => Ok(BufferRef::Value(*i)),
             _ => Err(Error::Internal { pass: "lower", fault: format!("{} has no buffer", graph.op(v).name()) }),
         };
+        let nothing_stored = HashSet::new();
         let mut steps = Vec::with_capacity(built.len());
-        for (region, (kernel, _, operands)) in part.regions.iter().zip(&built) {
-            let mut args = Vec::with_capacity(operands.len());
-            for o in operands {
+        for b in &built {
+            let mut args = Vec::with_capacity(b.operands.len());
+            for o in &b.operands {
                 args.push(match o {
                     Operand::Value(v) => buffer(*v)?,
                     Operand::State(s) => BufferRef::State(s.0),
@@ -217,8 +212,8 @@ impl Lowering<'_> {
                     }
                 });
             }
-            let site = anchors::Site { graph: &graph, tables, stored: &part.stored, region };
-            steps.push(Step { kernel: *kernel, args, label: anchors::describe(&site) });
+            let site = anchors::Site { graph: &graph, tables, stored: &nothing_stored, region: &b.region };
+            steps.push(Step { kernel: b.kernel, args, label: anchors::describe(&site) });
         }
         let port = |name: &str, v: ValueId, fill: InputFill| {
             let ty = graph.ty(v);
@@ -233,13 +228,11 @@ impl Lowering<'_> {
         let inputs = graph.inputs.iter().map(|i| port(&i.name, i.value, i.fill)).collect::<Result<Vec<_>>>()?;
         let outputs =
             graph.outputs.iter().map(|o| port(&o.name, o.value, InputFill::Required)).collect::<Result<Vec<_>>>()?;
-        let named: Vec<(&fusion::Region, &KernelSpec, String)> = part
-            .regions
+        let named: Vec<(&fusion::Region, &KernelSpec, &str)> = built
             .iter()
-            .zip(&built)
-            .map(|(r, (k, s, _))| (r, s, self.kernels.get(*k as usize).map(|k| k.name.clone()).unwrap_or_default()))
+            .filter_map(|b| self.kernels.get(b.kernel as usize).map(|k| (&b.region, &k.spec, k.name.as_str())))
             .collect();
-        let phase = report::phase(&g.name, &graph, tables, &part, &named);
+        let phase = PhaseReport { instances, ..report::phase(&g.name, &graph, &refused, &named) };
         let ints = layouts.pop().unwrap_or_default();
         let arena = layouts.pop().unwrap_or_default();
         let program = Program {
@@ -254,6 +247,50 @@ impl Lowering<'_> {
             steps,
         };
         Ok((program, phase))
+    }
+
+    /// Regions of a graph in launch order, with their kernels. Where layers repeat, four of them are fused and the others
+    /// follow from these.
+    fn regions(&mut self, graph: &Graph, g: &ModelGraph) -> Result<(Vec<Built>, Vec<Refused>, u32)> {
+        if self.options.outline
+            && let Some(outline) = Outline::find(graph, &self.model.tables)
+            && let Some(short) = outline.shrink(graph)
+        {
+            let (part, built, specs) = self.fused(&short, g)?;
+            if let Some((built, refused)) = outline.stretch(graph, &part, &built) {
+                return Ok((self.registered(built, &specs)?, refused, outline.instances()));
+            }
+        }
+        let (part, built, specs) = self.fused(graph, g)?;
+        Ok((self.registered(built, &specs)?, part.refused, 0))
+    }
+    /// The partition of a graph, its regions, and their distinct kernels, which [`Built::kernel`] counts.
+    fn fused(&self, graph: &Graph, g: &ModelGraph) -> Result<(Partition, Vec<Built>, Vec<KernelSpec>)> {
+        let tables = &self.model.tables;
+        let part = fusion::partition(graph, tables, &g.at_most, &self.options.fusion);
+        let (mut built, mut specs) = (Vec::with_capacity(part.regions.len()), Vec::new());
+        let mut known: HashMap<blake3::Hash, u32> = HashMap::new();
+        for region in &part.regions {
+            let site = anchors::Site { graph, tables, stored: &part.stored, region };
+            let (spec, operands) = anchors::build(&site).map_err(|fault| Error::Internal {
+                pass: "fusion",
+                fault: format!("{}: {fault}", anchors::describe(&site)),
+            })?;
+            let kernel = *known.entry(spec.hash()).or_insert_with(|| {
+                specs.push(spec);
+                specs.len() as u32 - 1
+            });
+            built.push(Built { region: region.clone(), kernel, operands });
+        }
+        Ok((part, built, specs))
+    }
+    /// Renders the kernels of regions and numbers them as the plan does.
+    fn registered(&mut self, mut built: Vec<Built>, specs: &[KernelSpec]) -> Result<Vec<Built>> {
+        let ids = specs.iter().map(|s| self.kernel(s)).collect::<Result<Vec<u32>>>()?;
+        for b in &mut built {
+            b.kernel = ids.get(b.kernel as usize).copied().unwrap_or_default();
+        }
+        Ok(built)
     }
 
     /// The kernel of a spec, rendered on first sight.

@@ -154,14 +154,14 @@ impl Dim {
         if d.is(1) || self.is(0) {
             return self.clone();
         }
-        if let (Some(a), Some(b)) = (self.as_const(), d.as_const())
-            && b != 0
-        {
-            return Dim::constant(a.div_euclid(b));
-        }
         let (q, r) = self.split(d);
         if r.is(0) {
             return q;
+        }
+        if let (Some(a), Some(b)) = (r.as_const(), d.as_const())
+            && b != 0
+        {
+            return q + Dim::constant(a.div_euclid(b));
         }
         if let ([(m, 1)], Some(b)) = (r.terms.iter().map(|(m, c)| (m, *c)).collect::<Vec<_>>().as_slice(), d.as_const())
             && let [Atom::Div(a, c)] = m.as_slice()
@@ -180,14 +180,14 @@ impl Dim {
         if d.is(1) {
             return Dim::zero();
         }
-        if let (Some(a), Some(b)) = (self.as_const(), d.as_const())
-            && b != 0
-        {
-            return Dim::constant(a.rem_euclid(b));
-        }
         let (_, r) = self.split(d);
         if r.is(0) {
             return r;
+        }
+        if let (Some(a), Some(b)) = (r.as_const(), d.as_const())
+            && b != 0
+        {
+            return Dim::constant(a.rem_euclid(b));
         }
         Dim::atom(Atom::Mod(Box::new(r), Box::new(d.clone())))
     }
@@ -799,6 +799,8 @@ mod tests {
         assert_eq!(d("div(6*B*S, 2*S)"), d("3*B"));
         assert_eq!(d("mod(4*S + 1, S)").to_string(), "mod(1, S)");
         assert_eq!(d("div(i0 - 42, 12)"), d("div(i0 + 6, 12) - 4"));
+        assert_eq!(d("64*S").ceil_div(&d("64")), d("S"));
+        assert_eq!(d("64*S + 63").rem(&d("64")), d("63"));
     }
     #[test]
     fn text_round_trips() {

@@ -156,6 +156,10 @@ impl Session {
         let batch = Batch::new(prompts, plan.model.vocab)?;
         let mut run = Run::new(self, plan, &batch, options)?;
         if options.max_new_tokens > 0 {
+            self.executor.prepare(run.prefill)?;
+            if options.max_new_tokens > 1 {
+                self.executor.prepare(run.decode)?;
+            }
             run.prefill(self, &batch)?;
             while run.accept(on_token) && run.room() {
                 run.decode(self)?;

@@ -149,6 +149,10 @@ fn next(visible: impl Iterator<Item = (i64, i64)>) -> i64 {
 }
 
 impl Executor for Machine {
+    fn prepare(&mut self, program: usize) -> Result<()> {
+        assert!(program < self.plan.programs.len(), "program {program}");
+        Ok(())
+    }
     fn resize(&mut self, extent: &Extent) -> Result<()> {
         self.extent = extent.0.clone();
         self.cache.clear();

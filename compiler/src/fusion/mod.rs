@@ -7,6 +7,7 @@
 pub mod anchors;
 pub mod coords;
 pub mod legality;
+pub mod outline;
 mod partition;
 pub mod region;
 pub mod report;

@@ -8,6 +8,7 @@ use super::{FusionOptions, Refused};
 use crate::graph::{Graph, Op, RopeStyle, Tables, ValueId, WeightId};
 use frit_kernels::dim::{Bounds, Dim, Sym, product};
 use frit_kernels::dtype::Scalar;
+use frit_kernels::templates::has_few_rows;
 use frit_plan::sizes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -169,8 +170,13 @@ impl<'a> Partitioner<'a> {
         let mut group = vec![first];
         let info = |p: &Self, v: ValueId| p.rhs_weight(v).and_then(|w| p.tables.weight_info(w).cloned());
         let Some(base) = info(self, first) else { return group };
+        let partner = self.partner(first, all);
         for v in all {
             if *v == first || taken.contains(v) {
+                continue;
+            }
+            if partner.map_or_else(|| self.partner(*v, all).is_some(), |p| p != *v) {
+                self.refuse(first, *v, Refusal::Map, "one of them meets another in every column".into());
                 continue;
             }
             let Some(w) = info(self, *v) else { continue };
@@ -203,6 +209,12 @@ impl<'a> Partitioner<'a> {
         }
         group
     }
+    /// The matmul of `all` whose columns meet those of `v` one by one, as those of gate and up do: such two share a
+    /// region of their own.
+    fn partner(&self, v: ValueId, all: &[ValueId]) -> Option<ValueId> {
+        let meets = |o: &ValueId| *o != v && self.graph.ty(*o) == self.graph.ty(v) && self.meet(v, *o);
+        all.iter().copied().find(meets).filter(|_| self.options.fuse_epilogues)
+    }
     /// How the group's columns map to accumulators: rotary pairs if a rotary embedding follows any member, gate and up
     /// if two members meet in one product, else one accumulator.
     fn form(&self, group: &[ValueId]) -> MatMulForm {
@@ -215,7 +227,9 @@ impl<'a> Partitioner<'a> {
                 .iter()
                 .all(|m| self.graph.ty(*m).last().as_const().is_some_and(|n| (n as u64).is_multiple_of(hd)));
             let alike = ropes.iter().all(|r| r.0 == *style && r.2 == *head);
-            if whole && heads && alike && hd % 2 == 0 && self.options.fuse_epilogues && self.options.fuse_rope {
+            let rows = group.iter().all(|m| self.reads_weight_rows(*m));
+            let allowed = self.options.fuse_epilogues && self.options.fuse_rope;
+            if whole && heads && alike && rows && hd % 2 == 0 && allowed {
                 return MatMulForm::RotaryPairs { style: *style, head_dim: hd };
             }
         }
@@ -227,6 +241,12 @@ impl<'a> Partitioner<'a> {
             return MatMulForm::Paired;
         }
         MatMulForm::Concat
+    }
+    /// Whether the right side is a weight `[N, K]`, whose rows an invocation may pick freely.
+    fn reads_weight_rows(&self, m: ValueId) -> bool {
+        let right = self.graph.operands(m).get(1).map(|w| self.graph.op(*w));
+        let rows = matches!(self.graph.op(m), Op::MatMul { b_transposed: true });
+        rows && matches!(right, Some(Op::Weight(_)))
     }
     fn only_user(&self, v: ValueId) -> Option<ValueId> {
         match (self.users(v), self.graph.is_output(v)) {
@@ -363,6 +383,10 @@ impl<'a> Partitioner<'a> {
             }
             _ => return Err((Refusal::Map, format!("{} does not walk the producer's tile", op.name()))),
         }
+        let frame = self.frame(id, members, v);
+        if g.operands(u).iter().any(|o| members.contains(o) && self.frame(id, members, *o) != frame) {
+            return Err((Refusal::Map, "its operands are different elements of the producer's tile".into()));
+        }
         let position = |x: &ValueId| self.position.get(x).copied().unwrap_or(0);
         for o in g.operands(u) {
             if o == v || members.contains(&o) {
@@ -377,6 +401,69 @@ impl<'a> Partitioner<'a> {
             }
         }
         Ok(())
+    }
+    /// Whether region `target` needs what `u` computes, or computes it itself.
+    fn before(&self, target: usize, u: ValueId) -> bool {
+        if self.owner.get(&u) == Some(&target) {
+            return true;
+        }
+        let inputs: Vec<ValueId> =
+            self.regions[target].members().iter().flat_map(|m| self.graph.operands(*m)).collect();
+        match self.owner.get(&u) {
+            Some(r) => inputs.iter().any(|i| self.reaches(*i, *r)),
+            None => inputs.iter().any(|i| *i == u || self.depends(*i, u)),
+        }
+    }
+    /// Whether computing norm `v` in every column tile of region `target` costs less than it saves; the numbers if not.
+    ///
+    /// Each tile reads its rows once more, out of the cache that its own product fills with them next:
+    /// `(tiles − 1)·(1 − ρ)` of the rows' bytes, against the write and the read of a kernel of its own (the read alone if
+    /// the normalised rows are wanted elsewhere).
+    fn recompute(&self, v: ValueId, target: usize, kept: bool) -> Result<(), String> {
+        const CACHE_MISSES: f64 = 0.02;
+        let RegionAnchor::MatMul(g) = &self.regions[target].anchor else { return Err("no matmul".into()) };
+        let rows = self.rows(v);
+        if self.bounds.le(&rows, &Dim::constant(NORM_PROLOGUE_ROWS)) {
+            return Ok(());
+        }
+        let tile = match (has_few_rows(&rows), &g.form) {
+            (true, _) => 8,
+            (false, MatMulForm::RotaryPairs { .. }) => 128,
+            (false, _) => 64,
+        };
+        let widths = g.members.iter().map(|m| self.graph.ty(*m).last());
+        let n = match g.form {
+            MatMulForm::Paired => widths.fold(Dim::zero(), |s, w| s.larger(&w)),
+            _ => widths.fold(Dim::zero(), |s, w| s + w),
+        };
+        let tiles = n.as_const().map_or(f64::INFINITY, |n| (n as f64 / f64::from(tile)).ceil());
+        let (cost, saved) = ((tiles - 1.0) * CACHE_MISSES, if kept { 1.0 } else { 2.0 });
+        if cost <= saved {
+            return Ok(());
+        }
+        Err(format!(
+            "{rows} rows > {NORM_PROLOGUE_ROWS}: {tiles} column tiles would read them again, {cost:.2} times their bytes from \
+             memory; a kernel of its own costs {saved:.0}"
+        ))
+    }
+    /// Which elements of region `id`'s tile a member holds: its anchor and the views on the way from there. Two members
+    /// have the same element in one invocation iff these are equal.
+    fn frame(&self, id: usize, members: &HashSet<ValueId>, v: ValueId) -> (ValueId, Vec<&Op>) {
+        let (mut at, mut views) = (v, Vec::new());
+        let anchors = self.regions[id].anchors();
+        while !anchors.contains(&at) {
+            let Some(o) = self.graph.operands(at).into_iter().find(|o| members.contains(o)) else { break };
+            if self.graph.op(at).is_view() {
+                views.push(self.graph.op(at));
+            }
+            at = o;
+        }
+        match &self.regions[id].anchor {
+            RegionAnchor::MatMul(m) if m.form == MatMulForm::Paired && m.members.contains(&at) => {
+                (m.members.first().copied().unwrap_or(at), views)
+            }
+            _ => (at, views),
+        }
     }
     /// Whether `o` waits, through whole regions, for region `id`.
     fn reaches(&self, o: ValueId, id: usize) -> bool {
@@ -400,7 +487,8 @@ impl<'a> Partitioner<'a> {
         false
     }
 
-    /// Computes a norm inside the matmul that reads it, where few rows make the repeated statistics cheap.
+    /// Computes a norm inside the matmul that reads it, where the repeated statistics cost less than a kernel of its own.
+    /// Other readers get the normalised rows from that matmul, if they come after it.
     fn absorb_norms(&mut self) {
         for id in 0..self.regions.len() {
             let RegionAnchor::Row(v) = self.regions[id].anchor.clone() else { continue };
@@ -408,34 +496,39 @@ impl<'a> Partitioner<'a> {
                 continue;
             }
             let users = self.users(v).to_vec();
-            let owners: BTreeSet<usize> = users.iter().filter_map(|u| self.owner.get(u).copied()).collect();
-            let lhs = users.iter().all(|u| {
+            let (matmuls, others): (Vec<ValueId>, Vec<ValueId>) = users.iter().copied().partition(|u| {
                 matches!(self.graph.op(*u), Op::MatMul { .. })
                     && self.graph.operands(*u).first() == Some(&v)
                     && self.rhs_weight(*u).is_some()
             });
-            let (Some(target), 1, true, false) = (owners.first().copied(), owners.len(), lhs, self.graph.is_output(v))
-            else {
-                for u in users {
-                    if owners.len() > 1 && self.owner.contains_key(&u) {
-                        self.refuse(v, u, Refusal::Dup, format!("{} regions read the normalised rows", owners.len()));
-                    }
+            let owners: BTreeSet<usize> = matmuls.iter().filter_map(|u| self.owner.get(u).copied()).collect();
+            let (Some(target), Some(first)) = (owners.first().copied(), matmuls.first().copied()) else { continue };
+            if owners.len() > 1 {
+                for u in matmuls {
+                    self.refuse(v, u, Refusal::Dup, format!("{} regions read the normalised rows", owners.len()));
                 }
                 continue;
-            };
-            let rows = self.rows(v);
-            let first = users.first().copied().unwrap_or(v);
+            }
             if !self.options.fuse_norms {
                 self.refuse(v, first, Refusal::User, "norm prologues are switched off".into());
-            } else if !self.bounds.le(&rows, &Dim::constant(NORM_PROLOGUE_ROWS)) {
-                let n = self.graph.ty(first).last();
+                continue;
+            }
+            let kept = !others.is_empty() || self.graph.is_output(v);
+            if let Some(early) = others.iter().find(|u| self.before(target, **u)) {
                 let detail =
-                    format!("{rows} rows > {NORM_PROLOGUE_ROWS}; every tile of the {n} columns would recompute them");
-                self.refuse(v, first, Refusal::Recompute, detail);
-            } else if let RegionAnchor::MatMul(g) = &mut self.regions[target].anchor {
-                g.norm = Some(v);
-                self.owner.insert(v, target);
-                self.regions[id].anchor = RegionAnchor::Map;
+                    format!("{} reads the normalised rows before the matmul is done", self.graph.op(*early).name());
+                self.refuse(v, first, Refusal::Cycle, detail);
+                continue;
+            }
+            match self.recompute(v, target, kept) {
+                Ok(()) => {
+                    if let RegionAnchor::MatMul(g) = &mut self.regions[target].anchor {
+                        g.norm = Some(v);
+                        self.owner.insert(v, target);
+                        self.regions[id].anchor = RegionAnchor::Map;
+                    }
+                }
+                Err(detail) => self.refuse(v, first, Refusal::Recompute, detail),
             }
         }
         let dead: Vec<bool> = self.regions.iter().map(|r| r.anchor == RegionAnchor::Map).collect();

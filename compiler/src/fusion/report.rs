@@ -1,8 +1,8 @@
 //! Fills the fusion report: what each region saves, what was refused and why, and the ledger of bytes.
 
 use super::partition::is_anchor;
-use super::{Partition, Refused, Region, RegionAnchor};
-use crate::graph::{Graph, Op, Tables, ValueId};
+use super::{Refused, Region, RegionAnchor};
+use crate::graph::{Graph, Op, ValueId};
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{Anchor, KernelSpec, Space};
@@ -71,7 +71,8 @@ pub fn activation_bytes(spec: &KernelSpec) -> Dim {
                         .exprs
                         .iter()
                         .any(|(_, e)| matches!(e, frit_kernels::spec::Expr::Load { arg, .. } if arg.0 as usize == i));
-                let times = u64::from(read) + u64::from(stores > 0);
+                let left = spec.left.as_ref().is_some_and(|l| l.arg.0 as usize == i);
+                let times = u64::from(read) + u64::from(stores > 0 || left);
                 sum = sum + a.len.clone() * Dim::from(times) * four.clone();
             }
         }
@@ -90,17 +91,11 @@ pub fn layer_of(origin: &str) -> Option<u32> {
 }
 
 /// The report of one program.
-pub fn phase(
-    program: &str,
-    graph: &Graph,
-    _tables: &Tables,
-    part: &Partition,
-    specs: &[(&Region, &KernelSpec, String)],
-) -> PhaseReport {
+pub fn phase(program: &str, graph: &Graph, refused: &[Refused], specs: &[(&Region, &KernelSpec, &str)]) -> PhaseReport {
     let order = graph.order();
     let launches: Vec<ValueId> = order.iter().copied().filter(|v| is_launch(graph, *v)).collect();
     let blocks = order.iter().filter(|v| matches!(graph.op(**v), Op::Attention(_))).count() as u32;
-    let fused = part.regions.iter().filter(|r| matches!(r.anchor, RegionAnchor::Attention(_))).count() as u32;
+    let fused = specs.iter().filter(|(r, ..)| matches!(r.anchor, RegionAnchor::Attention(_))).count() as u32;
     let mut regions = Vec::new();
     let mut per_layer: BTreeMap<u32, u32> = BTreeMap::new();
     let (mut weights, mut activations) = (Dim::zero(), Dim::zero());
@@ -121,7 +116,7 @@ pub fn phase(
         regions.push(RegionReport {
             id: id as u32,
             kind: r.kind().into(),
-            kernel: kernel.clone(),
+            kernel: (*kernel).into(),
             ops: members.iter().map(|v| graph.op(*v).name()).collect(),
             origins,
             saved_bytes: before - a.clone(),
@@ -134,7 +129,7 @@ pub fn phase(
         weights = weights + w;
         activations = activations + a;
     }
-    let refused = part.refused.iter().map(|r: &Refused| RefusedEdge {
+    let refused = refused.iter().map(|r: &Refused| RefusedEdge {
         from: describe(graph, r.from),
         to: describe(graph, r.to),
         code: r.code.code().into(),
@@ -147,6 +142,7 @@ pub fn phase(
         dispatches: specs.len() as u32,
         dispatches_per_layer: layers.get(layers.len() / 2).copied().unwrap_or(0),
         unfused_dispatches: launches.len() as u32,
+        instances: 0,
         attention: AttentionCount { blocks, fused },
         regions,
         refused: refused.collect(),

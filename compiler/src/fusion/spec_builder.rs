@@ -6,7 +6,7 @@ use crate::graph::{Graph, KvSlotId, Op, RopeStyle, StateId, Tables, ValueId, Wei
 use frit_kernels::dim::{Bounds, Dim, Sym, product};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{
-    Anchor, Arg, ArgId, BinaryOp, Expr, ExprId, Exprs, KernelSpec, Literal, SizeSlot, Space, Store, UnaryOp,
+    Anchor, Arg, ArgId, BinaryOp, Expr, ExprId, Exprs, KernelSpec, LeftStore, Literal, SizeSlot, Space, Store, UnaryOp,
 };
 use frit_plan::{KvPart, sizes};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -52,6 +52,8 @@ pub struct SpecBuilder<'a> {
     pub exprs: Exprs,
     /// Values with an expression of their own in this kernel, whatever the coordinates (norm prologues).
     pub computed: HashMap<ValueId, ExprId>,
+    /// Where a matmul's left side is written.
+    pub left: Option<LeftStore>,
     args: Vec<Arg>,
     operands: Vec<Operand>,
     memo: HashMap<(ValueId, Coords), ExprId>,
@@ -71,6 +73,7 @@ impl<'a> SpecBuilder<'a> {
             bounds,
             exprs: Exprs::default(),
             computed: HashMap::new(),
+            left: None,
             args: Vec::new(),
             operands: Vec::new(),
             memo: HashMap::new(),
@@ -378,6 +381,7 @@ impl<'a> SpecBuilder<'a> {
             args: self.args,
             exprs: self.exprs,
             stores,
+            left: self.left,
             aliases: Vec::new(),
             sizes: Vec::new(),
         };
@@ -405,6 +409,9 @@ impl<'a> SpecBuilder<'a> {
                 see(&w.lo);
                 see(&w.hi);
             }
+        }
+        if let Some(l) = &spec.left {
+            see(&l.index);
         }
         match &spec.anchor {
             Anchor::MatMul { k, .. } => see(k),

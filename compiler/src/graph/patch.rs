@@ -146,7 +146,7 @@ impl<'a> Editor<'a> {
     fn prune(&mut self, v: ValueId) {
         let mut stack = vec![v];
         while let Some(v) = stack.pop() {
-            let needed = self.graph.get(v).is_none_or(|n| matches!(n.op, Op::KvAppend { .. } | Op::Input(_)))
+            let needed = self.graph.get(v).is_none_or(|n| matches!(n.op, Op::KvAppend { .. }))
                 || !self.graph.users(v).is_empty()
                 || self.graph.is_output(v)
                 || self.graph.inputs.iter().any(|i| i.value == v);
@@ -198,6 +198,12 @@ impl<'a> Editor<'a> {
             }
         }
         true
+    }
+    /// Takes an input and an output out of the interface, for values that the session keeps by itself from now on. The
+    /// nodes stay until nothing uses them.
+    pub fn retire(&mut self, input: &str, output: &str) {
+        self.graph.inputs.retain(|i| i.name != input);
+        self.graph.outputs.retain(|o| o.name != output);
     }
     /// Removes nodes that neither outputs, nor inputs, nor effects depend on; gives their number.
     pub fn erase_dead(&mut self) -> usize {

@@ -5,9 +5,8 @@ pub mod canonicalize;
 pub mod constant_fold;
 pub mod cse;
 pub mod dce;
-#[allow(dead_code)]
 mod pattern;
-#[allow(dead_code)]
+pub mod recognize;
 mod rewrite;
 pub mod shape_fold;
 pub mod specialize;
@@ -152,18 +151,27 @@ impl<'h> PassManager<'h> {
     /// Sizes that are fixed become numbers first, since canonical forms depend on extents; recognition needs canonical
     /// primitives without duplicates; what it leaves is brought into normal form again.
     pub fn standard(fixed: &[(String, u64)]) -> Self {
-        let passes: Vec<Box<dyn Pass>> = vec![
+        let mut passes: Vec<Box<dyn Pass>> = vec![
             Box::new(specialize::Specialize { fixed: fixed.to_vec() }),
             Box::new(dce::Dce),
             Box::new(canonicalize::Canonicalize),
             Box::new(constant_fold::ConstantFold),
             Box::new(shape_fold::ShapeFold),
-            Box::new(cse::Cse),
             Box::new(canonicalize::Canonicalize),
+            Box::new(cse::Cse),
+        ];
+        for r in recognize::RECOGNIZERS {
+            passes.push(Box::new(r));
+        }
+        let rest: [Box<dyn Pass>; 6] = [
+            Box::new(canonicalize::Canonicalize),
+            Box::new(constant_fold::ConstantFold),
+            Box::new(shape_fold::ShapeFold),
             Box::new(canonicalize::Canonicalize),
             Box::new(cse::Cse),
             Box::new(dce::Dce),
         ];
+        passes.extend(rest);
         PassManager { passes, options: Options::default() }
     }
     /// Runs the passes.

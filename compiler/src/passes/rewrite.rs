@@ -3,7 +3,7 @@
 use super::{Changed, Ctx};
 use crate::error::{Error, Result};
 use crate::graph::patch::Editor;
-use crate::graph::{Graph, GraphError, Op, Tables, TensorType, ValueId};
+use crate::graph::{Graph, GraphError, Op, Tables, TensorType, ValueId, infer};
 use frit_kernels::dim::Bounds;
 use frit_kernels::spec::{BinaryOp, Literal, UnaryOp};
 
@@ -25,6 +25,20 @@ pub(super) enum New {
 }
 
 impl New {
+    /// The type of its result.
+    ///
+    /// # Errors
+    /// Operands that an operation in it does not take.
+    pub fn ty(&self, g: &Graph) -> std::result::Result<TensorType, String> {
+        match self {
+            New::Use(v) => Ok(g.ty(*v).clone()),
+            New::Source(_, ty) => Ok(ty.clone()),
+            New::Make(op, inputs) => {
+                let types = inputs.iter().map(|i| i.ty(g)).collect::<std::result::Result<Vec<_>, _>>()?;
+                infer(op, &types.iter().collect::<Vec<_>>())
+            }
+        }
+    }
     pub fn make(op: Op, inputs: &[ValueId]) -> New {
         New::Make(op, inputs.iter().map(|v| New::Use(*v)).collect())
     }

@@ -158,6 +158,16 @@ pub struct Store {
     pub per_row: bool,
 }
 
+/// The left side of a matmul, written as it is multiplied: once for every element, over batch, m and k. A norm computed
+/// in front of the matmul reaches its other readers so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftStore {
+    /// Which argument; nothing in the kernel reads it.
+    pub arg: ArgId,
+    /// Linear element index, free of the axis n.
+    pub index: Dim,
+}
+
 /// A half-open range of an axis.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AxisRange {
@@ -212,8 +222,11 @@ pub struct KernelSpec {
     pub args: Vec<Arg>,
     /// All expressions.
     pub exprs: Exprs,
-    /// All writes.
+    /// All writes of results.
     pub stores: Vec<Store>,
+    /// Matmuls: where the left side goes, if it is wanted elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<LeftStore>,
     /// Which outputs may reuse which inputs' storage.
     pub aliases: Vec<Alias>,
     /// Dynamic sizes that occur anywhere in this kernel.

@@ -98,6 +98,16 @@ impl Check<'_> {
                 self.dim(&w.hi, 0)?;
             }
         }
+        if let Some(l) = &s.left {
+            ensure(matches!(s.anchor, Anchor::MatMul { .. }), || "a left side without a matmul".into())?;
+            let a = s.arg(l.arg).ok_or_else(|| format!("store to argument {}", l.arg.0))?;
+            ensure(a.written && a.storage.scalar() == Scalar::F32, || format!("the left side goes to `{}`", a.name))?;
+            self.dim(&l.index, axes)?;
+            let n = s.domain.len().saturating_sub(1);
+            ensure(!l.index.mentions(&Sym::Axis(n as u8)), || "the left side is written by column".into())?;
+            let read = s.exprs.iter().any(|(_, e)| matches!(e, Expr::Load { arg, .. } if *arg == l.arg));
+            ensure(!read, || format!("`{}` is read and written as the left side", a.name))?;
+        }
         for al in &s.aliases {
             let (o, i) = (s.arg(al.output), s.arg(al.input));
             ensure(o.is_some_and(|a| a.written) && i.is_some(), || "alias of unknown arguments".into())?;

@@ -13,7 +13,7 @@ use crate::dtype::{Scalar, Storage};
 use crate::emit::{Language, ptx, wgsl};
 use crate::ir::{self, Access, ArrayRef, Axis, Builder, Type, Uniforms, Val, Var};
 use crate::opt;
-use crate::spec::{Arg, ArgId, Expr, ExprId, KernelSpec, Space, Store};
+use crate::spec::{Arg, ArgId, Expr, ExprId, KernelSpec, LeftStore, Space, Store};
 use crate::target::Capabilities;
 
 /// Most workgroups along one dimension of a grid, on every target.
@@ -447,6 +447,15 @@ impl<'a> KernelCtx<'a> {
                 let at = self.address(&mut inner, st.arg, &st.index);
                 self.put(st, at, v);
             });
+        }
+    }
+    /// Writes the left side of a matmul at the row and k of `scope`.
+    pub fn store_left(&self, scope: &mut Scope, lhs: ExprId, to: &LeftStore) {
+        let v = self.expr(scope, lhs);
+        let at = self.address(scope, to.arg, &to.index);
+        match self.buffer(to.arg) {
+            Some(array) => self.b.store(array, at, v),
+            None => self.b.error(format!("store to argument {}", to.arg.0)),
         }
     }
     fn scalar_of(&self, st: &Store) -> Scalar {

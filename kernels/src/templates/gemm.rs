@@ -8,11 +8,12 @@
 //! column again, and stores are guarded.
 
 use super::common::{KernelCtx, Scope, dispatch};
+use super::stats::Team;
 use super::{Rendered, TemplateError, View, contiguous_rows, depends_on_axis, gemm_matrix, multiple_of};
 use crate::dim::{Dim, Sym, product};
 use crate::dtype::Storage;
-use crate::ir::{Builder, Type, Val, Var};
-use crate::spec::{Anchor, Arg, ArgId, Expr, ExprId, KernelSpec, Space, Store};
+use crate::ir::{ArrayRef, Builder, Type, Val, Var};
+use crate::spec::{Anchor, Arg, ArgId, Expr, ExprId, KernelSpec, Space, Stat, Store};
 use crate::target::{Capabilities, Tier};
 
 /// Rows of a staged tile along k.
@@ -50,16 +51,18 @@ pub(super) struct Problem<'a> {
     pub(super) first: usize,
     /// Elements read at once along k.
     pub(super) run: u32,
+    /// Statistics of the left side's rows.
+    stats: &'a [Stat],
 }
+
+/// Finished statistics of a workgroup's rows: one array each.
+pub(super) type RowStats = Vec<ArrayRef>;
 
 impl<'a> Problem<'a> {
     pub(super) fn new(spec: &'a KernelSpec) -> Result<Self, TemplateError> {
         let Anchor::MatMul { k, lhs, lhs_stats, rhs } = &spec.anchor else {
             return Err(TemplateError::unsupported(spec, "not a matmul"));
         };
-        if !lhs_stats.is_empty() {
-            return Err(TemplateError::unsupported(spec, "row statistics of the left side of a blocked matmul"));
-        }
         let Some(m) = spec.domain.len().checked_sub(2) else {
             return Err(TemplateError::unsupported(spec, "a matmul without the axes M and N"));
         };
@@ -69,7 +72,8 @@ impl<'a> Problem<'a> {
             Some((arg, row)) if spans(spec, *r, k, 4) => Right::Runs { arg, row },
             _ => Right::Elements { expr: *r, along_k: is_along(spec, *r, spec.k_axis()) },
         });
-        Ok(Problem { spec, k, lhs: *lhs, rhs: sides.collect(), m, first: if batched { m } else { 0 }, run })
+        let first = if batched { m } else { 0 };
+        Ok(Problem { spec, k, lhs: *lhs, rhs: sides.collect(), m, first, run, stats: lhs_stats })
     }
     pub(super) fn n(&self) -> usize {
         self.m + 1
@@ -138,15 +142,84 @@ impl<'a> Problem<'a> {
             body(b, scope, row, column);
         });
     }
-    /// The scope of a row, the last one where `row` lies beyond.
-    pub(super) fn row_scope(&self, ctx: &KernelCtx<'a>, base: &Scope, row: Val) -> Scope {
+    /// The scope of row `local` of the workgroup's rows from `first`, the last row where it lies beyond.
+    pub(super) fn row_scope(
+        &self,
+        ctx: &KernelCtx<'a>,
+        base: &Scope,
+        first: Val,
+        local: Val,
+        stats: &RowStats,
+    ) -> Scope {
+        let b = &ctx.b;
+        let mut scope = self.bare_row(ctx, base, b.add(first, local));
+        for s in stats {
+            scope.push_stat(b.let_("stat", b.load(*s, local)));
+        }
+        ctx.hoist(&mut scope, &[self.lhs]);
+        scope
+    }
+    fn bare_row(&self, ctx: &KernelCtx<'a>, base: &Scope, row: Val) -> Scope {
         let b = &ctx.b;
         let last = ctx.extent(&(self.rows() - Dim::one()));
         let row = b.let_("row", b.min(row, last));
         let mut scope = base.clone();
         ctx.unravel(&mut scope, self.first, self.extents(self.first, self.m + 1), row);
-        ctx.hoist(&mut scope, &[self.lhs]);
         scope
+    }
+    /// Reduces the workgroup's `rows` rows from `first` and keeps their statistics in workgroup memory; the workgroups of
+    /// the first columns write the left side, if it is wanted. `me` counts `threads` invocations, a multiple or a
+    /// divisor of `rows`. Contains barriers.
+    pub(super) fn row_stats(
+        &self,
+        ctx: &KernelCtx<'a>,
+        base: &Scope,
+        (first, rows): (Val, u32),
+        column: Val,
+        (me, threads): (Val, u32),
+    ) -> RowStats {
+        let b = &ctx.b;
+        if self.stats.is_empty() && self.spec.left.is_none() {
+            return Vec::new();
+        }
+        let lanes = (threads / rows).max(1);
+        let teams = threads / lanes;
+        let arrays: RowStats = self.stats.iter().map(|_| b.workgroup("row_stat", Type::F32, rows)).collect();
+        let k = ctx.extent(self.k);
+        for turn in 0..rows.div_ceil(teams) {
+            let (team, lane) = if lanes == 1 {
+                (me, b.u32(0))
+            } else {
+                (b.let_("team", b.div(me, lanes)), b.let_("lane", b.rem(me, lanes)))
+            };
+            let local = b.let_("local", b.add(team, turn * teams));
+            let row = b.let_("at", b.add(first, local));
+            let mut scope = self.bare_row(ctx, base, row);
+            let team = Team { lanes, teams, lane, team, active: b.bool(true) };
+            ctx.row_stats(&mut scope, self.stats, self.k_axis(), k, &team);
+            let write = |b: &Builder| {
+                for (j, array) in arrays.iter().enumerate() {
+                    if let Some(v) = scope.stat(j) {
+                        b.store(*array, local, v);
+                    }
+                }
+            };
+            if lanes == 1 {
+                write(b)
+            } else {
+                b.if_(b.eq(lane, 0), write)
+            }
+            if let Some(left) = &self.spec.left {
+                let mine = b.and(b.eq(column, 0), b.lt(row, ctx.extent(&self.rows())));
+                b.if_(mine, |b| {
+                    b.for_("i", lane, k, lanes, |_, i| {
+                        ctx.store_left(&mut scope.with(self.k_axis(), i), self.lhs, left);
+                    });
+                });
+            }
+        }
+        b.barrier();
+        arrays
     }
     /// The scope of a column, the last one where `column` lies beyond.
     pub(super) fn column_scope(&self, ctx: &KernelCtx<'a>, base: &Scope, column: Val) -> Scope {
@@ -242,13 +315,17 @@ fn in_registers<'a>(p: &Problem<'a>, caps: &'a Capabilities) -> Result<Rendered,
     let ctx = p.context(caps, [side, side, 1])?;
     let b = &ctx.b;
     let (rows, columns) = (side * height, side * width);
-    p.in_block(&ctx, rows, columns, |b, scope, row, column| {
-        let row = b.let_("row0", b.add(row, b.mul(b.local_y(), height)));
+    p.in_block(&ctx, rows, columns, |b, scope, first, column| {
+        let me = b.add(b.mul(b.local_y(), side), b.local_x());
+        let stats = p.row_stats(&ctx, &scope, (first, rows), column, (me, side * side));
+        let local = b.let_("local", b.mul(b.local_y(), height));
+        let row = b.let_("row0", b.add(first, local));
         let column = b.let_("column0", b.add(column, b.mul(b.local_x(), width)));
         let inside = b.and(b.lt(row, ctx.extent(&p.rows())), b.lt(column, ctx.extent(&p.columns())));
         b.if_(inside, |b| {
             let accs = zeroed(b, p.rhs.len(), height, width);
-            let left: Vec<Scope> = (0..height).map(|i| p.row_scope(&ctx, &scope, b.add(row, i))).collect();
+            let left: Vec<Scope> =
+                (0..height).map(|i| p.row_scope(&ctx, &scope, first, b.add(local, i), &stats)).collect();
             let right: Vec<Scope> = (0..width).map(|j| p.column_scope(&ctx, &scope, b.add(column, j))).collect();
             let starts: Vec<Vec<Val>> =
                 p.rhs.iter().map(|r| right.iter().map(|s| p.run_start(&ctx, s, r)).collect()).collect();
@@ -342,12 +419,14 @@ fn staged<'a>(p: &Problem<'a>, caps: &'a Capabilities) -> Result<Rendered, Templ
         let me = b.let_("me", b.add(b.mul(y, across), x));
         let threads = across * down;
         let accs = zeroed(b, p.rhs.len(), 4, columns / across);
+        let stats = p.row_stats(&ctx, &scope, (row, rows), column, (me, threads));
 
         let left_along = is_along(p.spec, p.lhs, p.k_axis());
         let left_loads: Vec<Load> = units(b, me, threads, DEPTH * down, down, left_along)
             .into_iter()
             .map(|(step, four)| {
-                let scopes = (0..4).map(|i| p.row_scope(&ctx, &scope, b.add(row, b.add(b.mul(four, 4), i)))).collect();
+                let local = |i: u32| b.add(b.mul(four, 4), i);
+                let scopes = (0..4).map(|i| p.row_scope(&ctx, &scope, row, local(i), &stats)).collect();
                 Load { step, slot: b.let_("slot", b.add(b.mul(step, down + 1), four)), scopes }
             })
             .collect();

@@ -11,7 +11,7 @@
 //! eight rows over all banks, for writing and for loading matrices alike.
 
 use super::common::{KernelCtx, Scope, dispatch};
-use super::gemm::{Problem, Right};
+use super::gemm::{Problem, Right, RowStats};
 use super::reduce::WARP;
 use super::{Rendered, TemplateError};
 use crate::dtype::Storage;
@@ -86,7 +86,8 @@ pub(super) fn render<'a>(
     p.in_block(&ctx, shape.rows(), shape.columns(), |b, scope, row, column| {
         let me = b.let_("me", b.local_x());
         let kernel = Kernel { p, ctx: &ctx, shape: &shape, format, left, right: &right, me };
-        let accs = kernel.products(&scope, row, column);
+        let stats = p.row_stats(&ctx, &scope, (row, shape.rows()), column, (me, shape.threads()));
+        let accs = kernel.products(&scope, row, column, &stats);
         kernel.write(&scope, row, column, sums, &accs);
     });
     let tile = [
@@ -145,7 +146,7 @@ impl Kernel<'_, '_> {
     }
 
     /// The sums of the block at `row` and `column`.
-    fn products(&self, scope: &Scope, row: Val, column: Val) -> Sums {
+    fn products(&self, scope: &Scope, row: Val, column: Val, stats: &RowStats) -> Sums {
         let (p, b) = (self.p, &self.ctx.b);
         let (rows, columns) = (self.shape.rows(), self.shape.columns());
         let mut accs = Sums::new();
@@ -153,7 +154,7 @@ impl Kernel<'_, '_> {
             let four = |_| b.var("acc", Type::VEC4_F32, 0.0);
             accs.push((0..self.shape.tall).map(|_| (0..4).map(four).collect()).collect());
         }
-        let left = self.units(rows, |r| (p.row_scope(self.ctx, scope, b.add(row, r)), Vec::new()));
+        let left = self.units(rows, |r| (p.row_scope(self.ctx, scope, row, r, stats), Vec::new()));
         let right = self.units(columns, |c| {
             let scope = p.column_scope(self.ctx, scope, b.add(column, c));
             let starts = p.rhs.iter().map(|r| p.run_start(self.ctx, &scope, r)).collect();

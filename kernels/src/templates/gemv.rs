@@ -50,6 +50,11 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
             ctx.row_stats(&mut scope, lhs_stats, rank, depth, &team);
         }
         let block = b.rem(group, count);
+        if let Some(left) = &spec.left {
+            b.if_(b.eq(block, 0), |b| {
+                b.for_("i", me, depth, width, |_, i| ctx.store_left(&mut scope.with(rank, i), *lhs, left));
+            });
+        }
         let column = b.let_("n", b.add(b.mul(block, columns), b.div(me, lanes)));
         let last = b.sub(ctx.extent(n), 1);
         let inside = b.let_("n_safe", b.min(column, last));

@@ -71,6 +71,13 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities, p: &Product<'_>) ->
             ctx.row_stats(&mut scope, p.lhs_stats, rank, depth, &team);
         }
         let block = b.sub(group, b.mul(row, count));
+        if let Some(left) = &spec.left {
+            b.if_(b.eq(block, 0), |b| {
+                b.for_("i", me, depth, WARP * WARPS, |_, i| {
+                    ctx.store_left(&mut scope.with(rank, i), p.lhs, left);
+                });
+            });
+        }
         let first = b.let_("n", b.add(b.mul(block, per_group), b.mul(b.shr(me, WARP.trailing_zeros()), columns)));
         let last = b.let_("last", b.sub(ctx.extent(n), 1));
         ctx.hoist(&mut scope, &[p.lhs]);

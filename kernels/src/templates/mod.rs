@@ -15,6 +15,7 @@
 //! argument in its binding), then the uniform `sizes` (the table of dynamic sizes).
 
 mod attention;
+mod attention_warp;
 mod common;
 mod gemm;
 mod gemm_matrix;
@@ -110,17 +111,20 @@ pub fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, Templa
 
 /// Whether a matmul is rendered as matrix-vector products.
 ///
-/// True iff every right side is a load with k-contiguous rows, and M is a constant ≤ 4, or M does not depend on the
-/// number of tokens `S`, or the left side has row statistics.
+/// True iff every right side is a load with k-contiguous rows, and M is a constant ≤ 4 or depends on no size but the
+/// number of sequences `B`: one token each.
 pub fn uses_gemv(spec: &KernelSpec) -> bool {
-    let Anchor::MatMul { lhs_stats, rhs, .. } = &spec.anchor else { return false };
+    let Anchor::MatMul { rhs, .. } = &spec.anchor else { return false };
     let Some(m) = spec.domain.len().checked_sub(2).and_then(|i| spec.domain.get(i)) else { return false };
-    let tokens = Sym::Size("S".into());
-    let few = match m.as_const() {
+    has_few_rows(m) && rhs.iter().all(|r| contiguous_rows(spec, *r, spec.k_axis()).is_some())
+}
+
+/// Whether that many rows suit matrix-vector products.
+pub fn has_few_rows(m: &Dim) -> bool {
+    match m.as_const() {
         Some(v) => v <= 4,
-        None => !m.mentions(&tokens),
-    };
-    (few || !lhs_stats.is_empty()) && rhs.iter().all(|r| contiguous_rows(spec, *r, spec.k_axis()).is_some())
+        None => m.symbols().iter().all(|s| matches!(s, Sym::Size(n) if **n == *"B")),
+    }
 }
 
 /// The argument and row start of a load whose index is `row + axis`, with `row` free of the axis. Quantised rows must

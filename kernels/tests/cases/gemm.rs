@@ -3,8 +3,8 @@
 use crate::support::Case;
 use crate::support::blocks::{Data, Random};
 use crate::support::build::{SpecBuilder, dim};
-use frit_kernels::dtype::Storage;
-use frit_kernels::spec::{AliasKind, Anchor, ArgId, BinaryOp, KernelSpec, Space, UnaryOp};
+use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::spec::{AliasKind, Anchor, ArgId, BinaryOp, KernelSpec, LeftStore, ReduceOp, Space, Stat, UnaryOp};
 
 /// `x[S, k] · w[n, k]ᵀ` for every weight, and what is stored.
 fn product(
@@ -234,4 +234,41 @@ pub fn rows_named_by_data(check: &dyn Fn(&Case)) {
     let mut case = filled(s.done(), &[("S", 12)], 17);
     case.data[0] = Random::new(4).ints(12, 7);
     check(&case);
+}
+
+/// A norm in front of blocked products: its statistics are computed in every workgroup, its result goes to two places.
+pub fn rows_are_normalised_in_front_of_their_products(check: &dyn Fn(&Case)) {
+    for (rows, columns, k, storage) in
+        [(1, 5, 40, Storage::F32), (63, 64, 40, Storage::F16), (64, 65, 33, Storage::F32), (130, 70, 64, Storage::Q8_0)]
+    {
+        let mut s = SpecBuilder::new("normed", &["S", &columns.to_string()], &["S"]);
+        let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*S"));
+        let z = s.arg("z", Space::Weight, storage, &(columns * k).to_string());
+        let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
+        let y = s.out("y", Space::Arena, Storage::F32, &format!("S*{columns}"));
+        let kept = s.out("kept", Space::Arena, Storage::F32, &format!("{k}*S"));
+        let (x, gain) = (s.load(x, &format!("{k}*i0 + i2")), s.load(gain, "i2"));
+        let scale = s.f(1.0 / k as f32);
+        let part = s.bin(BinaryOp::Mul, x, scale);
+        let mean = s.stat(0, Scalar::F32);
+        let apart = s.bin(BinaryOp::Sub, x, mean);
+        let square = s.bin(BinaryOp::Mul, apart, apart);
+        let square = s.bin(BinaryOp::Mul, square, scale);
+        let raw = s.stat(1, Scalar::F32);
+        let eps = s.f(1e-5);
+        let root = s.bin(BinaryOp::Add, raw, eps);
+        let root = s.un(UnaryOp::Rsqrt, root);
+        let stats = vec![
+            Stat { op: ReduceOp::Sum, value: part, finish: None },
+            Stat { op: ReduceOp::Sum, value: square, finish: Some(root) },
+        ];
+        let lhs = s.bin(BinaryOp::Mul, apart, raw);
+        let lhs = s.bin(BinaryOp::Mul, lhs, gain);
+        let rhs = vec![s.load(z, &format!("{k}*i1 + i2"))];
+        s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats: stats, rhs };
+        s.spec.left = Some(LeftStore { arg: kept, index: dim(&format!("{k}*i0 + i2")) });
+        let acc = s.acc(0);
+        s.store(y, &format!("{columns}*i0 + i1"), acc);
+        check(&filled(s.done(), &[("S", rows)], 31));
+    }
 }

@@ -30,6 +30,7 @@ impl SpecBuilder {
                 args: Vec::new(),
                 exprs: Exprs::default(),
                 stores: Vec::new(),
+                left: None,
                 aliases: Vec::new(),
                 sizes,
             },

@@ -15,6 +15,8 @@ pub struct Point {
     pub accs: Vec<f64>,
     /// Statistics.
     pub stats: Vec<f64>,
+    /// The whole left row of a matmul, at its first column.
+    pub left: Vec<f64>,
 }
 
 /// A specification with the numbers of its arguments.
@@ -56,6 +58,14 @@ pub fn evaluate_rounded(case: &Case, round: fn(f64) -> f64) -> Vec<Vec<f64>> {
     }
     let extents: Vec<i64> = spec.domain.iter().map(|d| e.dim(d, &Point::default())).collect();
     e.run(&extents, &mut |p| {
+        if let Some(l) = &spec.left {
+            let mut at = p.clone();
+            for (i, v) in p.left.iter().enumerate() {
+                at.axes.resize(extents.len() + 1, 0);
+                at.axes[extents.len()] = i as i64;
+                out[l.arg.0 as usize][usize::try_from(e.dim(&l.index, &at)).expect("store below 0")] = *v;
+            }
+        }
         for st in &spec.stores {
             let last = p.axes.last().copied().unwrap_or(0);
             let inside = st.when.as_ref().is_none_or(|w| {
@@ -100,22 +110,25 @@ impl Eval<'_> {
                 }
             }),
             Anchor::MatMul { k, lhs, lhs_stats, rhs } => {
-                let k = self.dim(k, &Point::default());
+                let (k, round) = (self.dim(k, &Point::default()), self.round);
                 coordinates(&extents[..n - 1], &mut |row| {
                     let mut p = Point { axes: row.to_vec(), ..Point::default() };
                     p.axes.extend([0, 0]);
                     p.stats = self.stats(lhs_stats, &p, n, k);
                     let at = |p: &mut Point, i: i64, e: ExprId| {
                         p.axes[n] = i;
-                        (self.round)(self.value(e, p))
+                        self.value(e, p)
                     };
                     let left: Vec<f64> = (0..k).map(|i| at(&mut p, i, *lhs)).collect();
+                    p.left = left.clone();
+                    p.axes[n - 1] = 0;
                     for c in 0..extents[n - 1] {
                         p.axes[n - 1] = c;
-                        let mut sum = |e: &ExprId| (0..k).map(|i| left[i as usize] * at(&mut p, i, *e)).sum();
+                        let mut sum =
+                            |e: &ExprId| (0..k).map(|i| round(left[i as usize]) * round(at(&mut p, i, *e))).sum();
                         let accs = rhs.iter().map(&mut sum).collect();
                         let axes = p.axes[..n].to_vec();
-                        f(&Point { axes, accs, stats: p.stats.clone() });
+                        f(&Point { axes, accs, stats: p.stats.clone(), left: std::mem::take(&mut p.left) });
                     }
                 });
             }
@@ -189,7 +202,7 @@ impl Eval<'_> {
                     acc += w * self.value(a.v, &p);
                 }
                 let acc = if total > 0.0 { acc / total } else { 0.0 };
-                f(&Point { axes: p.axes[..4].to_vec(), accs: vec![acc], stats: Vec::new() });
+                f(&Point { axes: p.axes[..4].to_vec(), accs: vec![acc], ..Point::default() });
             }
         });
     }

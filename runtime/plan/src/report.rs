@@ -21,6 +21,9 @@ pub struct PhaseReport {
     pub dispatches_per_layer: u32,
     /// Launches if every operation were a kernel of its own.
     pub unfused_dispatches: u32,
+    /// Repetitions of a block of layers whose regions follow from another repetition's, without being fused again.
+    #[serde(default)]
+    pub instances: u32,
     /// Attention blocks of the graph, and how many became one kernel.
     pub attention: AttentionCount,
     /// Every region in launch order.

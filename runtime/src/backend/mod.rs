@@ -44,6 +44,12 @@ pub trait Backend {
 
 /// A plan bound to a device.
 pub trait Executor: Send {
+    /// Makes what a program needs besides buffers, so that its first run is as fast as the next ones. Without it the
+    /// first run does so.
+    ///
+    /// # Errors
+    /// A kernel the device cannot run, a program that does not exist.
+    fn prepare(&mut self, program: usize) -> Result<()>;
     /// Lays the buffers out again for a larger extent; weights stay, cache and states are lost.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 use super::Site;
 use crate::fusion::coords::{self, Coords};
+use crate::fusion::region::RegionAnchor;
 use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
 use crate::graph::{Op, ValueId};
 use frit_kernels::dim::Dim;
@@ -41,7 +42,11 @@ pub(super) fn run(
         }
     }
     let mut stores = Vec::new();
-    for v in &site.region.outputs {
+    let left = match &site.region.anchor {
+        RegionAnchor::MatMul(g) => g.norm,
+        _ => None,
+    };
+    for v in site.region.outputs.iter().filter(|v| Some(**v) != left) {
         let op = site.graph.op(*v);
         let from = match op {
             Op::KvAppend { .. } => site.graph.operands(*v).first().copied().unwrap_or(*v),
@@ -126,6 +131,9 @@ fn step(
                 for o in &ops {
                     let inside = tracked.get(o).and_then(|t| t.lanes.get(k));
                     args.push(match inside {
+                        Some(l) if l.at != lane.at => {
+                            return Err(format!("{} of different elements of a tile", op.name()));
+                        }
                         Some(l) => l.expr,
                         None => b.expr_at(*o, &coords::broadcast(&lane.at, &graph.ty(*o).shape))?,
                     });

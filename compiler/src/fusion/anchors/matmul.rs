@@ -9,7 +9,7 @@ use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
 use crate::graph::{Op, RopeStyle, ValueId};
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::dtype::Scalar;
-use frit_kernels::spec::{Anchor, AxisRange, Expr, ExprId, KernelSpec, Stat};
+use frit_kernels::spec::{Anchor, AxisRange, Expr, ExprId, KernelSpec, LeftStore, Stat};
 use std::collections::HashMap;
 
 pub(super) fn build(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand>), Fault> {
@@ -86,6 +86,10 @@ fn weighted(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand
             }
         }
     };
+    if let Some(n) = g.norm.filter(|n| site.region.outputs.contains(n)) {
+        let index = coords::linear(&lhs_at, &graph.ty(n).shape, &bounds);
+        b.left = Some(LeftStore { arg: b.written(Operand::Value(n)), index });
+    }
     let weight_rows: Vec<Dim> = match &g.form {
         MatMulForm::Concat => vec![n.clone()],
         MatMulForm::Paired => vec![n.clone(), n.clone() + width.clone()],

@@ -52,6 +52,7 @@ fn model() -> (Plan, Tensors) {
         ],
         exprs,
         stores: vec![Store { arg: ArgId(2), index: d("i0*S + i1"), value, when: None, per_row: false }],
+        left: None,
         aliases: vec![],
         sizes: vec![SizeSlot { name: "B".into(), index: 0 }, SizeSlot { name: "S".into(), index: 1 }],
     };

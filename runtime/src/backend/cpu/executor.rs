@@ -478,6 +478,12 @@ impl CpuExecutor {
 }
 
 impl Executor for CpuExecutor {
+    fn prepare(&mut self, program: usize) -> Result<()> {
+        match self.steps.get(program) {
+            Some(_) => Ok(()),
+            None => Err(Error::Plan(format!("there is no program {program}"))),
+        }
+    }
     fn resize(&mut self, extent: &Extent) -> Result<()> {
         check_extent(&self.plan, &extent.0)?;
         let plan = Arc::clone(&self.plan);

@@ -67,18 +67,18 @@ pub fn products(w: View<'_>, starts: Starts<'_>, rows: Rows<'_>, n: usize, out: 
         #[inline(always)]
         fn call(self) -> bool {
             let Go(w, starts, rows, n, out, stride) = self;
-            let mut put = |r: usize, j: usize, v: f32| out[r * stride + j] = v;
+            let mut to = Out { out, stride };
             match w {
-                View::F32(w) => plain(w, starts, rows, n, &mut put, |v: f32| v),
-                View::Half(false, w) => plain(w, starts, rows, n, &mut put, half_to_f32),
-                View::Half(true, w) => plain(w, starts, rows, n, &mut put, bf16_to_f32),
-                View::Blocks(Storage::Q4_0, w) => blocks::<Q4_0>(w, starts, rows, n, &mut put),
-                View::Blocks(Storage::Q4_1, w) => blocks::<Q4_1>(w, starts, rows, n, &mut put),
-                View::Blocks(Storage::Q5_0, w) => blocks::<Q5_0>(w, starts, rows, n, &mut put),
-                View::Blocks(Storage::Q5_1, w) => blocks::<Q5_1>(w, starts, rows, n, &mut put),
-                View::Blocks(Storage::Q8_0, w) => blocks::<Q8_0>(w, starts, rows, n, &mut put),
-                View::Blocks(Storage::Q4K, w) => blocks::<Q4K>(w, starts, rows, n, &mut put),
-                View::Blocks(Storage::Q6K, w) => blocks::<Q6K>(w, starts, rows, n, &mut put),
+                View::F32(w) => plain(w, starts, rows, n, &mut to, |v: f32| v),
+                View::Half(false, w) => plain(w, starts, rows, n, &mut to, half_to_f32),
+                View::Half(true, w) => plain(w, starts, rows, n, &mut to, bf16_to_f32),
+                View::Blocks(Storage::Q4_0, w) => blocks::<Q4_0>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Q4_1, w) => blocks::<Q4_1>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Q5_0, w) => blocks::<Q5_0>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Q5_1, w) => blocks::<Q5_1>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Q8_0, w) => blocks::<Q8_0>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Q4K, w) => blocks::<Q4K>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Q6K, w) => blocks::<Q6K>(w, starts, rows, n, &mut to),
                 _ => false,
             }
         }
@@ -109,20 +109,18 @@ fn tree<const N: usize>(mut lanes: [f32; N]) -> f32 {
     lanes[0]
 }
 
-/// Calls `f` for the rows in fours, twos and ones.
-#[inline(always)]
-fn in_groups(count: usize, mut four: impl FnMut(usize), mut two: impl FnMut(usize), mut one: impl FnMut(usize)) {
-    let mut r = 0;
-    while count - r >= 4 {
-        four(r);
-        r += 4;
-    }
-    if count - r >= 2 {
-        two(r);
-        r += 2;
-    }
-    if count - r >= 1 {
-        one(r);
+/// Where products go: row r, column j at `r·stride + j`.
+struct Out<'a> {
+    out: &'a mut [f32],
+    stride: usize,
+}
+
+impl Out<'_> {
+    #[inline(always)]
+    fn put<const R: usize>(&mut self, r: usize, j: usize, v: [f32; R]) {
+        for (i, v) in v.into_iter().enumerate() {
+            self.out[(r + i) * self.stride + j] = v;
+        }
     }
 }
 
@@ -131,28 +129,31 @@ fn pick<const R: usize>(x: &[f32], first: usize, k: usize) -> [&[f32]; R] {
     std::array::from_fn(|r| x.get((first + r) * k..(first + r + 1) * k).unwrap_or_default())
 }
 
+// The kernels below are always inlined into the one function that runs with the vector instructions; a closure around
+// them would be compiled without.
 #[inline(always)]
 fn plain<T: Copy>(
     w: &[T],
     starts: Starts<'_>,
     rows: Rows<'_>,
     n: usize,
-    put: &mut impl FnMut(usize, usize, f32),
+    to: &mut Out<'_>,
     value: impl Fn(T) -> f32 + Copy,
 ) -> bool {
-    let put = std::cell::RefCell::new(put);
     for j in 0..n {
         let Some(w) = starts.at(j).and_then(|s| w.get(s..s.checked_add(rows.k)?)) else { return false };
-        let emit = |r: usize, v: &[f32]| {
-            let mut put = put.borrow_mut();
-            v.iter().enumerate().for_each(|(i, v)| put(r + i, j, *v));
-        };
-        in_groups(
-            rows.count,
-            |r| emit(r, &plain_dot::<T, 4>(w, pick(rows.x, r, rows.k), value)),
-            |r| emit(r, &plain_dot::<T, 2>(w, pick(rows.x, r, rows.k), value)),
-            |r| emit(r, &plain_dot::<T, 1>(w, pick(rows.x, r, rows.k), value)),
-        );
+        let mut r = 0;
+        while rows.count - r >= 4 {
+            to.put(r, j, plain_dot::<T, 4>(w, pick(rows.x, r, rows.k), value));
+            r += 4;
+        }
+        if rows.count - r >= 2 {
+            to.put(r, j, plain_dot::<T, 2>(w, pick(rows.x, r, rows.k), value));
+            r += 2;
+        }
+        if rows.count > r {
+            to.put(r, j, plain_dot::<T, 1>(w, pick(rows.x, r, rows.k), value));
+        }
     }
     true
 }
@@ -243,34 +244,29 @@ impl Block for Q6K {
 }
 
 #[inline(always)]
-fn blocks<B: Block>(
-    w: &[u8],
-    starts: Starts<'_>,
-    rows: Rows<'_>,
-    n: usize,
-    put: &mut impl FnMut(usize, usize, f32),
-) -> bool {
+fn blocks<B: Block>(w: &[u8], starts: Starts<'_>, rows: Rows<'_>, n: usize, to: &mut Out<'_>) -> bool {
     let elems = B::RUNS * 32;
     let (k, runs) = (rows.k, rows.k / 32);
     if k % elems != 0 || (B::MIN && rows.sums.len() < rows.count * runs) {
         return false;
     }
     let size = k / elems * B::BYTES;
-    let put = std::cell::RefCell::new(put);
     for j in 0..n {
         let row = starts.at(j).filter(|s| s % elems == 0).map(|s| s / elems);
         let row = row.and_then(|b| b.checked_mul(B::BYTES)).and_then(|s| w.get(s..s.checked_add(size)?));
         let Some(w) = row else { return false };
-        let emit = |r: usize, v: &[f32]| {
-            let mut put = put.borrow_mut();
-            v.iter().enumerate().for_each(|(i, v)| put(r + i, j, *v));
-        };
-        in_groups(
-            rows.count,
-            |r| emit(r, &block_dot::<B, 4>(w, pick(rows.x, r, k), pick(rows.sums, r, runs))),
-            |r| emit(r, &block_dot::<B, 2>(w, pick(rows.x, r, k), pick(rows.sums, r, runs))),
-            |r| emit(r, &block_dot::<B, 1>(w, pick(rows.x, r, k), pick(rows.sums, r, runs))),
-        );
+        let mut r = 0;
+        while rows.count - r >= 4 {
+            to.put(r, j, block_dot::<B, 4>(w, pick(rows.x, r, k), pick(rows.sums, r, runs)));
+            r += 4;
+        }
+        if rows.count - r >= 2 {
+            to.put(r, j, block_dot::<B, 2>(w, pick(rows.x, r, k), pick(rows.sums, r, runs)));
+            r += 2;
+        }
+        if rows.count > r {
+            to.put(r, j, block_dot::<B, 1>(w, pick(rows.x, r, k), pick(rows.sums, r, runs)));
+        }
     }
     true
 }

@@ -142,7 +142,12 @@ fn build(spec: &KernelSpec) -> std::result::Result<Code, Refused> {
         }
         Anchor::Row { stats } => (Body::Row(row::stats(&mut b, spec, axes, stats, last)?), last),
         Anchor::MatMul { k, lhs, lhs_stats, rhs } => {
-            (Body::MatMul(MatMul::new(&mut b, spec, k, *lhs, lhs_stats, rhs)?), last)
+            let mut m = MatMul::new(&mut b, spec, k, *lhs, lhs_stats, rhs)?;
+            if let Some(left) = &spec.left {
+                let store = Store { arg: left.arg, index: left.index.clone(), value: *lhs, when: None, per_row: false };
+                m.left = groups(&mut b, &[store], nd)?;
+            }
+            (Body::MatMul(m), last)
         }
         Anchor::Attention(a) => (Body::Attention(Attention::new(&mut b, spec, a)?), 3),
     };

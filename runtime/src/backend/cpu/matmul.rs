@@ -107,6 +107,8 @@ pub struct MatMul {
     stats: Vec<StatCode>,
     rhs: Vec<Rhs>,
     shared: bool,
+    /// Writes the left side, if it is wanted.
+    pub left: Vec<Group>,
 }
 
 /// How one launch is cut.
@@ -157,6 +159,7 @@ impl MatMul {
             stats: row::stats(b, spec, axes, lhs_stats, k_axis)?,
             rhs: rhs.iter().map(|e| one(b, *e)).collect::<Result<_, _>>()?,
             shared: !mentions(&spec.exprs, rhs, |a| (a as usize) < nd - 1),
+            left: Vec::new(),
         })
     }
     fn cut(&self, extents: &[usize], k: usize) -> Cut {
@@ -242,7 +245,8 @@ impl MatMul {
                 s.run(frame, l, k)?;
             }
             self.lhs.begin(frame, l.read)?;
-            self.lhs.fill(frame, &Env::new(l.read), 0, x)
+            self.lhs.fill(frame, &Env::new(l.read), 0, x)?;
+            l.store(frame, &self.left, extents.len(), 0, k as i64, [&[]; ACCS])
         };
         let cost = k * (self.lhs.each.len() + 2 * self.stats.len() + 1);
         let rows = x.len() / k;

@@ -91,6 +91,9 @@ pub(super) struct Gpu {
     pub info: wgpu::AdapterInfo,
     pub limits: wgpu::Limits,
     pub timeout: Duration,
+    /// Every wait ends as if the device had not answered in time.
+    #[cfg(test)]
+    pub stalled: Arc<std::sync::atomic::AtomicBool>,
     lost: Arc<Mutex<Option<String>>>,
     tally: Tally,
 }
@@ -149,6 +152,8 @@ impl Gpu {
             info: info.clone(),
             limits,
             timeout: Duration::from_secs(if software { 900 } else { 60 }),
+            #[cfg(test)]
+            stalled: Arc::default(),
             lost,
             tally: Tally::default(),
         })
@@ -161,6 +166,8 @@ impl Gpu {
             info: self.info.clone(),
             limits: self.limits.clone(),
             timeout: self.timeout,
+            #[cfg(test)]
+            stalled: Arc::clone(&self.stalled),
             lost: Arc::clone(&self.lost),
             tally: Tally::default(),
         }
@@ -313,6 +320,8 @@ impl Gpu {
         // wgpu-core panics here when the driver reports a lost device
         let polled = catch_unwind(AssertUnwindSafe(|| self.device.poll(how)));
         self.check()?;
+        #[cfg(test)]
+        let polled = if self.stalled.load(Ordering::Relaxed) { Ok(Err(wgpu::PollError::Timeout)) } else { polled };
         match polled {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(wgpu::PollError::Timeout)) => {

@@ -1,7 +1,8 @@
 //! The wgpu backend: Vulkan, Metal and DirectX 12 devices, and software drivers of these.
 //!
-//! Binding a plan makes every pipeline, buffer and bind group. A run then writes the table of sizes (if it changed) and
-//! the inputs, records all launches in one compute pass, submits once, and reads back only the outputs asked for.
+//! Binding a plan makes every buffer; a program's pipelines and bind groups are made when it is prepared or first run.
+//! A run then writes the table of sizes (if it changed) and the inputs, records all launches in one compute pass, submits
+//! once, and reads back only the outputs asked for.
 //! Generated WGSL runs with the driver's and wgpu's bounds checks on.
 
 mod device;
@@ -85,7 +86,7 @@ impl Backend for WgpuBackend {
         let tier = self.tier();
         let layout = Layout::new(&plan, extent)?;
         account(&gpu, &plan, &layout, self.limit_bytes)?;
-        let pipelines = pipeline::build(&gpu, &plan, tier)?;
+        let pipelines = plan.kernels.iter().map(|_| None).collect();
         let weights = DeviceWeights::load(&gpu, &plan, &layout, source, extent, progress)?;
         let mut executor = WgpuExecutor {
             gpu,
@@ -132,7 +133,8 @@ struct Bound {
     extent: Extent,
     layout: Layout,
     buffers: Buffers,
-    programs: Vec<Replay>,
+    /// Programs that are ready to run.
+    programs: Vec<Option<Replay>>,
 }
 
 struct WgpuExecutor {
@@ -154,23 +156,37 @@ struct WgpuExecutor {
 impl WgpuExecutor {
     fn lay_out(&mut self, layout: Layout, extent: &Extent) -> Result<()> {
         let buffers = Buffers::new(&self.gpu, &self.plan, &layout)?;
-        let mut programs = Vec::new();
-        for (at, p) in self.plan.programs.iter().enumerate() {
-            programs.push(Replay::new(
-                &self.gpu,
-                &self.plan,
-                at,
-                p,
-                &layout,
-                extent,
-                self.tier,
-                &self.pipelines,
-                &buffers,
-                &self.weights,
-            )?);
-        }
+        let programs = self.plan.programs.iter().map(|_| None).collect();
         self.sizes = None;
         self.bound = Some(Bound { extent: extent.clone(), layout, buffers, programs });
+        Ok(())
+    }
+    /// Makes what a program needs, unless it is there.
+    fn try_prepare(&mut self, program: usize) -> Result<()> {
+        let plan = Arc::clone(&self.plan);
+        let bound = usable(&self.failed, &self.gpu, &self.bound)?;
+        let Some(decl) = plan.programs.get(program) else {
+            return Err(Error::Plan(format!("there is no program {program}")));
+        };
+        if bound.programs.get(program).is_some_and(Option::is_some) {
+            return Ok(());
+        }
+        pipeline::build(&self.gpu, &plan, decl, self.tier, &mut self.pipelines)?;
+        let replay = Replay::new(
+            &self.gpu,
+            &plan,
+            program,
+            decl,
+            &bound.layout,
+            &bound.extent,
+            self.tier,
+            &self.pipelines,
+            &bound.buffers,
+            &self.weights,
+        )?;
+        if let Some(slot) = self.bound.as_mut().and_then(|b| b.programs.get_mut(program)) {
+            *slot = Some(replay);
+        }
         Ok(())
     }
     /// Remembers a failure of the device: the executor is of no further use.
@@ -193,9 +209,10 @@ impl WgpuExecutor {
         self.lay_out(layout, extent)
     }
     fn try_run(&mut self, program: usize, sizes: &[u64], inputs: &[&Tensor], wanted: &[usize]) -> Result<Vec<Tensor>> {
+        self.try_prepare(program)?;
         let plan = Arc::clone(&self.plan);
         let bound = usable(&self.failed, &self.gpu, &self.bound)?;
-        let (Some(decl), Some(replay)) = (plan.programs.get(program), bound.programs.get(program)) else {
+        let (Some(decl), Some(Some(replay))) = (plan.programs.get(program), bound.programs.get(program)) else {
             return Err(Error::Plan(format!("there is no program {program}")));
         };
         let table = check_sizes(&plan, decl, &bound.extent, sizes)?;
@@ -289,6 +306,10 @@ fn usable<'a>(failed: &Option<String>, gpu: &Gpu, bound: &'a Option<Bound>) -> R
 }
 
 impl Executor for WgpuExecutor {
+    fn prepare(&mut self, program: usize) -> Result<()> {
+        let r = self.try_prepare(program);
+        self.noted(r)
+    }
     fn resize(&mut self, extent: &Extent) -> Result<()> {
         let r = self.try_resize(extent);
         self.noted(r)
@@ -307,7 +328,7 @@ impl Executor for WgpuExecutor {
     fn memory_bytes(&self) -> [u64; 3] {
         let Some(bound) = &self.bound else { return [0; 3] };
         let [weights, cache, arenas] = bound.layout.bytes();
-        let records: u64 = bound.programs.iter().map(|p| p.record_bytes).sum();
+        let records: u64 = bound.programs.iter().flatten().map(|p| p.record_bytes).sum();
         [weights, cache, arenas + records + self.staging.bytes()]
     }
 }

@@ -8,7 +8,7 @@ use super::device::Gpu;
 use crate::{Error, Result};
 use frit_kernels::spec::{KernelSpec, Space};
 use frit_kernels::target::Tier;
-use frit_plan::{Kernel, Plan, Variant};
+use frit_plan::{Kernel, Plan, Program, Variant};
 use rayon::prelude::*;
 
 /// Bytes of the table of sizes.
@@ -64,15 +64,30 @@ pub(super) fn variant(kernel: &Kernel, tier: Tier) -> Result<&Variant> {
     })
 }
 
-/// A pipeline for each kernel that a program launches; others stay `None`.
-pub(super) fn build(gpu: &Gpu, plan: &Plan, tier: Tier) -> Result<Vec<Option<Pipeline>>> {
-    let mut used = vec![false; plan.kernels.len()];
-    for step in plan.programs.iter().flat_map(|p| &p.steps) {
-        let mark = used.get_mut(step.kernel as usize).ok_or_else(|| super::layout::no_kernel(step))?;
-        *mark = true;
+/// Makes the pipelines of a program's kernels that `known` does not hold yet.
+pub(super) fn build(
+    gpu: &Gpu,
+    plan: &Plan,
+    program: &Program,
+    tier: Tier,
+    known: &mut [Option<Pipeline>],
+) -> Result<()> {
+    let mut missing: Vec<usize> = Vec::new();
+    for step in &program.steps {
+        let k = step.kernel as usize;
+        if known.get(k).ok_or_else(|| super::layout::no_kernel(step))?.is_none() && !missing.contains(&k) {
+            missing.push(k);
+        }
     }
-    let kernels = plan.kernels.par_iter().zip(used);
-    kernels.map(|(k, used)| if used { one(gpu, k, tier).map(Some) } else { Ok(None) }).collect()
+    let kernels: Vec<(usize, &Kernel)> = missing.iter().filter_map(|k| Some((*k, plan.kernels.get(*k)?))).collect();
+    let made: Result<Vec<(usize, Pipeline)>> =
+        kernels.into_par_iter().map(|(at, k)| Ok((at, one(gpu, k, tier)?))).collect();
+    for (at, p) in made? {
+        if let Some(slot) = known.get_mut(at) {
+            *slot = Some(p);
+        }
+    }
+    Ok(())
 }
 
 fn one(gpu: &Gpu, kernel: &Kernel, tier: Tier) -> Result<Pipeline> {

@@ -1,5 +1,5 @@
 use super::*;
-use frit_kernels::spec::{ReduceOp, Stat};
+use frit_kernels::spec::{LeftStore, ReduceOp, Stat};
 
 /// `[M, K] · [N, K]ᵀ` with a bias, the right side stored as `s`.
 fn linear(s: Storage, m: u64, n: u64, k: u64) -> Case {
@@ -63,6 +63,7 @@ fn a_norm_is_applied_to_the_left_side_and_gates_share_it() {
         let gate = c.arg(Given::Weight(s, r.stored(s, (n * k) as usize)));
         let up = c.arg(Given::Weight(s, r.stored(s, (n * k) as usize)));
         let out = c.arg(Given::Out((m * n) as usize));
+        let normed = c.arg(Given::Out((m * k) as usize));
         let (x, res, gain) = (c.load(x, "i0*K + i2"), c.load(res, "i0*K + i2"), c.load(gain, "i2"));
         let x = c.bin(BinaryOp::Add, x, res);
         let square = c.bin(BinaryOp::Mul, x, x);
@@ -83,6 +84,7 @@ fn a_norm_is_applied_to_the_left_side_and_gates_share_it() {
         let a = c.un(UnaryOp::Silu, a);
         let y = c.bin(BinaryOp::Mul, a, b);
         c.store(out, "i0*N + i1", y);
+        c.spec.left = Some(LeftStore { arg: normed, index: d("i0*K + i2") });
         c.check(1e-4);
     }
 }

@@ -101,6 +101,7 @@ impl Case {
             args: Vec::new(),
             exprs: Exprs::default(),
             stores: Vec::new(),
+            left: None,
             aliases: Vec::new(),
             sizes: slots.map(|(i, (n, _))| SizeSlot { name: n.to_string(), index: i as u8 }).collect(),
         };

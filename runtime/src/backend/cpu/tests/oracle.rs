@@ -101,6 +101,14 @@ impl<'a> Oracle<'a> {
                 rest /= e;
             }
             self.anchor(&extents);
+            if let (Some(l), Anchor::MatMul { k, lhs, .. }) = (&self.spec.left, &self.spec.anchor)
+                && self.axes[last] == 0
+            {
+                for i in 0..self.dim(k) {
+                    self.axes[last + 1] = i;
+                    out[l.arg.0 as usize][self.dim(&l.index) as usize] = self.eval(*lhs);
+                }
+            }
             for s in &self.spec.stores {
                 if s.per_row && self.axes[last] != 0 {
                     continue;

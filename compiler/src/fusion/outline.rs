@@ -1,0 +1,324 @@
+//! Equal layers are fused once. A model's order of operations is searched for a block that repeats; all but four of its
+//! repetitions are cut out, the short graph is partitioned and its kernels are built, and the result is stretched back
+//! to every layer with that layer's own weights, cache slots and values.
+//!
+//! The first and the last repetition are kept because what surrounds them may differ; of the two between, one must be
+//! the other moved by a layer. Where that does not hold the caller partitions the whole graph instead.
+
+use super::region::{MatMulGroup, Region, RegionAnchor};
+use super::spec_builder::{Operand, PackedWeight};
+use super::{Partition, Refused};
+use crate::graph::{Graph, KvSlotId, Op, Tables, ValueId, WeightData, WeightId};
+use rustc_hash::{FxHashMap, FxHasher};
+use std::hash::{Hash, Hasher};
+
+/// Repetitions that stay in the short graph.
+const KEPT: usize = 4;
+/// A block of fewer operations is not worth the search.
+const SMALLEST: usize = 4;
+
+/// A block of operations that repeats in the graph's order. Block `l`, role `r` is `order[first + l·period + r]`.
+#[derive(Debug)]
+pub struct Outline {
+    order: Vec<ValueId>,
+    position: FxHashMap<ValueId, usize>,
+    first: usize,
+    period: usize,
+    /// How often the block occurs.
+    pub count: usize,
+}
+
+/// A region with its kernel and operands.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// What one kernel computes.
+    pub region: Region,
+    /// Index of the kernel.
+    pub kernel: u32,
+    /// What its arguments stand for.
+    pub operands: Vec<Operand>,
+}
+
+/// Moves what belongs to one block to another.
+struct Shift<'a> {
+    outline: &'a Outline,
+    graph: &'a Graph,
+    weights: &'a FxHashMap<WeightId, usize>,
+    slots: &'a FxHashMap<KvSlotId, usize>,
+    /// Blocks `0..from` stay where they are.
+    from: usize,
+    by: usize,
+}
+
+impl Outline {
+    /// The block that covers most of the graph with at least five repetitions, if there is one.
+    pub fn find(graph: &Graph, tables: &Tables) -> Option<Outline> {
+        let order = graph.order();
+        let position: FxHashMap<ValueId, usize> = order.iter().enumerate().map(|(i, v)| (*v, i)).collect();
+        let shapes: Vec<u64> = order.iter().map(|v| shape_of(graph, tables, *v)).collect();
+        let mut last: FxHashMap<u64, usize> = FxHashMap::default();
+        let mut steps: FxHashMap<usize, usize> = FxHashMap::default();
+        for (i, s) in shapes.iter().enumerate() {
+            if let Some(before) = last.insert(*s, i) {
+                *steps.entry(i - before).or_default() += 1;
+            }
+        }
+        let operands: Vec<Vec<usize>> = order
+            .iter()
+            .map(|v| graph.operands(*v).iter().filter_map(|o| position.get(o).copied()).collect())
+            .collect();
+        let mut periods: Vec<usize> =
+            steps.into_iter().filter(|(p, n)| *p >= SMALLEST && *n > KEPT).map(|(p, _)| p).collect();
+        periods.sort_unstable();
+        let mut best: Option<(usize, usize, usize)> = None;
+        for p in periods {
+            let Some((first, count)) = longest(&shapes, &operands, p) else { continue };
+            if count > KEPT && best.is_none_or(|(_, bp, bc)| count * p > bp * bc) {
+                best = Some((first, p, count));
+            }
+        }
+        let (first, period, count) = best?;
+        let out = Outline { order, position, first, period, count };
+        out.closed(graph).then_some(out)
+    }
+    /// Repetitions that the short graph lacks.
+    pub fn instances(&self) -> u32 {
+        (self.count - KEPT) as u32
+    }
+    /// Block and role of a value.
+    fn place(&self, v: ValueId) -> Option<(usize, usize)> {
+        let at = self.position.get(&v)?.checked_sub(self.first)?;
+        let (block, role) = (at / self.period, at % self.period);
+        (block < self.count).then_some((block, role))
+    }
+    fn block(&self, v: ValueId) -> Option<usize> {
+        self.place(v).map(|p| p.0)
+    }
+    fn at(&self, block: usize, role: usize) -> Option<ValueId> {
+        self.order.get(self.first + block * self.period + role).copied()
+    }
+    /// Whether only the last block is read from behind the blocks, and only it leaves the graph.
+    fn closed(&self, graph: &Graph) -> bool {
+        let end = self.first + self.count * self.period;
+        let inner = |v: &ValueId| self.block(*v).is_some_and(|b| b + 1 < self.count);
+        let behind = self.order.get(end..).unwrap_or_default();
+        !behind.iter().any(|v| graph.operands(*v).iter().any(inner)) && !graph.outputs.iter().any(|o| inner(&o.value))
+    }
+    /// The graph without the blocks between the third and the last one; `None` when the last block reads further back
+    /// than that.
+    pub fn shrink(&self, graph: &Graph) -> Option<Graph> {
+        let mut g = graph.clone();
+        let cut = KEPT - 1..self.count - 1;
+        let moved = self.count - KEPT;
+        for role in 0..self.period {
+            let v = self.at(self.count - 1, role)?;
+            for (port, o) in graph.operands(v).into_iter().enumerate() {
+                match self.place(o) {
+                    Some((b, r)) if b + 1 < self.count && b >= self.count.saturating_sub(3) => {
+                        g.set_operand(v, port, self.at(b - moved, r)?);
+                    }
+                    Some((b, _)) if b + 1 < self.count => return None,
+                    _ => {}
+                }
+            }
+        }
+        for block in cut.rev() {
+            for role in (0..self.period).rev() {
+                g.remove(self.at(block, role)?);
+            }
+        }
+        Some(g)
+    }
+    /// The partition of the whole graph from that of the short one; `None` when the second and third blocks were not
+    /// fused alike. `part` and `built` speak of the short graph.
+    pub fn stretch(&self, graph: &Graph, part: &Partition, built: &[Built]) -> Option<(Vec<Built>, Vec<Refused>)> {
+        let (weights, slots) = self.owners(graph);
+        let shift = |from: usize, by: usize| Shift { outline: self, graph, weights: &weights, slots: &slots, from, by };
+        let tags: Vec<Option<usize>> = built.iter().map(|b| self.tag(graph, &b.region)).collect();
+        let run = |block: usize| -> Option<(usize, usize)> {
+            let lo = tags.iter().position(|t| *t == Some(block))?;
+            let n = tags.iter().filter(|t| **t == Some(block)).count();
+            tags.get(lo..lo + n)?.iter().all(|t| *t == Some(block)).then_some((lo, lo + n))
+        };
+        let ((a, b), (c, d)) = (run(1)?, run(2)?);
+        if b != c {
+            return None;
+        }
+        let (unit, next) = (built.get(a..b)?, built.get(c..d)?);
+        let one = shift(0, 1);
+        let alike = unit.len() == next.len()
+            && unit.iter().zip(next).all(|(x, y)| {
+                one.built(x).is_some_and(|m| m.kernel == y.kernel && m.region == y.region && m.operands == y.operands)
+            });
+        if !alike {
+            return None;
+        }
+        let moved = self.count - KEPT;
+        let mut out: Vec<Built> = built.get(..b)?.to_vec();
+        for by in 1..=moved + 1 {
+            let s = shift(0, by);
+            for x in unit {
+                out.push(s.built(x)?);
+            }
+        }
+        let tail = shift(1, moved);
+        for x in built.get(d..)? {
+            out.push(tail.built(x)?);
+        }
+        let mut refused = Vec::new();
+        for r in &part.refused {
+            let tag = [r.from, r.to].iter().filter_map(|v| self.block(*v)).max();
+            match tag {
+                Some(1) => {
+                    for by in 0..=moved + 1 {
+                        let s = shift(0, by);
+                        let (from, to) = (s.value(r.from)?, s.value(r.to)?);
+                        refused.push(Refused { from, to, ..r.clone() });
+                    }
+                }
+                Some(2) => {}
+                Some(b) if b + 1 == self.count => {
+                    refused.push(Refused { from: tail.value(r.from)?, to: tail.value(r.to)?, ..r.clone() });
+                }
+                _ => refused.push(r.clone()),
+            }
+        }
+        refused.sort_by_key(|r| (r.from, r.to, r.code));
+        Some((out, refused))
+    }
+    /// The block a region belongs to: the last one it computes anything of.
+    fn tag(&self, graph: &Graph, region: &Region) -> Option<usize> {
+        let all = region.members();
+        all.iter().filter(|v| !graph.op(**v).is_source()).filter_map(|v| self.block(*v)).max()
+    }
+    fn owners(&self, graph: &Graph) -> (FxHashMap<WeightId, usize>, FxHashMap<KvSlotId, usize>) {
+        let (mut weights, mut slots) = (FxHashMap::default(), FxHashMap::default());
+        for (i, v) in self.order.iter().enumerate() {
+            match graph.op(*v) {
+                Op::Weight(w) => {
+                    weights.entry(*w).or_insert(i);
+                }
+                Op::KvAppend { slot, .. } => {
+                    slots.entry(*slot).or_insert(i);
+                }
+                _ => {}
+            }
+        }
+        (weights, slots)
+    }
+}
+
+impl Shift<'_> {
+    fn value(&self, v: ValueId) -> Option<ValueId> {
+        match self.outline.place(v) {
+            Some((b, r)) if b >= self.from && b + 1 < self.outline.count => self.outline.at(b + self.by, r),
+            _ => Some(v),
+        }
+    }
+    fn values(&self, vs: &[ValueId]) -> Option<Vec<ValueId>> {
+        vs.iter().map(|v| self.value(*v)).collect()
+    }
+    fn weight(&self, w: WeightId) -> Option<WeightId> {
+        let node = self.outline.order.get(*self.weights.get(&w)?).copied()?;
+        match self.graph.op(self.value(node)?) {
+            Op::Weight(w) => Some(*w),
+            _ => None,
+        }
+    }
+    fn slot(&self, s: KvSlotId) -> Option<KvSlotId> {
+        let node = self.outline.order.get(*self.slots.get(&s)?).copied()?;
+        match self.graph.op(self.value(node)?) {
+            Op::KvAppend { slot, .. } => Some(*slot),
+            _ => None,
+        }
+    }
+    fn operand(&self, o: &Operand) -> Option<Operand> {
+        Some(match o {
+            Operand::Value(v) => Operand::Value(self.value(*v)?),
+            Operand::Weight(w) => {
+                let parts = w.parts.iter().map(|p| self.weight(*p)).collect::<Option<_>>()?;
+                Operand::Weight(PackedWeight { parts, ..w.clone() })
+            }
+            Operand::State(s) => Operand::State(*s),
+            Operand::Kv(slot, part) => Operand::Kv(self.slot(*slot)?, *part),
+        })
+    }
+    fn region(&self, r: &Region) -> Option<Region> {
+        let anchor = match &r.anchor {
+            RegionAnchor::Map => RegionAnchor::Map,
+            RegionAnchor::Row(v) => RegionAnchor::Row(self.value(*v)?),
+            RegionAnchor::Attention(v) => RegionAnchor::Attention(self.value(*v)?),
+            RegionAnchor::MatMul(g) => RegionAnchor::MatMul(MatMulGroup {
+                members: self.values(&g.members)?,
+                form: g.form.clone(),
+                norm: match g.norm {
+                    Some(n) => Some(self.value(n)?),
+                    None => None,
+                },
+            }),
+        };
+        Some(Region {
+            anchor,
+            epilogue: self.values(&r.epilogue)?,
+            prologue: self.values(&r.prologue)?,
+            outputs: self.values(&r.outputs)?,
+            rows: r.rows,
+        })
+    }
+    fn built(&self, b: &Built) -> Option<Built> {
+        Some(Built {
+            region: self.region(&b.region)?,
+            kernel: b.kernel,
+            operands: b.operands.iter().map(|o| self.operand(o)).collect::<Option<_>>()?,
+        })
+    }
+}
+
+/// A hash of what a node does, whatever the identity of its weight or cache slot.
+fn shape_of(graph: &Graph, tables: &Tables, v: ValueId) -> u64 {
+    let node = graph.node(v);
+    let mut h = FxHasher::default();
+    match &node.op {
+        Op::Weight(w) => {
+            let info = tables.weight_info(*w);
+            info.map(|i| (i.storage, &i.shape)).hash(&mut h);
+            match info.map(|i| &i.data) {
+                Some(WeightData::Tensor { transpose, .. }) => (1u8, *transpose).hash(&mut h),
+                Some(WeightData::Rope { part, .. }) => (2u8, *part as u8).hash(&mut h),
+                Some(WeightData::Inline(_)) => 3u8.hash(&mut h),
+                None => 4u8.hash(&mut h),
+            }
+        }
+        Op::KvAppend { slot, part } | Op::KvRead { slot, part } => {
+            let info = tables.kv_slots.get(slot.0 as usize);
+            (node.op.name(), *part as u8, info.map(|i| (i.heads, i.k_dim, i.v_dim))).hash(&mut h);
+        }
+        op => op.hash(&mut h),
+    }
+    node.ty.hash(&mut h);
+    h.finish()
+}
+
+/// The longest stretch of repetitions at distance `p`: where it starts, and how many blocks it holds. Positions i and
+/// i + p agree when they do the same and each operand is either p further as well or the same one in front of it all.
+fn longest(shapes: &[u64], operands: &[Vec<usize>], p: usize) -> Option<(usize, usize)> {
+    let n = shapes.len().checked_sub(p)?;
+    let mut best: Option<(usize, usize)> = None;
+    let mut start = 0;
+    let mut i = 0;
+    while i < n {
+        let same = shapes[i] == shapes[i + p] && operands[i].len() == operands[i + p].len();
+        let pairs = || operands[i].iter().zip(&operands[i + p]);
+        if !same || pairs().any(|(a, b)| *b != a + p && a != b) {
+            start = i + 1;
+        } else if let Some(latest) = pairs().filter(|(a, b)| a == b && **a >= start).map(|(a, _)| *a).max() {
+            start = latest + 1;
+        }
+        let count = (i + 1 - start.min(i + 1)) / p + 1;
+        if count > 1 && best.is_none_or(|(_, c)| count > c) {
+            best = Some((start, count));
+        }
+        i += 1;
+    }
+    best
+}

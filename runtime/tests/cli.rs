@@ -1,0 +1,274 @@
+//! The `frit` command: what it prints and writes, and how it says that something is wrong. A fault is exit code 1, one
+//! message that names the place, no panic, and no file half written.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use frit::{Tensor, npz};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(path)
+}
+
+fn frit(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_frit")).args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Standard output of a run that succeeds.
+fn succeeds(args: &[&str]) -> String {
+    let done = frit(args);
+    assert_eq!(done.status.code(), Some(0), "{args:?}: {}", text(&done.stderr));
+    text(&done.stdout)
+}
+
+/// The message of a run that is refused.
+fn refused(args: &[&str]) -> String {
+    let done = frit(args);
+    let said = text(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{args:?}: {said}{}", text(&done.stdout));
+    assert!(said.starts_with("error: ") && said.matches("error: ").count() == 1, "{args:?}: {said}");
+    assert!(!said.contains("panicked") && done.stdout.is_empty(), "{args:?}: {said}{}", text(&done.stdout));
+    said
+}
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&succeeds(args)).unwrap()
+}
+
+fn path(p: &Path) -> &str {
+    p.to_str().unwrap()
+}
+
+#[test]
+fn generate_continues_a_prompt() {
+    let lexicon = fixture("lexicon");
+    let args = ["generate", path(&lexicon), "--prompt", "kiln (noun):", "--backend", "cpu"];
+    let out = succeeds(&args);
+    assert!(out.starts_with("kiln (noun): a unit of length equal to one thousandth of a meter\n"), "{out}");
+    assert!(out.contains("backend  cpu") && out.contains("kernels  33 a token"), "{out}");
+    let report = json(&[&args[..], &["--json", "--max-new-tokens", "3"]].concat());
+    assert_eq!(report["rows"][0]["tokens"].as_array().unwrap().len(), 3);
+    assert_eq!(report["backend"], "cpu");
+    assert_eq!(report["stats"]["kernels_per_token"], 33);
+}
+
+/// Drawing with one seed twice gives one text.
+#[test]
+fn a_seed_fixes_what_is_drawn() {
+    let lexicon = fixture("lexicon");
+    let draw = |seed: &str| {
+        let args = ["generate", path(&lexicon), "--prompt", "kiln (noun):", "--backend", "cpu", "--json"];
+        let how = ["--temperature", "1.5", "--seed", seed, "--max-new-tokens", "12", "--ignore-eos"];
+        json(&[&args[..], &how[..]].concat())["rows"][0]["tokens"].clone()
+    };
+    assert_eq!(draw("7"), draw("7"));
+    assert_ne!(draw("7"), draw("8"));
+}
+
+#[test]
+fn generate_takes_and_gives_token_ids() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gpt2, out) = (fixture("devset/gpt2"), folder.path().join("out.npz"));
+    let golden = npz::read(&fixture("devset/gpt2/gen.npz")).unwrap();
+    let find = |n: &str| golden.iter().find(|(name, _)| name == n).unwrap().1.clone();
+    let ids = folder.path().join("ids.npz");
+    npz::write(&ids, &[("input_ids", npz::Array::Tensor(&find("prompt_input_ids")))]).unwrap();
+    let args = ["generate", path(&gpt2), "--inputs", path(&ids), "--output", path(&out)];
+    succeeds(&[&args[..], &["--max-new-tokens", "16", "--backend", "cpu"]].concat());
+    let made = npz::read(&out).unwrap();
+    assert_eq!(made[0].0, "tokens");
+    assert_eq!(made[0].1.as_i32(), find("tokens").as_i32());
+}
+
+#[test]
+fn an_artifact_serves_in_place_of_its_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bert, file) = (fixture("devset/bert"), folder.path().join("bert.frit"));
+    let said = json(&["compile", path(&bert), "-o", path(&file), "--json"]);
+    assert_eq!(said["file_bytes"].as_u64().unwrap(), std::fs::metadata(&file).unwrap().len());
+    let outputs = [&bert, &file].map(|model| {
+        let out = folder.path().join("out.npz");
+        let inputs = fixture("devset/bert/case0_in.npz");
+        let args = ["run", path(model), "--inputs", path(&inputs), "--output", path(&out), "--backend", "cpu"];
+        assert_eq!(succeeds(&args), "");
+        npz::read(&out).unwrap()
+    });
+    assert_eq!(outputs[0], outputs[1]);
+    let want = npz::read(&fixture("devset/bert/case0_out.npz")).unwrap();
+    let names = |v: &[(String, Tensor)]| v.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect::<Vec<_>>();
+    assert_eq!(names(&outputs[0]), names(&want));
+    for verb in ["explain", "inspect"] {
+        assert_eq!(succeeds(&[verb, path(&file), "--json"]), succeeds(&[verb, path(&bert), "--json"]), "{verb}");
+    }
+}
+
+#[test]
+fn explain_says_what_was_fused_and_what_was_not() {
+    let gpt2 = fixture("devset/gpt2");
+    let out = succeeds(&["explain", path(&gpt2)]);
+    for part in ["\nfused\n", "\nnot fused\n", "\nledger ", "attention blocks fused: 2 of 2", "to allow it: "] {
+        assert!(out.contains(part), "{part:?} is missing from\n{out}");
+    }
+    let report = json(&["explain", path(&gpt2), "--json"]);
+    let decode = report["phases"].as_array().unwrap().iter().find(|p| p["program"] == "decode").unwrap();
+    assert_eq!(report["dispatches"]["decode"], decode["dispatches"]);
+    assert_eq!(decode["dispatches"].as_u64().unwrap() as usize, decode["regions"].as_array().unwrap().len());
+    let said = refused(&["explain", path(&gpt2), "--phase", "training"]);
+    assert!(said.contains("training") && said.contains("prefill"), "{said}");
+}
+
+#[test]
+fn inspect_lists_kernels_and_prints_one() {
+    let gpt2 = fixture("devset/gpt2");
+    let report = json(&["inspect", path(&gpt2), "--json"]);
+    let kernels = report["kernels"].as_array().unwrap();
+    let name = kernels[0]["name"].as_str().unwrap();
+    for tier in ["cpu", "gpu"] {
+        let wgsl = succeeds(&["inspect", path(&gpt2), "--kernel", name, "--tier", tier]);
+        assert!(wgsl.contains("@compute") && wgsl.contains("fn main"), "{wgsl}");
+    }
+    let spec: Value = json(&["inspect", path(&gpt2), "--kernel", name, "--emit", "spec"]);
+    assert_eq!(
+        spec["name"],
+        kernels[0]["name"].as_str().unwrap().trim_end_matches(|c: char| c.is_ascii_digit() || c == '_')
+    );
+    let said = refused(&["inspect", path(&gpt2), "--kernel", "no_such_kernel"]);
+    assert!(said.contains("no_such_kernel") && said.contains(name), "{said}");
+}
+
+/// Every hostile model of the fixtures: refused with a word its entry asks for.
+#[test]
+fn every_hostile_model_is_refused_in_one_message() {
+    let manifest = std::fs::read_to_string(fixture("hostile/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.frit");
+    let list = manifest["refused"].as_array().unwrap();
+    assert!(list.len() > 100);
+    for entry in list {
+        let model = fixture("hostile").join(entry["path"].as_str().unwrap());
+        let said = refused(&["compile", path(&model), "-o", path(&out)]);
+        let mut words = entry["contains"].as_array().unwrap().iter().map(|w| w.as_str().unwrap());
+        assert!(words.any(|w| said.contains(w)), "{}: none of {} in {said}", entry["path"], entry["contains"]);
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a refused model left a file");
+    for entry in manifest["accepted"].as_array().unwrap() {
+        let model = fixture("hostile").join(entry["path"].as_str().unwrap());
+        succeeds(&["compile", path(&model), "-o", path(&out)]);
+    }
+}
+
+#[test]
+fn what_is_not_there_is_named_by_every_verb() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    for missing in ["no/such/model", "no_such.gguf", "no_such.frit", "no_such.onnx"] {
+        for args in [
+            vec!["compile", missing, "-o", path(&out)],
+            vec!["run", missing, "--output", path(&out)],
+            vec!["generate", missing, "--prompt", "x"],
+            vec!["explain", missing],
+            vec!["inspect", missing],
+        ] {
+            let said = refused(&args);
+            assert!(said.contains(missing), "{args:?}: {said}");
+        }
+    }
+    assert!(!out.exists());
+}
+
+#[test]
+fn damaged_artifacts_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.frit");
+    succeeds(&["compile", path(&fixture("devset/gpt2")), "-o", path(&file)]);
+    let whole = std::fs::read(&file).unwrap();
+    for len in [0, 7, 100, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&file, &whole[..len]).unwrap();
+        assert!(refused(&["inspect", path(&file)]).contains("model.frit"));
+    }
+    let mut other = whole.clone();
+    let last = other.len() - 1;
+    other[last] ^= 1;
+    std::fs::write(&file, &other).unwrap();
+    let said = refused(&[
+        "generate",
+        path(&file),
+        "--inputs",
+        path(&ids(folder.path())),
+        "--output",
+        "unused.npz",
+        "--backend",
+        "cpu",
+    ]);
+    assert!(said.contains("hash"), "{said}");
+}
+
+fn ids(folder: &Path) -> PathBuf {
+    let ids = folder.join("ids.npz");
+    npz::write(&ids, &[("input_ids", npz::Array::I64(&[1, 3], &[1, 2, 3]))]).unwrap();
+    ids
+}
+
+/// Everything wrong with the inputs is said at once, and an output that was there stays as it was.
+#[test]
+fn wrong_inputs_are_listed_together_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (inputs, out) = (folder.path().join("in.npz"), folder.path().join("out.npz"));
+    std::fs::write(&out, b"as before").unwrap();
+    let bert = fixture("devset/bert");
+    let run = |extra: &[&str]| {
+        let args = ["run", path(&bert), "--inputs", path(&inputs), "--output", path(&out), "--backend", "cpu"];
+        let said = refused(&[&args[..], extra].concat());
+        assert_eq!(std::fs::read(&out).unwrap(), b"as before");
+        said
+    };
+    let (three, four) = (npz::Array::I64(&[1, 3], &[1, 2, 3]), npz::Array::I64(&[1, 4], &[1, 1, 1, 1]));
+    npz::write(&inputs, &[("token_ids", three), ("attention_mask", four)]).unwrap();
+    let said = run(&[]);
+    assert!(said.contains("`token_ids` is no input") && said.contains("`input_ids` is missing"), "{said}");
+    npz::write(&inputs, &[("input_ids", three), ("attention_mask", four)]).unwrap();
+    let said = run(&[]);
+    assert!(said.contains('3') && said.contains('4') && said.contains("attention_mask"), "{said}");
+    npz::write(&inputs, &[("input_ids", npz::Array::I64(&[1, 3], &[1, 2, 100_000]))]).unwrap();
+    let said = run(&[]);
+    assert!(said.contains("100000") && said.contains("input_ids"), "{said}");
+    npz::write(&inputs, &[("input_ids", npz::Array::I64(&[1, 3], &[1, 2, i64::MAX]))]).unwrap();
+    assert!(run(&[]).contains("input_ids"));
+    std::fs::write(&inputs, b"no npz").unwrap();
+    assert!(run(&[]).contains("in.npz"));
+    std::fs::remove_file(&inputs).unwrap();
+    assert!(run(&[]).contains("in.npz"));
+    assert!(run(&["--json"]).contains("in.npz"));
+}
+
+#[test]
+fn an_output_in_no_folder_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let nowhere = folder.path().join("no/folder/out");
+    let gpt2 = fixture("devset/gpt2");
+    assert!(refused(&["compile", path(&gpt2), "-o", path(&nowhere)]).contains("out"));
+    let ids = ids(folder.path());
+    let said = refused(&["run", path(&gpt2), "--inputs", path(&ids), "--output", path(&nowhere), "--backend", "cpu"]);
+    assert!(said.contains("out"), "{said}");
+    assert!(!folder.path().join("no").exists());
+}
+
+#[test]
+fn what_a_model_cannot_do_is_said() {
+    let (bert, gpt2) = (fixture("devset/bert"), fixture("devset/gpt2"));
+    let said = refused(&["generate", path(&gpt2), "--prompt", "x"]);
+    assert!(said.contains("tokenizer") && said.contains("--inputs"), "{said}");
+    let folder = tempfile::tempdir().unwrap();
+    let (ids, out) = (ids(folder.path()), folder.path().join("out.npz"));
+    let said = refused(&["generate", path(&bert), "--inputs", path(&ids), "--output", path(&out)]);
+    assert!(said.contains("does not generate"), "{said}");
+    let said = refused(&["generate", path(&fixture("lexicon"))]);
+    assert!(said.contains("--prompt"), "{said}");
+    assert!(!out.exists());
+}

@@ -1,0 +1,264 @@
+//! What is fused where: asserted launches, regions and refusals of whole models, and of small graphs that isolate one
+//! decision each.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use frit_compiler::Model;
+use frit_compiler::fusion::FusionOptions;
+use frit_compiler::graph::NormKind;
+use frit_compiler::ingest::builder::{GraphBuilder, ModelBuilder};
+use frit_kernels::dtype::Scalar;
+use frit_kernels::spec::UnaryOp;
+use frit_plan::{PhaseReport, Plan};
+use std::sync::Arc;
+use support::Random;
+
+fn plan(model: &Model) -> Arc<Plan> {
+    support::compile_with(model, FusionOptions::default(), Vec::new()).plan
+}
+
+fn phase<'p>(plan: &'p Plan, name: &str) -> &'p PhaseReport {
+    plan.report.phases.iter().find(|p| p.program == name).unwrap_or_else(|| panic!("no phase {name}"))
+}
+
+/// A layer is at most five launches in decode, and a token at most 5L + 3. With any number of rows, norms are launches
+/// of their own.
+#[test]
+fn decode_takes_five_launches_a_layer() {
+    for model in ["lexicon", "lexicon/lexicon-q8_0.gguf", "devset/llama_gqa", "devset/qwen2", "devset/gpt2"] {
+        let plan = plan(&support::load(model));
+        let layers = plan.model.layers;
+        for (name, limit, rest) in [("decode", 5, 3), ("decode_wide", 7, 4)] {
+            let p = phase(&plan, name);
+            let each = p.dispatches_per_layer;
+            assert!((1..=limit).contains(&each), "{model} {name}: {each} a layer");
+            assert!(p.dispatches <= limit * layers + rest, "{model} {name}: {} launches", p.dispatches);
+            assert_eq!(p.dispatches as usize, plan.program(name).unwrap().steps.len(), "{model} {name}");
+            assert_eq!((p.attention.fused, p.attention.blocks), (layers, layers), "{model} {name}");
+        }
+    }
+}
+
+/// The launches that the report counts are those of the plan, for every program.
+#[test]
+fn the_report_counts_the_launches_of_the_plan() {
+    for model in ["lexicon", "devset/bert", "devset/gpt2", "devset/qwen2"] {
+        let plan = plan(&support::load(model));
+        assert_eq!(plan.report.phases.len(), plan.programs.len());
+        for (phase, program) in plan.report.phases.iter().zip(&plan.programs) {
+            assert_eq!(phase.program, program.name);
+            assert_eq!(phase.dispatches as usize, program.steps.len(), "{model} {}", program.name);
+            assert_eq!(phase.regions.len(), program.steps.len(), "{model} {}", program.name);
+            assert!(phase.unfused_dispatches > 2 * phase.dispatches, "{model} {}", program.name);
+        }
+    }
+}
+
+#[test]
+fn an_encoder_layer_is_at_most_ten_launches() {
+    let plan = plan(&support::load("devset/bert"));
+    let p = phase(&plan, "forward");
+    assert!((1..=10).contains(&p.dispatches_per_layer), "{} a layer", p.dispatches_per_layer);
+    assert_eq!((p.attention.fused, p.attention.blocks), (plan.model.layers, plan.model.layers));
+}
+
+/// Without fusion every operation but views and index arithmetic is a launch of its own; an output that is a view of
+/// another value is copied.
+#[test]
+fn switching_fusion_off_gives_the_unfused_count() {
+    for model in ["devset/gpt2", "devset/bert"] {
+        let model = support::load(model);
+        let fused = plan(&model);
+        let unfused = support::compile_with(&model, FusionOptions::unfused(), Vec::new()).plan;
+        for (f, u) in fused.report.phases.iter().zip(&unfused.report.phases) {
+            let copies = u.regions.iter().filter(|r| r.ops.is_empty()).count() as u32;
+            assert!(copies <= 1, "{}: {copies} copies", u.program);
+            assert_eq!(u.dispatches, u.unfused_dispatches + copies, "{}", u.program);
+            assert_eq!(u.unfused_dispatches, f.unfused_dispatches, "{}", u.program);
+            assert!(u.dispatches > 2 * f.dispatches, "{}: {} and {}", u.program, u.dispatches, f.dispatches);
+        }
+    }
+}
+
+/// A graph with the size `N` at most `rows`.
+fn small(rows: u64, build: impl FnOnce(&mut ModelBuilder) -> Box<dyn FnOnce(&mut GraphBuilder<'_>)>) -> Plan {
+    let mut m = ModelBuilder::new("small");
+    let inner = build(&mut m);
+    m.graph_with("forward", &[], &[("N", rows)], |g| inner(g));
+    Arc::unwrap_or_clone(plan(&m.finish().unwrap()))
+}
+
+fn kinds(plan: &Plan) -> Vec<(&str, Vec<&str>)> {
+    let regions = &plan.report.phases[0].regions;
+    regions.iter().map(|r| (r.kind.as_str(), r.ops.iter().map(String::as_str).collect())).collect()
+}
+
+fn codes(plan: &Plan) -> Vec<&str> {
+    plan.report.phases[0].refused.iter().map(|r| r.code.as_str()).collect()
+}
+
+fn norm_and_product(rows: u64) -> Plan {
+    small(rows, |m| {
+        let mut r = Random::new(1);
+        let gain = m.constant("gain", &[48], &r.floats(48, 1.0));
+        let w = m.constant("w", &[20, 48], &r.floats(960, 1.0));
+        Box::new(move |g| {
+            let x = g.input("x", Scalar::F32, &["N".into(), 48.into()]);
+            let gain = g.weight(gain);
+            let n = g.norm(NormKind::Rms, x, 1e-5, Some(gain), None);
+            let y = g.linear(n, w, None);
+            g.output("y", y);
+        })
+    })
+}
+
+#[test]
+fn a_norm_joins_the_product_of_few_rows() {
+    assert_eq!(kinds(&norm_and_product(4)), [("matmul", vec!["rms_norm", "matmul"])]);
+}
+
+#[test]
+fn a_norm_in_front_of_many_rows_is_refused_with_its_numbers() {
+    let plan = norm_and_product(5);
+    assert_eq!(kinds(&plan), [("row", vec!["rms_norm"]), ("matmul", vec!["matmul"])]);
+    let refused = &plan.report.phases[0].refused;
+    assert_eq!(codes(&plan), ["L8-RECOMPUTE"]);
+    assert!(!refused[0].detail.is_empty() && !refused[0].remedy.is_empty(), "{:?}", refused[0]);
+}
+
+#[test]
+fn gate_and_up_meet_in_one_kernel() {
+    let plan = small(4, |m| {
+        let mut r = Random::new(2);
+        let gate = m.constant("gate", &[20, 48], &r.floats(960, 1.0));
+        let up = m.constant("up", &[20, 48], &r.floats(960, 1.0));
+        Box::new(move |g| {
+            let x = g.input("x", Scalar::F32, &["N".into(), 48.into()]);
+            let (a, b) = (g.linear(x, gate, None), g.linear(x, up, None));
+            let a = g.unary(UnaryOp::Silu, a);
+            let y = g.mul(a, b);
+            g.output("y", y);
+        })
+    });
+    assert_eq!(kinds(&plan), [("matmul", vec!["matmul", "matmul", "silu", "mul"])]);
+}
+
+#[test]
+fn a_value_that_the_host_reads_is_still_stored() {
+    let plan = small(64, |m| {
+        let mut r = Random::new(3);
+        let w = m.constant("w", &[48, 48], &r.floats(48 * 48, 1.0));
+        Box::new(move |g| {
+            let x = g.input("x", Scalar::F32, &["N".into(), 48.into()]);
+            let inner = g.linear(x, w, None);
+            let y = g.add(x, inner);
+            g.output("inner", inner);
+            g.output("y", y);
+        })
+    });
+    assert_eq!(plan.programs[0].outputs.len(), 2);
+    assert_eq!(kinds(&plan), [("matmul", vec!["matmul", "add"])]);
+    let stores = &plan.kernels[0].spec.stores;
+    assert_eq!(stores.len(), 2, "{stores:?}");
+}
+
+#[test]
+fn two_reductions_in_a_row_are_two_launches() {
+    let plan = small(64, |m| {
+        let mut r = Random::new(4);
+        let (a, b) =
+            (m.constant("a", &[40, 48], &r.floats(40 * 48, 1.0)), m.constant("b", &[9, 40], &r.floats(360, 1.0)));
+        Box::new(move |g| {
+            let x = g.input("x", Scalar::F32, &["N".into(), 48.into()]);
+            let y = g.linear(x, a, None);
+            let y = g.unary(UnaryOp::GeluErf, y);
+            let y = g.linear(y, b, None);
+            g.output("y", y);
+        })
+    });
+    assert_eq!(kinds(&plan), [("matmul", vec!["matmul", "gelu_erf"]), ("matmul", vec!["matmul"])]);
+}
+
+/// Compiling twice, and compiling with the graph's unused nodes in it, gives the same bytes.
+#[test]
+fn the_same_model_gives_the_same_plan() {
+    let model = support::load("devset/qwen2");
+    let bytes = |p: &Plan| serde_json::to_vec(p).unwrap();
+    let first = bytes(&support::compile(&model).plan);
+    assert!(first == bytes(&support::compile(&model).plan));
+    assert!(first == bytes(&support::compile(&support::load("devset/qwen2")).plan));
+}
+
+/// As many kernels for six layers as for two: cost follows distinct blocks.
+#[test]
+fn more_layers_add_no_kernel() {
+    let kernels = |layers: usize| {
+        let mut m = ModelBuilder::new("stack");
+        let mut r = Random::new(5);
+        let weights: Vec<_> = (0..layers)
+            .map(|l| {
+                let gain = m.constant(&format!("layers.{l}.norm"), &[48], &r.floats(48, 1.0));
+                let up = m.constant(&format!("layers.{l}.up"), &[96, 48], &r.floats(96 * 48, 0.1));
+                let down = m.constant(&format!("layers.{l}.down"), &[48, 96], &r.floats(96 * 48, 0.1));
+                (gain, up, down)
+            })
+            .collect();
+        m.graph("forward", |g| {
+            let mut x = g.input("x", Scalar::F32, &["N".into(), 48.into()]);
+            for (l, (gain, up, down)) in weights.iter().enumerate() {
+                x = g.scope(&format!("layers.{l}"), |g| {
+                    let gain = g.weight(*gain);
+                    let n = g.norm(NormKind::Rms, x, 1e-5, Some(gain), None);
+                    let h = g.linear(n, *up, None);
+                    let h = g.unary(UnaryOp::GeluTanh, h);
+                    let h = g.linear(h, *down, None);
+                    g.add(x, h)
+                });
+            }
+            g.output("y", x);
+        });
+        let plan = plan(&m.finish().unwrap());
+        (plan.kernels.len(), plan.programs[0].steps.len())
+    };
+    let ((few, short), (many, long)) = (kernels(2), kernels(6));
+    assert_eq!(few, many);
+    assert_eq!(long, 3 * short);
+}
+
+/// Gate and up read one left side with a third matmul (a parallel block): the two that meet share a kernel, the third
+/// has its own.
+#[test]
+fn gate_and_up_do_not_merge_with_a_third_projection() {
+    let plan = small(4, |m| {
+        let mut r = Random::new(6);
+        let [gate, up, q] = ["gate", "up", "q"].map(|n| m.constant(n, &[20, 48], &r.floats(960, 1.0)));
+        Box::new(move |g| {
+            let x = g.input("x", Scalar::F32, &["N".into(), 48.into()]);
+            let (q, a, b) = (g.linear(x, q, None), g.linear(x, gate, None), g.linear(x, up, None));
+            let a = g.unary(UnaryOp::Silu, a);
+            let y = g.mul(a, b);
+            g.output("q", q);
+            g.output("y", y);
+        })
+    });
+    assert_eq!(kinds(&plan), [("matmul", vec!["matmul"]), ("matmul", vec!["matmul", "matmul", "silu", "mul"])]);
+}
+
+/// Two ranges of columns of one product are different elements of its tile: what combines them is another launch.
+#[test]
+fn ranges_of_one_product_do_not_meet_in_its_epilogue() {
+    let plan = small(64, |m| {
+        let w = m.constant("gate_up", &[40, 48], &Random::new(7).floats(40 * 48, 1.0));
+        Box::new(move |g| {
+            let x = g.input("x", Scalar::F32, &["N".into(), 48.into()]);
+            let all = g.linear(x, w, None);
+            let (a, b) = (g.slice(all, 1, 0.into(), 20.into()), g.slice(all, 1, 20.into(), 20.into()));
+            let a = g.unary(UnaryOp::Silu, a);
+            let y = g.mul(a, b);
+            g.output("y", y);
+        })
+    });
+    assert!(codes(&plan).contains(&"L3-MAP"), "{:?}", codes(&plan));
+    assert_eq!(plan.programs[0].steps.len(), 2, "{:?}", kinds(&plan));
+}
