@@ -1,5 +1,7 @@
 //! Layers that are fused once and stretched give the plan that fusing every layer gives.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use frit_compiler::fusion::outline::Outline;
 use frit_compiler::ingest;
 use frit_compiler::{CompileOptions, Compiler, Model};

@@ -18,6 +18,8 @@ pub mod tensor;
 mod test_model;
 #[cfg(feature = "tokenizer")]
 pub mod tokenizer;
+#[cfg(feature = "verify")]
+pub mod verify;
 
 pub use device::BackendChoice;
 pub use error::{Error, Result};

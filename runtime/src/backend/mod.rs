@@ -4,7 +4,13 @@
 //! [`Extent`] allows. The [`Executor`] it gives runs programs. After the first run of a program with given bounds,
 //! running it again makes no pipeline, bind group or buffer ([`Counters`] tell).
 
+#[cfg(any(feature = "wgpu", feature = "verify"))]
+pub(crate) mod bindings;
 pub mod cpu;
+#[cfg(any(feature = "wgpu", feature = "verify"))]
+pub(crate) mod layout;
+#[cfg(feature = "verify")]
+pub mod simt;
 pub(crate) mod weights;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;

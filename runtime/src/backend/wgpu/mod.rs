@@ -6,7 +6,6 @@
 //! Generated WGSL runs with the driver's and wgpu's bounds checks on.
 
 mod device;
-mod layout;
 mod pipeline;
 mod readback;
 mod replay;
@@ -16,13 +15,14 @@ mod weights;
 
 pub use device::{ADAPTER_VARIABLE, Selection};
 
+use super::layout::{Home, Layout, Place, elements};
 use super::{Backend, Counters, Executor, Extent, Progress};
 use crate::{Error, Result, Tensor, tensor::Data};
 use device::Gpu;
 use frit_kernels::dtype::Scalar;
 use frit_kernels::target::Tier;
 use frit_plan::{BufferRef, Placement, Plan, Port, Program, TensorSource};
-use layout::{Home, Layout, Place, elements};
+
 use pipeline::Pipeline;
 use readback::{Staging, Wanted};
 use replay::{Buffers, Replay};

@@ -1,7 +1,7 @@
 //! Outputs on their way back: one persistent staging buffer.
 
+use super::super::layout::Place;
 use super::device::Gpu;
-use super::layout::Place;
 use crate::{Error, Result, Tensor, tensor::Data};
 use frit_kernels::dtype::Storage;
 use wgpu::BufferUsages as Usage;

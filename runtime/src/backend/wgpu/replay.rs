@@ -1,9 +1,10 @@
 //! Programs made ready to run: bind groups and records once, then a run is a list of launches.
 
 use super::super::Extent;
+use super::super::bindings::{SIZES_BYTES, Slot, variant};
+use super::super::layout::{Home, Layout, Place, RECORD_ALIGN, elements, largest, no_kernel, record};
 use super::device::Gpu;
-use super::layout::{Home, Layout, Place, RECORD_ALIGN, elements, largest, no_kernel, record};
-use super::pipeline::{Pipeline, SIZES_BYTES, Slot, variant};
+use super::pipeline::Pipeline;
 use super::weights::DeviceWeights;
 use crate::{Error, Result, Tensor, tensor::Data};
 use frit_kernels::dim::Dim;

@@ -1,8 +1,9 @@
 //! Weights on the device: one buffer for each matrix in its device layout, one for all side constants.
 
+use super::super::layout::{Layout, is_symbolic};
 use super::super::{Extent, Progress, weights as host};
 use super::device::Gpu;
-use super::layout::{Layout, is_symbolic};
+
 use crate::{Error, Result};
 use frit_kernels::dim::Dim;
 use frit_plan::{Placement, Plan, TensorData, TensorSource, WeightDecl, repack};

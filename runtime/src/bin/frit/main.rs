@@ -7,6 +7,8 @@ mod generate;
 mod inspect;
 mod model;
 mod run;
+#[cfg(feature = "verify")]
+mod verify;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -31,6 +33,9 @@ enum Verb {
     Explain(explain::Args),
     /// Show weights, cache, programs and kernels.
     Inspect(inspect::Args),
+    /// Execute every kernel's text on the CPU with all checks, and compare with the CPU backend.
+    #[cfg(feature = "verify")]
+    Verify(verify::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +45,8 @@ fn main() -> ExitCode {
         Verb::Compile(a) => compile::main(&a),
         Verb::Explain(a) => explain::main(&a),
         Verb::Inspect(a) => inspect::main(&a),
+        #[cfg(feature = "verify")]
+        Verb::Verify(a) => verify::main(&a),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

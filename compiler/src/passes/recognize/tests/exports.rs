@@ -223,3 +223,19 @@ fn renamed_and_reordered_nodes_give_the_same_graph() {
     });
     assert_eq!(a, b);
 }
+
+#[test]
+fn named_operations_are_left_alone() {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
+    for dir in ["devset/bert", "devset/gpt2", "devset/llama_gqa", "devset/qwen2", "lexicon"] {
+        let model = crate::ingest::load(&fixtures.join(dir)).unwrap();
+        for program in &model.graphs {
+            let mut g = program.graph.clone();
+            let log = PassManager::standard(&program.fixed).run(&mut g, &model.tables).unwrap();
+            let raised: Vec<_> = log.passes.iter().filter(|p| p.name.starts_with("recognize")).collect();
+            assert_eq!(raised.len(), 5);
+            assert!(raised.iter().all(|p| p.rules.is_empty()), "{dir} {}: {raised:?}", program.name);
+            assert_eq!(lint(&g, &model.tables), [], "{dir} {}", program.name);
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! Where everything lies on the device for a given extent: slots of the arenas, states, cache slots, side constants,
 //! and the records that tell kernels. Nothing here touches a device.
 
-use super::super::{Extent, weights};
+use super::{Extent, weights};
 use crate::{Error, Result};
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Storage;
@@ -11,11 +11,11 @@ use frit_plan::{BufferRef, KvPart, Placement, Plan, Program, SlotLayout, Step, W
 /// Slots, states and side constants begin on multiples of this many elements.
 const ALIGN_ELEMS: u64 = 64;
 /// Bytes between the records of two steps: the alignment that every device allows.
-pub(super) const RECORD_ALIGN: u64 = 256;
+pub(crate) const RECORD_ALIGN: u64 = 256;
 
 /// A buffer of the executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Home {
+pub(crate) enum Home {
     Arena,
     Ints,
     Side,
@@ -25,7 +25,7 @@ pub(super) enum Home {
 
 /// A run of elements in a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     pub home: Home,
     /// First element.
     pub offset: u64,
@@ -34,7 +34,7 @@ pub(super) struct Place {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Run {
+pub(crate) struct Run {
     pub offset: u64,
     pub len: u64,
 }
@@ -61,7 +61,7 @@ struct ProgramLayout {
 
 /// Everything's place.
 #[derive(Debug)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     pub arena_elems: u64,
     pub ints_elems: u64,
     states: Vec<Run>,
@@ -78,12 +78,12 @@ pub(super) struct Layout {
 }
 
 /// Whether an extent changes this weight.
-pub(super) fn is_symbolic(w: &WeightDecl) -> bool {
+pub(crate) fn is_symbolic(w: &WeightDecl) -> bool {
     w.shape.iter().any(|d| d.as_const().is_none())
 }
 
 /// Elements of a shape.
-pub(super) fn elements(plan: &Plan, shape: &[Dim], sizes: &[u64]) -> Result<u64> {
+pub(crate) fn elements(plan: &Plan, shape: &[Dim], sizes: &[u64]) -> Result<u64> {
     let mut n = 1u64;
     for d in shape {
         let v = plan.eval(d, sizes)?;
@@ -93,7 +93,7 @@ pub(super) fn elements(plan: &Plan, shape: &[Dim], sizes: &[u64]) -> Result<u64>
 }
 
 /// The largest sizes of a program under an extent.
-pub(super) fn largest(plan: &Plan, program: &Program, extent: &Extent) -> Vec<u64> {
+pub(crate) fn largest(plan: &Plan, program: &Program, extent: &Extent) -> Vec<u64> {
     let named = |list: &[(String, u64)], name: &str| list.iter().filter(|(n, _)| n == name).map(|(_, v)| *v).min();
     let clip = |(decl, v): (&frit_plan::SizeDecl, &u64)| {
         let v = named(&program.fixed, &decl.name).map_or(*v, |f| f.min(*v));
@@ -253,7 +253,7 @@ impl Layout {
     }
 }
 
-pub(super) fn no_kernel(step: &Step) -> Error {
+pub(crate) fn no_kernel(step: &Step) -> Error {
     Error::Plan(format!("step `{}` launches kernel {}, which does not exist", step.label, step.kernel))
 }
 
@@ -266,7 +266,7 @@ fn device_bytes(w: &WeightDecl, elems: u64) -> Result<u64> {
 }
 
 /// The record of a step: the element offset of each argument, in groups of four words.
-pub(super) fn record(places: &[Place]) -> Result<Vec<u32>> {
+pub(crate) fn record(places: &[Place]) -> Result<Vec<u32>> {
     let mut out = Vec::new();
     for p in places {
         let too_far = |_| Error::Limit { what: "element offset".into(), wanted: p.offset, limit: u64::from(u32::MAX) };

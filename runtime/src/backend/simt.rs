@@ -1,0 +1,406 @@
+//! Runs a plan by executing the *text* of its kernels on the CPU, every access checked. Slow, and exact: what comes out
+//! is what a device that follows its language would compute, and everything a kernel does wrong is listed.
+
+use super::bindings::{SIZES_BYTES, Slot, slots, variant};
+use super::layout::{Home, Layout, Place, elements, record};
+use super::{Backend, Counters, Executor, Extent, Progress, weights};
+use crate::tensor::Data;
+use crate::{Error, Result, Tensor};
+use frit_kernels::dim::Dim;
+use frit_kernels::spec::Space;
+use frit_kernels::target::Tier;
+use frit_plan::{Placement, Plan, Port, Step, TensorSource, repack};
+use frit_simt::{Argument, Buffer, Language, Launch, Options, Region, Violation};
+use serde::Serialize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What was found out about one kernel.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct KernelCheck {
+    /// Its name.
+    pub name: String,
+    /// Launches executed.
+    pub launches: u64,
+    /// Instructions of threads.
+    pub instructions: u64,
+    /// Bytes that loads and stores of buffers moved.
+    pub bytes: u64,
+    /// Barriers that warps passed.
+    pub barriers: u64,
+    /// Everything it did wrong.
+    pub violations: Vec<String>,
+}
+
+/// Checks of a plan's kernels, in plan order; shared between a backend and whoever asks it afterwards.
+#[derive(Clone, Debug, Default)]
+pub struct Checks(Arc<Mutex<Vec<KernelCheck>>>);
+
+impl Checks {
+    /// What was found so far.
+    pub fn kernels(&self) -> Vec<KernelCheck> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+    fn with(&self, kernel: usize, f: impl FnOnce(&mut KernelCheck)) {
+        if let Some(k) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(kernel) {
+            f(k);
+        }
+    }
+}
+
+/// The checking interpreter as a backend.
+#[derive(Clone, Debug)]
+pub struct SimtBackend {
+    tier: Tier,
+    options: Options,
+    checks: Checks,
+}
+
+impl SimtBackend {
+    /// Executes the WGSL that was scheduled for `tier`; warps and workgroups in an order drawn from `shuffle`.
+    pub fn new(tier: Tier, shuffle: Option<u64>) -> SimtBackend {
+        SimtBackend { tier, options: Options { shuffle, ..Options::default() }, checks: Checks::default() }
+    }
+    /// What its executors find.
+    pub fn checks(&self) -> Checks {
+        self.checks.clone()
+    }
+}
+
+impl Backend for SimtBackend {
+    fn name(&self) -> &'static str {
+        "simt"
+    }
+    fn device(&self) -> String {
+        format!("checking interpreter, {} schedules", self.tier.name())
+    }
+    fn is_hardware(&self) -> bool {
+        false
+    }
+    fn bind(
+        &self,
+        plan: Arc<Plan>,
+        source: &dyn TensorSource,
+        extent: &Extent,
+        progress: Progress<'_>,
+    ) -> Result<Box<dyn Executor>> {
+        let name = |k: &frit_plan::Kernel| KernelCheck { name: k.name.clone(), ..KernelCheck::default() };
+        *self.checks.0.lock().unwrap_or_else(PoisonError::into_inner) = plan.kernels.iter().map(name).collect();
+        let eval = |d: &Dim| -> Result<u64> { Ok(plan.eval(d, &extent.0)?) };
+        let layout = Layout::new(&plan, extent)?;
+        let mut own = vec![Vec::new(); plan.weights.len()];
+        let mut side = vec![0u8; bytes_of(layout.side_elems)?];
+        let total = plan.weights.len() as u64;
+        for (i, w) in plan.weights.iter().enumerate() {
+            let a = weights::assemble(w, source, &eval)?;
+            let kept = match w.placement {
+                Placement::Side => {
+                    let v = a.to_f32().ok_or_else(|| Error::Weight {
+                        weight: w.name.clone(),
+                        cause: format!("blocks of {} cannot lie among the side constants", a.storage),
+                    })?;
+                    let at = layout.side.get(i).map_or(0, |r| r.offset) as usize * 4;
+                    let bytes: Vec<u8> = v.iter().flat_map(|v| v.to_le_bytes()).collect();
+                    if let Some(to) = side.get_mut(at..at + bytes.len()) {
+                        to.copy_from_slice(&bytes);
+                    }
+                    Vec::new()
+                }
+                Placement::Own if a.storage.planes().len() == 1 => {
+                    let mut raw = a.bytes;
+                    raw.resize(raw.len().next_multiple_of(4), 0);
+                    raw
+                }
+                Placement::Own => repack(a.storage, &a.bytes).iter().flat_map(|w| w.to_le_bytes()).collect(),
+            };
+            if let Some(slot) = own.get_mut(i) {
+                *slot = kept;
+            }
+            progress(i as u64 + 1, total);
+        }
+        let mut e = SimtExecutor {
+            tier: self.tier,
+            options: self.options.clone(),
+            checks: self.checks.clone(),
+            plan,
+            own,
+            side,
+            memory: None,
+            counters: Counters::default(),
+        };
+        e.resize(extent)?;
+        Ok(Box::new(e))
+    }
+}
+
+struct Memory {
+    layout: Layout,
+    extent: Extent,
+    arena: Vec<u8>,
+    ints: Vec<u8>,
+    kv: Vec<Vec<u8>>,
+}
+
+struct SimtExecutor {
+    tier: Tier,
+    options: Options,
+    checks: Checks,
+    plan: Arc<Plan>,
+    own: Vec<Vec<u8>>,
+    side: Vec<u8>,
+    memory: Option<Memory>,
+    counters: Counters,
+}
+
+fn bytes_of(elems: u64) -> Result<usize> {
+    const LIMIT: u64 = 1 << 32;
+    let wanted = elems.saturating_mul(4);
+    if wanted > LIMIT {
+        return Err(Error::Limit { what: "bytes of an interpreted buffer".into(), wanted, limit: LIMIT });
+    }
+    Ok(wanted as usize)
+}
+
+impl SimtExecutor {
+    fn memory(&mut self) -> Result<&mut Memory> {
+        self.memory.as_mut().ok_or_else(|| Error::Device("it has no buffers since a resize failed".into()))
+    }
+    fn buffer(&mut self, home: Home) -> Result<&mut Vec<u8>> {
+        let lost = || Error::Plan(format!("nothing is bound to {home:?}"));
+        Ok(match home {
+            Home::Side => &mut self.side,
+            Home::Own(w) => self.own.get_mut(w as usize).ok_or_else(lost)?,
+            Home::Arena => &mut self.memory()?.arena,
+            Home::Ints => &mut self.memory()?.ints,
+            Home::Kv(i) => self.memory()?.kv.get_mut(i as usize).ok_or_else(lost)?,
+        })
+    }
+    fn launch(&mut self, program: usize, step: &Step, sizes: &[u64]) -> Result<()> {
+        let plan = Arc::clone(&self.plan);
+        let at = step.kernel as usize;
+        let kernel = plan.kernels.get(at).ok_or_else(|| super::layout::no_kernel(step))?;
+        let rendering = variant(kernel, self.tier)?;
+        let refused = |reason: String| Error::Kernel { backend: "simt", kernel: kernel.name.clone(), reason };
+        let places = self.memory()?.layout.places(&plan, program, step)?;
+        let lens = kernel.spec.args.iter().map(|a| Ok(plan.eval(&a.len, sizes)?)).collect::<Result<Vec<u64>>>()?;
+        let mut arguments = Vec::new();
+        let mut homes = Vec::new();
+        for slot in slots(&kernel.spec) {
+            let (argument, home) = match slot {
+                Slot::Storage { arg, written } => {
+                    let place = places.get(arg).copied().ok_or_else(|| super::layout::no_kernel(step))?;
+                    let regions = regions(&kernel.spec.args, &places, &lens, place.home);
+                    let name = format!("{:?}", place.home).to_lowercase();
+                    let bytes = self.buffer(place.home)?.clone();
+                    let b = Buffer { name, bytes, initialised: true, writable: written, regions };
+                    (Argument::Buffer(b), written.then_some(place.home))
+                }
+                Slot::Record => (Argument::Bytes(words(&record(&places)?)), None),
+                Slot::Sizes => {
+                    let mut table: Vec<u32> = sizes.iter().map(|s| u32::try_from(*s).unwrap_or(u32::MAX)).collect();
+                    table.resize(SIZES_BYTES as usize / 4, 0);
+                    (Argument::Bytes(words(&table)), None)
+                }
+            };
+            arguments.push(argument);
+            homes.push(home);
+        }
+        let mut grid = [0u32; 3];
+        for (g, d) in grid.iter_mut().zip(&rendering.grid) {
+            let v = plan.eval(d, sizes)?;
+            *g = u32::try_from(v).map_err(|_| refused(format!("a grid of {v} workgroups")))?;
+        }
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let launch = Launch {
+            kernel: &kernel.name,
+            text: &rendering.wgsl,
+            language: Language::Wgsl,
+            entry: Some("main"),
+            workgroup: rendering.schedule.workgroup,
+            grid,
+            arguments,
+            dynamic_shared_bytes: 0,
+        };
+        let outcome = frit_simt::run(&launch, &self.options).map_err(|e| refused(e.to_string()))?;
+        for (home, bytes) in homes.into_iter().zip(outcome.buffers) {
+            if let Some(home) = home {
+                *self.buffer(home)? = bytes;
+            }
+        }
+        self.counters.dispatches += 1;
+        let c = &outcome.counters;
+        self.checks.with(at, |k| {
+            k.launches += 1;
+            k.instructions += c.thread.iter().sum::<u64>();
+            k.bytes += c.global_read_bytes + c.global_write_bytes;
+            k.barriers += c.barriers;
+            for v in outcome.violations.iter().map(Violation::to_string) {
+                if !k.violations.contains(&v) {
+                    k.violations.push(v);
+                }
+            }
+        });
+        Ok(())
+    }
+    fn shape(&self, port: &Port, sizes: &[u64]) -> Result<(Vec<u64>, usize)> {
+        let shape = port.shape.iter().map(|d| Ok(self.plan.eval(d, sizes)?)).collect::<Result<Vec<_>>>()?;
+        let elems = elements(&self.plan, &port.shape, sizes)?;
+        Ok((shape, elems as usize))
+    }
+    fn port(&mut self, program: usize, port: &Port) -> Result<Place> {
+        let plan = Arc::clone(&self.plan);
+        self.memory()?.layout.place(&plan, program, port.buffer)
+    }
+}
+
+fn words(w: &[u32]) -> Vec<u8> {
+    w.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// The parts of `home` that a kernel's arguments lie in. Weights are one argument each and need none.
+fn regions(args: &[frit_kernels::spec::Arg], places: &[Place], lens: &[u64], home: Home) -> Vec<Region> {
+    let mut out: Vec<Region> = Vec::new();
+    for ((a, p), len) in args.iter().zip(places).zip(lens) {
+        if p.home != home || a.space == Space::Weight {
+            continue;
+        }
+        let (start, end) = (p.offset * 4, (p.offset + len) * 4);
+        match out.iter_mut().find(|r| r.start == start && r.end == end) {
+            Some(r) => r.writable |= a.written,
+            None => out.push(Region { start, end, initialised: true, writable: a.written }),
+        }
+    }
+    out
+}
+
+impl Executor for SimtExecutor {
+    fn prepare(&mut self, program: usize) -> Result<()> {
+        match self.plan.programs.get(program) {
+            Some(_) => Ok(()),
+            None => Err(Error::Plan(format!("there is no program {program}"))),
+        }
+    }
+    fn resize(&mut self, extent: &Extent) -> Result<()> {
+        let plan = Arc::clone(&self.plan);
+        let layout = Layout::new(&plan, extent)?;
+        let eval = |d: &Dim| -> Result<u64> { Ok(plan.eval(d, &extent.0)?) };
+        let kv = (0..plan.kv_slots.len()).map(|i| Ok(vec![0; bytes_of(layout.kv_elems(i))?])).collect::<Result<_>>()?;
+        let mut side = vec![0u8; bytes_of(layout.side_elems)?];
+        let fixed = bytes_of(layout.side_fixed_elems)?;
+        if let (Some(to), Some(from)) = (side.get_mut(..fixed), self.side.get(..fixed)) {
+            to.copy_from_slice(from);
+        }
+        for (w, at) in plan.weights.iter().zip(&layout.side) {
+            if w.placement != Placement::Side || !super::layout::is_symbolic(w) {
+                continue;
+            }
+            let v = weights::assemble(w, &NoTensors, &eval)?.to_f32().unwrap_or_default();
+            let at = at.offset as usize * 4;
+            let bytes: Vec<u8> = v.iter().flat_map(|v| v.to_le_bytes()).collect();
+            if let Some(to) = side.get_mut(at..at + bytes.len()) {
+                to.copy_from_slice(&bytes);
+            }
+        }
+        self.side = side;
+        self.memory = Some(Memory {
+            arena: vec![0; bytes_of(layout.arena_elems)?],
+            ints: vec![0; bytes_of(layout.ints_elems)?],
+            kv,
+            extent: extent.clone(),
+            layout,
+        });
+        Ok(())
+    }
+    fn write_state(&mut self, state: usize, sizes: &[u64], data: &[i32]) -> Result<()> {
+        let plan = Arc::clone(&self.plan);
+        let memory = self.memory()?;
+        let (Some(decl), Some(place)) = (plan.states.get(state), memory.layout.state(state)) else {
+            return Err(Error::Plan(format!("there is no state {state}")));
+        };
+        let want = elements(&plan, &decl.shape, sizes)?;
+        let bytes: Vec<u8> = data.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let at = place.offset as usize * 4;
+        match memory.ints.get_mut(at..at + bytes.len()) {
+            Some(to) if want == data.len() as u64 && want <= place.room => {
+                to.copy_from_slice(&bytes);
+                Ok(())
+            }
+            _ => Err(Error::Shape {
+                what: format!("state `{}`", decl.name),
+                expected: format!("{want} elements"),
+                found: format!("{} elements", data.len()),
+            }),
+        }
+    }
+    fn run(&mut self, program: usize, sizes: &[u64], inputs: &[&Tensor], wanted: &[usize]) -> Result<Vec<Tensor>> {
+        let plan = Arc::clone(&self.plan);
+        let decl = plan.programs.get(program).ok_or_else(|| Error::Plan(format!("there is no program {program}")))?;
+        let extent = self.memory()?.extent.clone();
+        for ((s, v), most) in plan.sizes.iter().zip(sizes).zip(&extent.0) {
+            if v > most {
+                return Err(Error::Limit { what: format!("size {}", s.name), wanted: *v, limit: *most });
+            }
+        }
+        if inputs.len() != decl.inputs.len() {
+            return Err(Error::Inputs(vec![format!("{} inputs for {}", inputs.len(), decl.inputs.len())]));
+        }
+        for (port, t) in decl.inputs.iter().zip(inputs) {
+            let (_, elems) = self.shape(port, sizes)?;
+            let bytes: Vec<u8> = match t.data() {
+                Data::F32(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                Data::I32(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            };
+            let place = self.port(program, port)?;
+            let at = place.offset as usize * 4;
+            match self.buffer(place.home)?.get_mut(at..at + bytes.len()) {
+                Some(to) if bytes.len() == elems * 4 => to.copy_from_slice(&bytes),
+                _ => {
+                    return Err(Error::Shape {
+                        what: format!("input `{}`", port.name),
+                        expected: format!("{elems} elements"),
+                        found: format!("{:?}", t.shape()),
+                    });
+                }
+            }
+        }
+        for step in &decl.steps {
+            self.launch(program, step, sizes)?;
+        }
+        let mut out = Vec::new();
+        for w in wanted {
+            let port = decl.outputs.get(*w).ok_or_else(|| Error::Plan(format!("there is no output {w}")))?;
+            let (shape, elems) = self.shape(port, sizes)?;
+            let place = self.port(program, port)?;
+            let at = place.offset as usize * 4;
+            let bytes = self.buffer(place.home)?.get(at..at + elems * 4).unwrap_or_default();
+            let words = bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
+            let data = match port.storage.scalar() {
+                frit_kernels::dtype::Scalar::F32 => Data::F32(words.map(f32::from_le_bytes).collect()),
+                _ => Data::I32(words.map(i32::from_le_bytes).collect()),
+            };
+            out.push(Tensor::new(shape, data)?);
+        }
+        Ok(out)
+    }
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+    fn memory_bytes(&self) -> [u64; 3] {
+        let Some(m) = &self.memory else { return [0; 3] };
+        let weights = self.side.len() + self.own.iter().map(Vec::len).sum::<usize>();
+        let cache: usize = m.kv.iter().map(Vec::len).sum();
+        [weights as u64, cache as u64, (m.arena.len() + m.ints.len()) as u64]
+    }
+}
+
+/// What a resize reads from: it makes rotary tables and needs no tensor.
+struct NoTensors;
+impl TensorSource for NoTensors {
+    fn read(
+        &self,
+        tensor: &str,
+    ) -> std::result::Result<frit_plan::TensorData, Box<dyn std::error::Error + Send + Sync>> {
+        Err(format!("tensor `{tensor}` is not kept in memory").into())
+    }
+}

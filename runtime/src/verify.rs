@@ -1,0 +1,156 @@
+//! Checks a plan without a device: every kernel's text is executed by the checking interpreter at the sizes of a real
+//! run, and what comes out is compared with the CPU backend, which computes the same kernels from their meaning.
+
+use crate::backend::cpu::CpuBackend;
+use crate::backend::simt::{KernelCheck, SimtBackend};
+use crate::{Error, GenerateOptions, LoadedModel, Result, Session, Tensor};
+use frit_kernels::dtype::Scalar;
+use frit_kernels::target::Tier;
+use frit_plan::{Plan, Task, sizes};
+use serde::Serialize;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// What is run.
+#[derive(Clone, Copy, Debug)]
+pub struct VerifyOptions {
+    /// Sequences.
+    pub batch: u64,
+    /// Tokens, or extent of every other size.
+    pub tokens: u64,
+    /// Tokens that a decoder goes on with.
+    pub new_tokens: usize,
+    /// Largest difference allowed, relative to the largest magnitude of the output.
+    pub tolerance: f64,
+    /// Order of warps and workgroups is drawn from this seed.
+    pub shuffle: Option<u64>,
+}
+
+impl Default for VerifyOptions {
+    fn default() -> Self {
+        VerifyOptions { batch: 1, tokens: 7, new_tokens: 3, tolerance: 1e-4, shuffle: None }
+    }
+}
+
+/// An output of both.
+#[derive(Clone, Debug, Serialize)]
+pub struct OutputCheck {
+    /// Its name.
+    pub name: String,
+    /// Largest difference.
+    pub max_difference: f64,
+    /// Largest magnitude on the CPU.
+    pub magnitude: f64,
+    /// Whether the difference is within the tolerance.
+    pub agrees: bool,
+}
+
+/// What was proved for one tier of schedules.
+#[derive(Clone, Debug, Serialize)]
+pub struct TierCheck {
+    /// `cpu` or `gpu`.
+    pub tier: &'static str,
+    /// Kernels of the plan.
+    pub kernels: Vec<KernelCheck>,
+    /// Kernels that no program launched at these sizes.
+    pub not_launched: usize,
+    /// Outputs of one run.
+    pub outputs: Vec<OutputCheck>,
+    /// Whether a decoder chose the same tokens; absent for other models.
+    pub same_tokens: Option<bool>,
+}
+
+impl TierCheck {
+    /// Whether nothing was found.
+    pub fn passed(&self) -> bool {
+        self.kernels.iter().all(|k| k.violations.is_empty())
+            && self.outputs.iter().all(|o| o.agrees)
+            && self.same_tokens != Some(false)
+    }
+    /// Violations of all kernels.
+    pub fn violations(&self) -> usize {
+        self.kernels.iter().map(|k| k.violations.len()).sum()
+    }
+}
+
+/// Executes every kernel of `model`, as scheduled for `tier`, and compares with the CPU.
+///
+/// # Errors
+/// A model that cannot be bound, or a kernel that cannot be executed at all.
+pub fn verify(model: &LoadedModel, tier: Tier, options: &VerifyOptions) -> Result<TierCheck> {
+    let simt = SimtBackend::new(tier, options.shuffle);
+    let checks = simt.checks();
+    let (plan, weights) = (&model.plan, &*model.weights);
+    let mut checked = Session::builder().bind_on(&simt, Arc::clone(plan), weights)?;
+    let mut exact = Session::builder().bind_on(&CpuBackend, Arc::clone(plan), weights)?;
+    let inputs = inputs(plan, options)?;
+    let (found, want) = (checked.run(&inputs)?, exact.run(&inputs)?);
+    let outputs = want.iter().zip(&found).map(|((n, w), (_, f))| compare(n, w, f, options.tolerance)).collect();
+    let same_tokens = if plan.model.task == Task::Decoder && options.new_tokens > 0 {
+        let prompts: Vec<Vec<u32>> =
+            (0..options.batch).map(|b| (0..options.tokens).map(|i| token(plan, b, i) as u32).collect()).collect();
+        let how = GenerateOptions { max_new_tokens: options.new_tokens, ignore_eos: true, ..Default::default() };
+        let rows = |s: &mut Session| s.generate(&prompts, &how, &mut |_| ControlFlow::Continue(()));
+        Some(rows(&mut checked)?.rows == rows(&mut exact)?.rows)
+    } else {
+        None
+    };
+    let kernels = checks.kernels();
+    let not_launched = kernels.iter().filter(|k| k.launches == 0).count();
+    Ok(TierCheck { tier: tier.name(), kernels, not_launched, outputs, same_tokens })
+}
+
+fn token(plan: &Plan, row: u64, at: u64) -> i32 {
+    ((row * 31 + at * 17 + 5) % plan.model.vocab.clamp(1, i32::MAX as u64)) as i32
+}
+
+/// Inputs of the program that [`Session::run`] runs, all required ones, from a fixed sequence.
+fn inputs(plan: &Plan, options: &VerifyOptions) -> Result<Vec<(String, Tensor)>> {
+    let program = plan.program("forward").or(plan.programs.first());
+    let program = program.ok_or_else(|| Error::Plan("a plan without programs".into()))?;
+    let values: Vec<u64> = plan
+        .sizes
+        .iter()
+        .map(|s| {
+            let wanted = match s.name.as_str() {
+                sizes::BATCH => options.batch,
+                sizes::PAST => 0,
+                _ => options.tokens,
+            };
+            wanted.max(s.min).min(s.max.unwrap_or(u64::MAX))
+        })
+        .collect();
+    let mut state = 0x9e37_79b9u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let mut out = Vec::new();
+    for port in program.inputs.iter().filter(|p| p.fill == frit_plan::InputFill::Required) {
+        let shape = port.shape.iter().map(|d| Ok(plan.eval(d, &values)?)).collect::<Result<Vec<u64>>>()?;
+        let n: u64 = shape.iter().product();
+        let tensor = match port.storage.scalar() {
+            Scalar::F32 => Tensor::f32(&shape, (0..n).map(|_| next()).collect())?,
+            _ => Tensor::i32(&shape, (0..n).map(|i| token(plan, 0, i)).collect())?,
+        };
+        out.push((port.name.clone(), tensor));
+    }
+    Ok(out)
+}
+
+fn compare(name: &str, want: &Tensor, found: &Tensor, tolerance: f64) -> OutputCheck {
+    let (mut difference, mut magnitude) = (0f64, 0f64);
+    match (want.as_f32(), found.as_f32()) {
+        (Some(w), Some(f)) if w.len() == f.len() => {
+            for (w, f) in w.iter().zip(f) {
+                let d = f64::from((w - f).abs());
+                difference = if d.is_nan() { f64::INFINITY } else { difference.max(d) };
+                magnitude = magnitude.max(f64::from(w.abs()));
+            }
+        }
+        _ if want == found => {}
+        _ => difference = f64::INFINITY,
+    }
+    let agrees = difference <= tolerance * magnitude.max(1.0);
+    OutputCheck { name: name.into(), max_difference: difference, magnitude, agrees }
+}
