@@ -133,15 +133,14 @@ fn row_statistics_around_every_change_of_schedule() {
     }
 }
 
-/// Products of `x [N, k]` with a weight `[n, k]`, plain and with a residual behind them.
-fn product(n: u64, k: u64, at_most: Option<u64>) -> Model {
+/// A product of `x [B, k]` with a weight `[n, k]`: one token of each of B sequences.
+fn tokens(n: u64, k: u64) -> Model {
     let mut m = ModelBuilder::new("product");
     let mut r = Random::new(1000 * n + k);
     let w = m.constant("w", &[n, k], &r.floats(n * k, 1.0));
     let b = m.constant("b", &[n], &r.floats(n, 1.0));
-    let limit: Vec<(&str, u64)> = at_most.map(|v| ("N", v)).into_iter().collect();
-    m.graph_with("forward", &[], &limit, |g| {
-        let x = g.input("x", Scalar::F32, &["N".into(), k.into()]);
+    m.graph("forward", |g| {
+        let x = g.input("x", Scalar::F32, &["B".into(), k.into()]);
         let y = g.linear(x, w, Some(b));
         let y = g.unary(UnaryOp::Relu, y);
         g.output("y", y);
@@ -182,30 +181,31 @@ fn gemm_at_every_tail_of_rows_columns_and_sum() {
 #[test]
 fn gemv_at_every_tail_of_columns_and_sum() {
     for n in [1, 3, 4, 5, 7, 8, 9, 31, 33] {
-        let loaded = check("gemv", &product(n, 24, Some(4)), &rows(24, &[1, 2, 3, 4], n));
+        let loaded = check("gemv", &tokens(n, 24), &rows(24, &[1, 2, 5], n));
         assert_eq!(templates(&loaded), BTreeSet::from(["gemv"]));
     }
     for k in [1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 127, 128, 129, 257, 1000] {
-        check("gemv", &product(6, k, Some(4)), &rows(k, &[1, 3], k));
+        check("gemv", &tokens(6, k), &rows(k, &[1, 3], k));
     }
 }
 
 #[test]
 fn gemv_with_a_norm_in_front() {
-    for k in [1, 5, 16, 48, 65, 300] {
+    for k in [2, 5, 16, 48, 65, 300] {
         let mut m = ModelBuilder::new("norm_gemv");
         let mut r = Random::new(k);
         let gain = m.constant("gain", &[k], &r.floats(k, 1.0));
         let w = m.constant("w", &[10, k], &r.floats(10 * k, 1.0));
-        m.graph_with("forward", &[], &[("N", 4)], |g| {
-            let x = g.input("x", Scalar::F32, &["N".into(), k.into()]);
+        m.graph_with("forward", &[], &[("B", 4)], |g| {
+            let x = g.input("x", Scalar::F32, &["B".into(), k.into()]);
             let gain = g.weight(gain);
             let y = g.norm(NormKind::Rms, x, 1e-5, Some(gain), None);
             let y = g.linear(y, w, None);
             g.output("y", y);
         });
         let loaded = check("norm and gemv", &m.finish().unwrap(), &rows(k, &[1, 4], k));
-        assert_eq!(loaded.plan.programs[0].steps.len(), 1);
+        let regions = &loaded.plan.report.phases[0].regions;
+        assert_eq!(regions.len(), 1, "{k}: {regions:?} {:?}", loaded.plan.report.phases[0].refused);
     }
 }
 

@@ -98,11 +98,11 @@ fn codes(plan: &Plan) -> Vec<&str> {
     plan.report.phases[0].refused.iter().map(|r| r.code.as_str()).collect()
 }
 
-fn norm_and_product(rows: u64) -> Plan {
+fn norm_and_product(rows: u64, columns: u64) -> Plan {
     small(rows, |m| {
         let mut r = Random::new(1);
         let gain = m.constant("gain", &[48], &r.floats(48, 1.0));
-        let w = m.constant("w", &[20, 48], &r.floats(960, 1.0));
+        let w = m.constant("w", &[columns, 48], &r.floats(columns * 48, 1.0));
         Box::new(move |g| {
             let x = g.input("x", Scalar::F32, &["N".into(), 48.into()]);
             let gain = g.weight(gain);
@@ -113,18 +113,21 @@ fn norm_and_product(rows: u64) -> Plan {
     })
 }
 
+/// A norm is computed inside the product of at most four rows, and of any number where few column tiles repeat it.
 #[test]
-fn a_norm_joins_the_product_of_few_rows() {
-    assert_eq!(kinds(&norm_and_product(4)), [("matmul", vec!["rms_norm", "matmul"])]);
+fn a_norm_joins_the_product_of_few_rows_or_few_columns() {
+    for (rows, columns) in [(4, 900), (5, 20)] {
+        assert_eq!(kinds(&norm_and_product(rows, columns)), [("matmul", vec!["rms_norm", "matmul"])]);
+    }
 }
 
 #[test]
-fn a_norm_in_front_of_many_rows_is_refused_with_its_numbers() {
-    let plan = norm_and_product(5);
+fn a_norm_in_front_of_many_rows_and_columns_is_refused_with_its_numbers() {
+    let plan = norm_and_product(5, 6600);
     assert_eq!(kinds(&plan), [("row", vec!["rms_norm"]), ("matmul", vec!["matmul"])]);
     let refused = &plan.report.phases[0].refused;
     assert_eq!(codes(&plan), ["L8-RECOMPUTE"]);
-    assert!(!refused[0].detail.is_empty() && !refused[0].remedy.is_empty(), "{:?}", refused[0]);
+    assert!(refused[0].detail.contains("104 column tiles") && !refused[0].remedy.is_empty(), "{:?}", refused[0]);
 }
 
 #[test]

@@ -94,5 +94,14 @@ cargo test --workspace --locked
 
 step "Loader only"
 cargo build -p frit --no-default-features --locked
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
+"${CARGO_TARGET_DIR:-target}/debug/frit" compile fixtures/lexicon -o "$scratch/lexicon.frit"
+said="$(cargo run -q -p frit --no-default-features --features tokenizer --locked --example aot -- "$scratch/lexicon.frit" "kiln (noun):")"
+printf '%s\n' "$said"
+case "$said" in
+    "kiln (noun): a unit of length"*) ;;
+    *) fail "the example aot, built without the compiler, said something else." ;;
+esac
 
 printf '\nAll checks passed in %d s.\n' $((SECONDS - started))

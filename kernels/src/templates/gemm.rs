@@ -52,7 +52,7 @@ pub(super) struct Problem<'a> {
     /// Elements read at once along k.
     pub(super) run: u32,
     /// Statistics of the left side's rows.
-    stats: &'a [Stat],
+    pub(super) stats: &'a [Stat],
 }
 
 /// Finished statistics of a workgroup's rows: one array each.

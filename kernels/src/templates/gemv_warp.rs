@@ -73,9 +73,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities, p: &Product<'_>) ->
         let block = b.sub(group, b.mul(row, count));
         if let Some(left) = &spec.left {
             b.if_(b.eq(block, 0), |b| {
-                b.for_("i", me, depth, WARP * WARPS, |_, i| {
-                    ctx.store_left(&mut scope.with(rank, i), p.lhs, left);
-                });
+                b.for_("i", me, depth, WARP * WARPS, |_, i| ctx.store_left(&mut scope.with(rank, i), p.lhs, left));
             });
         }
         let first = b.let_("n", b.add(b.mul(block, per_group), b.mul(b.shr(me, WARP.trailing_zeros()), columns)));

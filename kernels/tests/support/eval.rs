@@ -296,10 +296,12 @@ fn unary(op: UnaryOp, x: f64) -> f64 {
     }
 }
 
-/// Error function by its Taylor series, with the limit beyond 6.
+/// Error function: its Taylor series, and from 3 on, where the series cancels, the continued fraction of the rest.
 fn erf(x: f64) -> f64 {
-    if x.abs() > 6.0 {
-        return x.signum();
+    if x.abs() > 3.0 {
+        let (x, sign) = (x.abs(), x.signum());
+        let tail = (1..=80).rev().fold(0.0, |t, n| 0.5 * f64::from(n) / (x + t));
+        return sign * (1.0 - (-x * x).exp() / std::f64::consts::PI.sqrt() / (x + tail));
     }
     let (mut term, mut sum) = (x, x);
     for n in 1..200 {

@@ -19,6 +19,8 @@ pub struct Outcome {
     pub args: Vec<Vec<f64>>,
     /// Best time of a run.
     pub best_ms: f64,
+    /// Time of all runs together.
+    pub total_ms: f64,
 }
 
 fn gpu() -> Option<&'static Gpu> {
@@ -113,7 +115,7 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
         layout: &group_layout,
         entries: &bound,
     });
-    let mut best_ms = f64::MAX;
+    let (mut best_ms, mut total_ms) = (f64::MAX, 0.0);
     for _ in 0..runs.max(1) {
         for (b, c) in buffers.iter().zip(&contents) {
             gpu.queue.write_buffer(b, 0, c);
@@ -128,7 +130,9 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
         }
         let start = Instant::now();
         wait(gpu, gpu.queue.submit([encoder.finish()]));
-        best_ms = best_ms.min(start.elapsed().as_secs_f64() * 1e3);
+        let ms = start.elapsed().as_secs_f64() * 1e3;
+        best_ms = best_ms.min(ms);
+        total_ms += ms;
     }
     let left: Vec<Vec<u32>> = (0..n).map(|i| if spaces[i].2 { read(gpu, &buffers[i]) } else { Vec::new() }).collect();
     for (i, now) in left.iter().enumerate().filter(|(_, l)| !l.is_empty()) {
@@ -160,7 +164,7 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
                 })
                 .collect()
         });
-    Some(Outcome { args: args.collect(), best_ms })
+    Some(Outcome { args: args.collect(), best_ms, total_ms })
 }
 
 fn wait(gpu: &Gpu, index: wgpu::SubmissionIndex) {

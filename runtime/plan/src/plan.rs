@@ -4,6 +4,7 @@ use crate::{
     BufferRef, FusionReport, Kernel, KvSlotDecl, ModelInfo, Port, SlotLayout, StateDecl, ValueDecl, WeightDecl,
 };
 use frit_kernels::dim::{Dim, DimError, Sym};
+use frit_kernels::target::Tier;
 use serde::{Deserialize, Serialize};
 
 /// Version of the plan's types; another number is refused on load.
@@ -97,9 +98,14 @@ impl Plan {
     pub fn program(&self, name: &str) -> Option<&Program> {
         self.programs.iter().find(|p| p.name == name)
     }
-    /// All kernels in stable order: name, WGSL for the given tier. This is the snapshot-testing API.
+    /// All kernels in stable order: what each computes, how it is scheduled, and its text for each tier.
     pub fn kernels(&self) -> impl Iterator<Item = &Kernel> {
         self.kernels.iter()
+    }
+    /// Name and WGSL of every kernel for a tier, in stable order: what a test of a model's kernels compares with its
+    /// snapshots. Names, order and texts depend on the model and the compiler's version alone.
+    pub fn texts(&self, tier: Tier) -> impl Iterator<Item = (&str, &str)> {
+        self.kernels.iter().filter_map(move |k| Some((k.name.as_str(), k.variant(tier)?.wgsl.as_str())))
     }
     /// The value of a size expression when the sizes of [`Plan::sizes`] have `values`.
     ///

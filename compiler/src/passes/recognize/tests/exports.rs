@@ -228,7 +228,7 @@ fn renamed_and_reordered_nodes_give_the_same_graph() {
 fn named_operations_are_left_alone() {
     let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
     for dir in ["devset/bert", "devset/gpt2", "devset/llama_gqa", "devset/qwen2", "lexicon"] {
-        let model = crate::ingest::load(&fixtures.join(dir)).unwrap();
+        let model = crate::ingest::load(fixtures.join(dir)).unwrap();
         for program in &model.graphs {
             let mut g = program.graph.clone();
             let log = PassManager::standard(&program.fixed).run(&mut g, &model.tables).unwrap();
