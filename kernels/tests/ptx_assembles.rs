@@ -30,7 +30,13 @@ fn every_kernel_fits_in_registers() {
         let found: Vec<_> = ARCHITECTURES.iter().map(|arch| ptxas.assemble(&r.text, arch)).collect();
         let registers: Vec<String> = found.iter().map(|f| f.registers.to_string()).collect();
         let first = &found[0];
-        let _ = writeln!(table, "{name:<28} {:>7} {:>8}  {}", first.shared_bytes, first.barriers, registers.join(" "));
+        let _ = writeln!(
+            table,
+            "{name:<28} {:>7} {:>8}  {}",
+            r.module.workgroup_bytes(),
+            first.barriers,
+            registers.join(" ")
+        );
         assert!(u64::from(first.shared_bytes) <= r.module.workgroup_bytes(), "{name}");
     }
     if ptxas.is_of_goldens() {
@@ -47,6 +53,41 @@ fn kernels_of_odd_sizes_assemble() {
 }
 
 #[test]
+fn the_machine_code_uses_what_was_asked_for() {
+    let ptxas = Ptxas::find();
+    let all = rendered(&DECODER);
+    for (name, arch, wanted) in [
+        ("gemm_bf16_plain", "sm_80", ["HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDGSTS.E.BYPASS"].as_slice()),
+        ("gemm_f16_wide", "sm_90", &["HMMA.16816.F32 ", "LDSM.16.M88.4", "LDGSTS.E.BYPASS"]),
+        ("gemm_q6_k_wide", "sm_120", &["HMMA.16816.F32.BF16", "LDSM.16.M88.4"]),
+        ("rms_norm", "sm_80", &["SHFL.BFLY"]),
+        ("attention_decode", "sm_90", &["SHFL.BFLY", "LDG.E.128.CONSTANT", "MUFU.EX2"]),
+        ("gather_q8_0", "sm_80", &["PRMT"]),
+    ] {
+        let (_, r) = all.iter().find(|(n, _)| n == name).expect(name);
+        let code = ptxas.disassemble(&r.text, arch);
+        for instruction in wanted {
+            assert!(code.iter().any(|l| l.contains(instruction)), "{name}: no {instruction}\n{}", code.join("\n"));
+        }
+    }
+}
+
+/// Weights of all chunks of a loop body are on their way before the first of them is used.
+#[test]
+fn weights_are_asked_for_before_any_is_used() {
+    let ptxas = Ptxas::find();
+    let all = rendered(&DECODER);
+    for (name, loads) in [("gemv_bf16_plain", 6), ("gemv_f32_plain", 6), ("gemv_bf16_gated", 6)] {
+        let (_, r) = all.iter().find(|(n, _)| n == name).expect(name);
+        for arch in ["sm_80", "sm_90", "sm_120"] {
+            let code = ptxas.disassemble(&r.text, arch);
+            let before = code.iter().take_while(|l| !l.contains("FFMA")).filter(|l| l.contains("LDG.E.128.CONSTANT"));
+            assert!(before.count() >= loads, "{name} {arch}\n{}", code.join("\n"));
+        }
+    }
+}
+
+#[test]
 fn texts_are_as_before() {
     let shown = [
         "add_scaled",
@@ -55,7 +96,7 @@ fn texts_are_as_before() {
         "gemv_bf16_plain",
         "gemv_q8_0_plain",
         "gemv_bf16_normed",
-        "gemm_bf16_biasgelu",
+        "gemm_bf16_plain",
         "attention_decode",
     ];
     let all = rendered(&DECODER);

@@ -52,8 +52,13 @@ pub(crate) fn base_address(segment: usize) -> u64 {
 }
 
 fn words_of(bytes: &[u8]) -> Vec<u32> {
-    let word = |c: &[u8]| c.iter().rev().fold(0u32, |w, b| w << 8 | u32::from(*b));
-    bytes.chunks(4).map(word).collect()
+    let whole = bytes.chunks_exact(4);
+    let rest = whole.remainder();
+    let mut words: Vec<u32> = whole.map(|c| c.iter().rev().fold(0, |w, b| w << 8 | u32::from(*b))).collect();
+    if !rest.is_empty() {
+        words.push(rest.iter().rev().fold(0, |w, b| w << 8 | u32::from(*b)));
+    }
+    words
 }
 
 impl Memory {

@@ -1,20 +1,23 @@
 //! Attention: a workgroup a query row. Keys pass in blocks of one a lane; a running maximum and sum rescale what was
 //! gathered (online softmax), so that keys are read once and scores never leave the workgroup.
 
-use super::reduce::Reducer;
-use super::{KernelCtx, Rendered, Scope, TemplateError, View, dispatch};
+use super::reduce::{Reducer, WARP};
+use super::{KernelCtx, Rendered, Scope, TemplateError, View, attention_warp, dispatch};
 use crate::dim::{Dim, product};
-use crate::ir::Type;
-use crate::spec::{Anchor, KernelSpec, ReduceOp, Store};
+use crate::ir::{Type, Val};
+use crate::spec::{Anchor, Attention, KernelSpec, ReduceOp, Store};
 use crate::target::{Capabilities, Tier};
 
 /// Stands for a score that no key has.
-const NONE: f32 = -1.0e30;
+pub(super) const NONE: f32 = -1.0e30;
 
 pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
     let Anchor::Attention(a) = &spec.anchor else {
         return Err(TemplateError::unsupported(spec, "no attention"));
     };
+    if caps.subgroup_size == Some(WARP) && a.head_dim.max(a.value_dim) <= attention_warp::MOST {
+        return attention_warp::render(spec, caps, a);
+    }
     let width = match caps.tier {
         Tier::Cpu => 16u32,
         Tier::Gpu | Tier::Cuda => 64,
@@ -35,27 +38,13 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     b.if_(b.lt(group, ctx.extent(&rows)), |b| {
         let mut scope = Scope::new();
         ctx.unravel(&mut scope, 0, &spec.domain[..3], group);
-        let s = scope.axis(2).unwrap_or_else(|| b.u32(0));
         ctx.hoist(&mut scope, &[a.q]);
         b.for_("d", lane, head_dim, width, |b, d| {
             let q = ctx.expr(&mut scope.with(4, d), a.q);
             b.store(query, d, b.mul(q, a.scale));
         });
         b.barrier();
-        let end = match &a.causal_offset {
-            Some(o) => b.min(ctx.extent(&a.kv_len), b.add(b.add(s, ctx.extent(o)), 1)),
-            None => ctx.extent(&a.kv_len),
-        };
-        let end = b.let_("end", end);
-        let start = match a.window {
-            Some(w) => {
-                let w = u32::try_from(w).unwrap_or(u32::MAX);
-                let here = b.add(b.add(s, ctx.extent(a.causal_offset.as_ref().unwrap_or(&Dim::zero()))), 1);
-                b.select(b.gt(here, w), b.sub(here, w), 0)
-            }
-            None => b.u32(0),
-        };
-        let start = b.let_("start", start);
+        let (start, end) = ctx.visible_keys(a, &scope);
         let largest = b.var("largest", Type::F32, NONE);
         let sum = b.var("sum", Type::F32, 0.0);
         let parts = value_dim.div_ceil(width);
@@ -121,4 +110,25 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
         }
     });
     ctx.finish("attention", &[("keys", width)], dispatch(&rows))
+}
+
+impl KernelCtx<'_> {
+    /// The range of keys that causal masking and the window leave to the query row of `scope`.
+    pub(super) fn visible_keys(&self, a: &Attention, scope: &Scope) -> (Val, Val) {
+        let b = &self.b;
+        let s = scope.axis(2).unwrap_or_else(|| b.u32(0));
+        let end = match &a.causal_offset {
+            Some(o) => b.min(self.extent(&a.kv_len), b.add(b.add(s, self.extent(o)), 1)),
+            None => self.extent(&a.kv_len),
+        };
+        let start = match a.window {
+            Some(w) => {
+                let w = u32::try_from(w).unwrap_or(u32::MAX);
+                let here = b.add(b.add(s, self.extent(a.causal_offset.as_ref().unwrap_or(&Dim::zero()))), 1);
+                b.select(b.gt(here, w), b.sub(here, w), 0)
+            }
+            None => b.u32(0),
+        };
+        (b.let_("start", start), b.let_("end", end))
+    }
 }

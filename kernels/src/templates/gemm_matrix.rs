@@ -11,7 +11,7 @@
 //! eight rows over all banks, for writing and for loading matrices alike.
 
 use super::common::{KernelCtx, Scope, dispatch};
-use super::gemm::{Problem, Right};
+use super::gemm::{Problem, Right, RowStats};
 use super::reduce::WARP;
 use super::{Rendered, TemplateError};
 use crate::dtype::Storage;
@@ -23,8 +23,8 @@ use crate::target::Capabilities;
 const DEPTH: u32 = 4;
 /// Tiles of each side in workgroup memory.
 const STAGES: u32 = 3;
-/// Floats between rows of the sums' staging area, of 32 columns.
-const PITCH: u32 = 36;
+/// Pairs of floats between rows of the sums' staging area, of 32 columns: half a subgroup meets every bank once.
+const PITCH: u32 = 20;
 /// The largest `f16`.
 const F16_MAX: f32 = 65504.0;
 
@@ -82,11 +82,12 @@ pub(super) fn render<'a>(
     let tile = |name: &str, rows: u32| b.workgroup(name, Type::VEC4_U32, STAGES * rows * DEPTH);
     let left = tile("left", shape.rows());
     let right: Vec<ArrayRef> = p.rhs.iter().map(|_| tile("right", shape.columns())).collect();
-    let sums = b.workgroup("sums", Type::F32, shape.threads() / WARP * 16 * PITCH * p.rhs.len() as u32);
+    let sums = b.workgroup("sums", Type::VEC2_F32, shape.threads() / WARP * 16 * PITCH * p.rhs.len() as u32);
     p.in_block(&ctx, shape.rows(), shape.columns(), |b, scope, row, column| {
         let me = b.let_("me", b.local_x());
         let kernel = Kernel { p, ctx: &ctx, shape: &shape, format, left, right: &right, me };
-        let accs = kernel.products(&scope, row, column);
+        let stats = p.row_stats(&ctx, &scope, (row, shape.rows()), column, (me, shape.threads()));
+        let accs = kernel.products(&scope, row, column, &stats);
         kernel.write(&scope, row, column, sums, &accs);
     });
     let tile = [
@@ -145,7 +146,7 @@ impl Kernel<'_, '_> {
     }
 
     /// The sums of the block at `row` and `column`.
-    fn products(&self, scope: &Scope, row: Val, column: Val) -> Sums {
+    fn products(&self, scope: &Scope, row: Val, column: Val, stats: &RowStats) -> Sums {
         let (p, b) = (self.p, &self.ctx.b);
         let (rows, columns) = (self.shape.rows(), self.shape.columns());
         let mut accs = Sums::new();
@@ -153,8 +154,7 @@ impl Kernel<'_, '_> {
             let four = |_| b.var("acc", Type::VEC4_F32, 0.0);
             accs.push((0..self.shape.tall).map(|_| (0..4).map(four).collect()).collect());
         }
-        let stats = p.row_stats(self.ctx, scope, (row, rows), column, (self.me, self.shape.threads()));
-        let left = self.units(rows, |r| (p.row_scope(self.ctx, scope, row, r, &stats), Vec::new()));
+        let left = self.units(rows, |r| (p.row_scope(self.ctx, scope, row, r, stats), Vec::new()));
         let right = self.units(columns, |c| {
             let scope = p.column_scope(self.ctx, scope, b.add(column, c));
             let starts = p.rhs.iter().map(|r| p.run_start(self.ctx, &scope, r)).collect();
@@ -331,7 +331,7 @@ impl Kernel<'_, '_> {
         let warp = b.shr(self.me, WARP.trailing_zeros());
         let area = 16 * PITCH;
         let mine = b.let_("mine", b.mul(warp, area * accs.len() as u32));
-        let fragment = b.add(b.mul(b.shr(lane, 2), PITCH), b.shl(b.bit_and(lane, 3), 1));
+        let fragment = b.add(b.mul(b.shr(lane, 2), PITCH), b.bit_and(lane, 3));
         let fragment = b.let_("fragment", b.add(mine, fragment));
         let at = b.let_("column", b.add(b.add(column, b.mul(across, 32)), lane));
         let safe = b.let_("column_safe", b.min(at, b.sub(columns, 1)));
@@ -342,9 +342,10 @@ impl Kernel<'_, '_> {
             for (j, accs) in accs.iter().enumerate() {
                 let Some(accs) = accs.get(i as usize) else { continue };
                 for (c, acc) in accs.iter().enumerate() {
-                    let first = j as u32 * area + 8 * c as u32;
-                    for (lane, offset) in [0, 1, 8 * PITCH, 8 * PITCH + 1].into_iter().enumerate() {
-                        b.store(sums, b.add(fragment, first + offset), b.lane(b.get(*acc), lane as u32));
+                    let first = j as u32 * area + 4 * c as u32;
+                    for (lane, offset) in [(0, 0), (2, 8 * PITCH)] {
+                        let pair = b.vec2(b.lane(b.get(*acc), lane), b.lane(b.get(*acc), lane + 1));
+                        b.store(sums, b.add(fragment, first + offset), pair);
                     }
                 }
             }
@@ -356,9 +357,13 @@ impl Kernel<'_, '_> {
                 b.if_(b.and(b.lt(at_row, rows), b.lt(at, columns)), |b| {
                     let mut inner = here.clone();
                     ctx.unravel(&mut inner, p.first, p.extents(p.first, p.m + 1), at_row);
-                    let from = b.add(b.add(mine, b.mul(r, PITCH)), lane);
-                    let found: Vec<Val> =
-                        (0..accs.len() as u32).map(|j| b.let_("sum", b.load(sums, b.add(from, j * area)))).collect();
+                    let from = b.add(b.add(mine, b.mul(r, PITCH)), b.shr(lane, 1));
+                    let odd = b.eq(b.bit_and(lane, 1), 1);
+                    let sum = |j: u32| {
+                        let pair = b.let_("pair", b.load(sums, b.add(from, j * area)));
+                        b.let_("sum", b.select(odd, b.lane(pair, 1), b.lane(pair, 0)))
+                    };
+                    let found: Vec<Val> = (0..accs.len() as u32).map(sum).collect();
                     ctx.store_all(&inner.with_accs(found), &stores);
                 });
             });

@@ -15,6 +15,7 @@
 //! argument in its binding), then the uniform `sizes` (the table of dynamic sizes).
 
 mod attention;
+mod attention_warp;
 mod common;
 mod gemm;
 mod gemm_matrix;

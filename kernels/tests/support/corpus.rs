@@ -4,7 +4,8 @@ use super::build::{SpecBuilder, dim};
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{
-    AliasKind, Anchor, Attention, BinaryOp as B, Expr, ExprId, KernelSpec, ReduceOp, Space, Stat, UnaryOp as U,
+    AliasKind, Anchor, Attention, BinaryOp as B, Expr, ExprId, KernelSpec, LeftStore, ReduceOp, Space, Stat,
+    UnaryOp as U,
 };
 
 /// Sizes of the kernels.
@@ -54,14 +55,17 @@ pub enum Form {
     Residual,
     /// `silu(x Wᵀ) (x Vᵀ)`
     Gated,
-    /// `rms_norm(x) Wᵀ`; only for few rows.
+    /// `rms_norm(x) Wᵀ`
     Normed,
+    /// As `Normed`, and the normed rows are kept.
+    NormedKept,
     /// Queries, and rotated keys into a slot.
     RotaryKv,
 }
 
 /// Every form.
-pub const FORMS: [Form; 6] = [Form::Plain, Form::BiasGelu, Form::Residual, Form::Gated, Form::Normed, Form::RotaryKv];
+pub const FORMS: [Form; 7] =
+    [Form::Plain, Form::BiasGelu, Form::Residual, Form::Gated, Form::Normed, Form::NormedKept, Form::RotaryKv];
 
 /// All kernels with their names.
 pub fn all(z: &Shapes) -> Vec<KernelSpec> {
@@ -73,11 +77,16 @@ pub fn all(z: &Shapes) -> Vec<KernelSpec> {
             specs.push(matmul(z, rows, storage, Form::Plain));
         }
         for form in FORMS {
-            if form != Form::Plain && !(rows == "S" && form == Form::Normed) {
+            if form != Form::Plain {
                 specs.push(matmul(z, rows, Storage::Bf16, form));
             }
         }
         specs.push(matmul(z, rows, Storage::Q4_0, Form::Gated));
+    }
+    for storage in [Storage::F16, Storage::Bf16, Storage::Q6K] {
+        let mut spec = matmul(&Shapes { columns: 4 * z.columns, ..*z }, "S", storage, Form::Residual);
+        spec.name = format!("gemm_{storage}_wide");
+        specs.push(spec);
     }
     specs.extend([scores(z), values(z)]);
     for rows in ["1", "S"] {
@@ -287,7 +296,7 @@ pub fn matmul(z: &Shapes, rows: &str, storage: Storage, form: Form) -> KernelSpe
     if form == Form::Residual {
         lhs = s.un(U::Silu, lhs);
     }
-    if form == Form::Normed {
+    if matches!(form, Form::Normed | Form::NormedKept) {
         lhs_stats.push(mean_square(&mut s, lhs, z.width, 0));
         let gain = s.arg("gain", Space::Side, Storage::F32, &of("WW"));
         let (scale, gain) = (s.stat(0, Scalar::F32), s.load(gain, "i2"));
@@ -327,6 +336,10 @@ pub fn matmul(z: &Shapes, rows: &str, storage: Storage, form: Form) -> KernelSpe
         }
         _ => acc,
     };
+    if form == Form::NormedKept {
+        let kept = s.out("kept", Space::Arena, Storage::F32, &of("WW*ROWS"));
+        s.spec.left = Some(LeftStore { arg: kept, index: dim(&of("WW*i0 + i2")) });
+    }
     let out = s.out("out", Space::Arena, Storage::F32, &of("NN*ROWS"));
     if form == Form::Residual {
         let r = frit_kernels::spec::ArgId(out.0 - 1);

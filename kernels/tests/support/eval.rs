@@ -110,21 +110,22 @@ impl Eval<'_> {
                 }
             }),
             Anchor::MatMul { k, lhs, lhs_stats, rhs } => {
-                let k = self.dim(k, &Point::default());
+                let (k, round) = (self.dim(k, &Point::default()), self.round);
                 coordinates(&extents[..n - 1], &mut |row| {
                     let mut p = Point { axes: row.to_vec(), ..Point::default() };
                     p.axes.extend([0, 0]);
                     p.stats = self.stats(lhs_stats, &p, n, k);
                     let at = |p: &mut Point, i: i64, e: ExprId| {
                         p.axes[n] = i;
-                        (self.round)(self.value(e, p))
+                        self.value(e, p)
                     };
                     let left: Vec<f64> = (0..k).map(|i| at(&mut p, i, *lhs)).collect();
                     p.left = left.clone();
                     p.axes[n - 1] = 0;
                     for c in 0..extents[n - 1] {
                         p.axes[n - 1] = c;
-                        let mut sum = |e: &ExprId| (0..k).map(|i| left[i as usize] * at(&mut p, i, *e)).sum();
+                        let mut sum =
+                            |e: &ExprId| (0..k).map(|i| round(left[i as usize]) * round(at(&mut p, i, *e))).sum();
                         let accs = rhs.iter().map(&mut sum).collect();
                         let axes = p.axes[..n].to_vec();
                         f(&Point { axes, accs, stats: p.stats.clone(), left: std::mem::take(&mut p.left) });

@@ -26,6 +26,13 @@ pub struct Usage {
     pub barriers: u32,
 }
 
+/// A file name that nothing else uses.
+fn scratch(extension: &str) -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("frit-{}-{number}.{extension}", std::process::id()))
+}
+
 impl Ptxas {
     /// The assembler that `FRIT_PTXAS` names, or that of `tools/`.
     pub fn find() -> Ptxas {
@@ -40,11 +47,26 @@ impl Ptxas {
     pub fn is_of_goldens(&self) -> bool {
         self.version.contains(VERSION)
     }
+    /// The machine code of a text as `nvdisasm` writes it, one instruction a line.
+    pub fn disassemble(&self, text: &str, arch: &str) -> Vec<String> {
+        let tool = self.tool.with_file_name("nvdisasm");
+        let (source, binary) = (scratch("ptx"), scratch("cubin"));
+        std::fs::write(&source, text).unwrap();
+        let arch = format!("-arch={arch}");
+        let done = Command::new(&self.tool).arg(arch).arg(&source).arg("-o").arg(&binary).status().unwrap();
+        assert!(done.success());
+        let Ok(output) = Command::new(&tool).arg("-c").arg(&binary).output() else {
+            panic!("there is no nvdisasm at {}: run `bash tests/tools.sh`", tool.display());
+        };
+        std::fs::remove_file(&source).unwrap();
+        std::fs::remove_file(&binary).unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let code = said.lines().filter_map(|l| l.trim().strip_prefix("/*")?.split_once("*/"));
+        code.map(|(_, instruction)| instruction.trim().to_owned()).collect()
+    }
     /// Assembles a text; fails on an error, a warning, a spill or local memory.
     pub fn assemble(&self, text: &str, arch: &str) -> Usage {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("frit-{}-{number}.ptx", std::process::id()));
+        let path = scratch("ptx");
         std::fs::write(&path, text).unwrap();
         let strict = ["--warn-on-spills", "--warn-on-local-memory-usage", "--warn-on-double-precision-use", "-Werror"];
         let output = Command::new(&self.tool)

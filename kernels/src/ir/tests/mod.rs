@@ -5,6 +5,7 @@ mod builder;
 mod interpret;
 mod random;
 mod text;
+mod tiles;
 mod verify;
 
 use super::Module;
@@ -12,7 +13,7 @@ use crate::target::{Capabilities, Tier};
 
 /// Base limits with every optional feature.
 pub(crate) fn everything() -> Capabilities {
-    Capabilities { has_f16: true, subgroup_size: Some(32), ..Capabilities::webgpu(Tier::Gpu) }
+    Capabilities { has_f16: true, has_matrix: true, subgroup_size: Some(32), ..Capabilities::webgpu(Tier::Gpu) }
 }
 
 /// Verifies, emits for a native consumer, and has naga validate the text.
