@@ -24,12 +24,33 @@ use file::SourceFile;
 use std::path::Path;
 
 /// How a model is loaded.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoadOptions {
     /// What is accepted at most.
     pub limits: Limits,
     /// Positions that the model is built for; `None`: as many as it has.
     pub context: Option<u64>,
+    /// Values that inputs will have. A graph that computes extents from an input can be built for these alone; small
+    /// ones are put in as constants.
+    pub inputs: Vec<(String, InputValue)>,
+}
+
+/// The value of an input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputValue {
+    /// Extents, outermost first.
+    pub shape: Vec<u64>,
+    /// The elements in row-major order.
+    pub elements: InputElements,
+}
+
+/// Elements of an [`InputValue`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum InputElements {
+    /// Floats.
+    Floats(Vec<f32>),
+    /// Integers and truth values.
+    Ints(Vec<i64>),
 }
 
 /// Loads a model with the default limits: a directory in Hugging Face form, a GGUF file or an ONNX file.

@@ -2,6 +2,8 @@
 //!
 //! The arithmetic here works on nodes of the graph and makes extents agree first, see [`Sizes::equate`].
 
+#![allow(clippy::indexing_slicing, reason = "windows of two, axes that run over the shape")]
+
 use super::dims::Sizes;
 use super::elem::{Elem, Values};
 use super::error::{Res, Stop, malformed, unsupported};

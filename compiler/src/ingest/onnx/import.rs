@@ -3,7 +3,7 @@
 //! Every node is imported or its gap is reported; what depends on a node that was not imported is passed over, so that
 //! each reason is told once. Functions of the model and branches of `If` are put in place.
 
-use super::context::{Constants, Cx};
+use super::context::{Constants, Cx, KNOWN_FLOATS, KNOWN_INTS};
 use super::dims::Sizes;
 use super::elem::{Elem, code_name};
 use super::error::{EXPORT, REPAIR, Report, Res, Stop, malformed, unsupported};
@@ -14,9 +14,11 @@ use super::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodePr
 use super::value::{Known, Val};
 use crate::ingest::builder::GraphBuilder;
 use crate::ingest::error::Gap;
+use crate::ingest::{InputElements, InputValue};
 use frit_kernels::dim::Dim;
 use indexmap::{IndexMap, IndexSet};
 use std::collections::HashMap;
+use std::rc::Rc;
 
 /// Versions of the standard operators that are read.
 const OPSETS: std::ops::RangeInclusive<i64> = 7..=28;
@@ -38,6 +40,7 @@ pub struct Importer<'a, 'g, 'm> {
     calls: Vec<Vec<(&'a str, &'a AttributeProto)>>,
     depth: usize,
     nodes_left: u64,
+    exhausted: bool,
 }
 
 /// The name of an operator for messages.
@@ -62,6 +65,7 @@ pub fn run<'a>(
     b: &mut GraphBuilder<'_>,
     constants: &mut Constants<'a>,
     sizes: &mut Sizes,
+    given: &[(String, InputValue)],
     report: &mut Report,
 ) -> Res<()> {
     declare_all(graph, sizes);
@@ -76,9 +80,10 @@ pub fn run<'a>(
         calls: Vec::new(),
         depth: 0,
         nodes_left,
+        exhausted: false,
     };
     i.survey(graph);
-    i.inputs(graph);
+    i.inputs(graph, given);
     i.body(graph)?;
     i.outputs(graph)
 }
@@ -158,15 +163,18 @@ impl<'a> Importer<'a, '_, '_> {
         }
     }
 
-    fn inputs(&mut self, graph: &'a GraphProto) {
+    fn inputs(&mut self, graph: &'a GraphProto, given: &[(String, InputValue)]) {
         let constants: IndexSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
         let mut names = IndexSet::new();
         for input in graph.input.iter().filter(|i| !constants.contains(i.name.as_str())) {
             let val = match self.input_type(input) {
                 Ok(_) if !names.insert(input.name.as_str()) => Err("is declared twice".to_owned()),
                 Ok((elem, shape)) => {
+                    self.bound(&shape);
                     let id = self.cx.b.input(&input.name, elem.scalar(), &shape);
-                    Ok(self.cx.val(id, elem))
+                    let mut val = self.cx.val(id, elem);
+                    val.known = given.iter().find(|(n, _)| *n == input.name).and_then(|(_, v)| known(v, &val));
+                    Ok(val)
                 }
                 Err(problem) => Err(problem),
             };
@@ -184,13 +192,16 @@ impl<'a> Importer<'a, '_, '_> {
             .flat_map(|i| self.cx.shape(i.value))
             .flat_map(|d| d.symbols().into_iter().map(|s| s.to_string()).collect::<Vec<_>>())
             .collect();
-        for name in &used {
-            let (min, max) = self.cx.sizes.bounds_of(name);
-            self.cx.b.model().size(name, min, max);
-        }
         if used.len() > SIZES {
             let problem = format!("has {} dynamic sizes, at most {SIZES} are possible", used.len());
             self.report.other(Gap::file("the model", problem, "export it with more of its extents fixed"));
+        }
+    }
+    /// Declares the sizes of a shape with their bounds, before anything is made of that shape.
+    fn bound(&mut self, shape: &[Dim]) {
+        for s in shape.iter().flat_map(Dim::symbols) {
+            let (min, max) = self.cx.sizes.bounds_of(&s.to_string());
+            self.cx.b.model().size(&s.to_string(), min, max);
         }
     }
     fn input_type(&mut self, input: &super::proto::ValueInfoProto) -> Result<(Elem, Vec<Dim>), String> {
@@ -285,7 +296,7 @@ impl<'a> Importer<'a, '_, '_> {
         }
         for n in order {
             if self.nodes_left == 0 {
-                if self.cx.constants.limits.onnx_nodes > 0 {
+                if !std::mem::replace(&mut self.exhausted, true) {
                     let limit = self.cx.constants.limits.onnx_nodes;
                     let problem = format!("has more than {limit} nodes with its functions and branches in place");
                     self.report.other(Gap::file("the model", problem, "raise the limit if you trust the file"));
@@ -448,6 +459,19 @@ impl<'a> Importer<'a, '_, '_> {
         }
         Ok(carried)
     }
+}
+
+/// The elements of an input that are few and of its type.
+fn known(given: &InputValue, val: &Val) -> Option<Rc<Known>> {
+    let shape: Vec<Dim> = given.shape.iter().map(|d| Dim::from(*d)).collect();
+    let known = match (&given.elements, val.elem.is_float()) {
+        (InputElements::Floats(v), true) if v.len() as u64 <= KNOWN_FLOATS => Known::Floats(v.clone()),
+        (InputElements::Ints(v), false) if v.len() as u64 <= KNOWN_INTS => {
+            Known::Ints(v.iter().map(|x| Dim::constant(*x)).collect())
+        }
+        _ => return None,
+    };
+    (shape == val.shape).then(|| Rc::new(known))
 }
 
 /// The name of a node, or of its first result.

@@ -66,7 +66,9 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
             if model.producer_name.is_empty() { "onnx".into() } else { external_data::short(&model.producer_name) };
         let mut report = Report::default();
         let mut stop = Ok(());
-        m.graph("forward", |b| stop = import::run(&model, graph, b, &mut constants, &mut sizes, &mut report));
+        m.graph("forward", |b| {
+            stop = import::run(&model, graph, b, &mut constants, &mut sizes, &options.inputs, &mut report)
+        });
         match stop {
             Err(Stop::Assume(a)) if sizes.assume(a.clone()) => continue,
             Err(Stop::Assume(a)) => {

@@ -1,6 +1,8 @@
 //! Values while a model is imported: a tensor with symbolic extents that is a node of the graph, a stored constant, or
 //! known element by element.
 
+#![allow(clippy::indexing_slicing, reason = "positions run over the extents they index")]
+
 use super::elem::Elem;
 use super::stock::TensorId;
 use crate::graph::ValueId;
@@ -105,9 +107,9 @@ pub fn fixed(shape: &[Dim]) -> Option<Vec<usize>> {
 
 /// Row-major strides.
 pub fn strides(shape: &[usize]) -> Vec<usize> {
-    let mut out = vec![1; shape.len()];
+    let mut out = vec![1usize; shape.len()];
     for i in (0..shape.len().saturating_sub(1)).rev() {
-        out[i] = out[i + 1] * shape[i + 1];
+        out[i] = out[i + 1].wrapping_mul(shape[i + 1]);
     }
     out
 }

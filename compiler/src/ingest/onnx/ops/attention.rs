@@ -137,6 +137,9 @@ pub fn standard(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
         let id = cx.node(x)?;
         ids.push(if x.rank() == 3 { heads(cx, id, n.int(count, 0)?)? } else { id });
     }
+    if ids.iter().any(|x| cx.shape(*x).len() != 4) {
+        return malformed("takes queries, keys and values of three or four axes");
+    }
     let (past_k, past_v) = (n.optional(4).cloned(), n.optional(5).cloned());
     let past = past_k.as_ref().map_or_else(Dim::zero, |p| p.shape.get(2).cloned().unwrap_or_default());
     let key = present(cx, past_k.as_ref(), ids[1], k.elem)?;
@@ -169,22 +172,18 @@ pub fn standard(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
             rules.and_mask(cx, seen)?;
         }
         if left >= 0 || right >= 0 {
-            return unsupported("has a window and a number of keys for each row");
+            let row = cx.iota(&[Dim::one(), Dim::one(), tokens.clone(), Dim::one()], 2, Dim::zero() - tokens.clone());
+            let row = cx.bin(BinaryOp::Add, row, used)?;
+            window(cx, &mut rules, column, row, left, right)?;
         }
-    } else if causal {
-        rules.causal = Some(past.clone());
-    }
-    if left >= 0 || right >= 0 {
-        let plane = [tokens.clone(), keys.clone()];
-        let (row, column) = (cx.iota(&plane, 0, past.clone()), cx.iota(&plane, 1, Dim::zero()));
-        let ahead = cx.bin(BinaryOp::Sub, column, row)?;
-        for (size, behind) in [(left, true), (right, false)] {
-            if size < 0 {
-                continue;
-            }
-            let bound = cx.i32(i32::try_from(if behind { -size } else { size }).unwrap_or(i32::MAX))?;
-            let seen = if behind { cx.bin(BinaryOp::Le, bound, ahead)? } else { cx.bin(BinaryOp::Le, ahead, bound)? };
-            rules.and_mask(cx, seen)?;
+    } else {
+        if causal {
+            rules.causal = Some(past.clone());
+        }
+        if left >= 0 || right >= 0 {
+            let plane = [tokens.clone(), keys.clone()];
+            let (row, column) = (cx.iota(&plane, 0, past.clone()), cx.iota(&plane, 1, Dim::zero()));
+            window(cx, &mut rules, column, row, left, right)?;
         }
     }
     let y = attend(cx, ids[0], key, value, &rules)?;
@@ -195,6 +194,23 @@ pub fn standard(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
         out.push(cx.val(s, q.elem));
     }
     Ok(out)
+}
+
+/// Hides keys more than `left` before or `right` behind the query's own position; −1: no bound.
+fn window(cx: &mut Cx<'_, '_, '_>, rules: &mut Rules, key: ValueId, query: ValueId, left: i64, right: i64) -> Res<()> {
+    let ahead = cx.bin(BinaryOp::Sub, key, query)?;
+    let number = |v: i64| i32::try_from(v).unwrap_or(i32::MAX);
+    if left >= 0 {
+        let bound = cx.i32(-number(left))?;
+        let seen = cx.bin(BinaryOp::Le, bound, ahead)?;
+        rules.and_mask(cx, seen)?;
+    }
+    if right >= 0 {
+        let bound = cx.i32(number(right))?;
+        let seen = cx.bin(BinaryOp::Le, ahead, bound)?;
+        rules.and_mask(cx, seen)?;
+    }
+    Ok(())
 }
 
 /// The scores as a result: raw (0), with the soft cap (1), with masks as well (2), after the softmax (3).

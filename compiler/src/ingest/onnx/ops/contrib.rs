@@ -189,6 +189,9 @@ pub fn multi_head_attention(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Va
     for x in [query, key, value] {
         four.push(if cx.shape(x).len() == 3 { heads(cx, x, count)? } else { x });
     }
+    if four.iter().any(|x| cx.shape(*x).len() != 4) {
+        return malformed("takes queries, keys and values of three or four axes");
+    }
     let (past_k, past_v) = (n.optional(6).cloned(), n.optional(7).cloned());
     let past = past_k.as_ref().map_or_else(Dim::zero, |p| p.shape.get(2).cloned().unwrap_or_default());
     let key = present(cx, past_k.as_ref(), four[1], q.elem)?;
@@ -284,6 +287,9 @@ pub fn group_query_attention(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<V
 pub fn embed_layer_norm(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
     let ids = n.input(0)?.clone();
     let words = n.input(2)?.clone();
+    if ids.rank() != 2 {
+        return malformed(format!("takes ids of two axes, not {}", ids.rank()));
+    }
     let id = cx.node(&ids)?;
     let table = cx.node(&words)?;
     let mut sum = cx.gather(table, id)?;

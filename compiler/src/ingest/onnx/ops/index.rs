@@ -46,15 +46,12 @@ pub fn gather(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
             return malformed(format!("has the index {i} along an axis of {e}"));
         }
         let known: Vec<usize> = known.iter().map(|i| (if *i < 0 { i + e } else { *i }) as usize).collect();
-        let steps = strides(&own);
-        let outer: Vec<usize> = own[..axis].to_vec();
-        let inner: Vec<usize> = own[axis + 1..].to_vec();
-        let starts = walk(&outer, 0, &steps[..axis].iter().map(|s| *s as isize).collect::<Vec<_>>());
-        let rest = walk(&inner, 0, &steps[axis + 1..].iter().map(|s| *s as isize).collect::<Vec<_>>());
-        if x.known.is_some()
-            && let Some(shape) =
-                to.iter().map(|d| d.as_const().and_then(|d| usize::try_from(d).ok())).collect::<Option<Vec<_>>>()
-        {
+        let fixed: Option<Vec<usize>> = to.iter().map(|d| d.as_const().and_then(|d| usize::try_from(d).ok())).collect();
+        if let (Some(shape), true) = (fixed, x.known.is_some()) {
+            let steps = strides(&own);
+            let signed: Vec<isize> = steps.iter().map(|s| *s as isize).collect();
+            let starts = walk(&own[..axis], 0, &signed[..axis]);
+            let rest = walk(&own[axis + 1..], 0, &signed[axis + 1..]);
             let mut at: Vec<usize> = Vec::new();
             for s in &starts {
                 for k in &known {

@@ -1,4 +1,10 @@
 //! The operators: one table, and one file for each kind of them.
+//!
+//! An axis taken from a model goes through [`super::node::axis`] before it indexes extents.
+#![allow(
+    clippy::indexing_slicing,
+    reason = "axes are checked where they are read, numbers of axes where they are named"
+)]
 
 mod activation;
 mod attention;
@@ -16,6 +22,7 @@ mod rotary;
 mod scatter;
 mod shape;
 mod slice;
+mod top;
 
 use super::context::Cx;
 use super::error::Res;
@@ -206,6 +213,7 @@ pub static OPS: &[OpDef] = &[
     op("TensorScatter", &["axis", "mode"], scatter::tensor_scatter),
     op("ThresholdedRelu", &["alpha"], activation::composed),
     op("Tile", &[], shape::tile),
+    op("TopK", &["axis", "largest", "sorted"], top::top_k),
     op("Transpose", &["perm"], shape::transpose),
     op("Trilu", &["upper"], index::trilu),
     op("Unsqueeze", &["axes"], shape::unsqueeze),

@@ -102,13 +102,16 @@ fn rotate(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>, [cos, sin, at]: [usize; 3]) -> 
     };
     let flat = x.rank() == 3;
     let four = if flat { heads(cx, id, count)? } else { id };
+    if cx.shape(four).len() != 4 {
+        return malformed(format!("takes three or four axes, not {}", x.rank()));
+    }
     let tables = [cx.node(&n.input(cos)?.clone())?, cx.node(&n.input(sin)?.clone())?];
     let rotary = n.int("rotary_embedding_dim", 0)?;
     let mut cut = tables;
     if rotary > 0 {
         let half = Dim::constant(rotary / 2);
         for t in &mut cut {
-            let axis = cx.shape(*t).len() - 1;
+            let axis = cx.shape(*t).len().saturating_sub(1);
             *t = cx.slice(*t, axis, &Dim::zero(), &half)?;
         }
     }

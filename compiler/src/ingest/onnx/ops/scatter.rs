@@ -101,6 +101,9 @@ pub fn scatter_elements(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> 
         return unsupported("combines what it writes");
     }
     let axis = n.axis("axis", 0, x.rank())?;
+    if ids.rank() != x.rank() || update.rank() != x.rank() {
+        return malformed("has operands of unlike numbers of axes");
+    }
     let at = counted(cx, &ids, &x.shape[axis].clone())?;
     let mut start = vec![Dim::zero(); x.rank()];
     match coordinate::of(cx.b.built(), at) {
@@ -118,8 +121,8 @@ pub fn scatter_elements(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> 
 pub fn tensor_scatter(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
     let (x, update) = (n.input(0)?.clone(), n.input(1)?.clone());
     let axis = n.axis("axis", -2, x.rank())?;
-    if axis == 0 {
-        return malformed("writes along the batch axis");
+    if axis == 0 || update.rank() != x.rank() {
+        return malformed("writes along the batch axis, or has operands of unlike numbers of axes");
     }
     let circular = match n.text("mode", "linear")?.as_str() {
         "linear" => false,

@@ -94,6 +94,20 @@ fn stored_integers_are_dequantised_by_channel() {
     close(&run(&model(g), &[("x", array(&[1, 2], &[1., 1.]))]), &[1, 2], &[2., 60.]);
 }
 
+#[test]
+fn the_largest_come_in_order_and_ties_by_index() {
+    let m = one(
+        vec![value("x", FLOAT, "b 4")],
+        vec![
+            node("k = Constant", vec![ints("value_ints", &[3])]),
+            node("v i = TopK x k", vec![]),
+            node("f = Cast i", vec![int("to", 1)]),
+            node("y = Concat v f", vec![int("axis", 0)]),
+        ],
+    );
+    close(&run(&m, &[("x", array(&[1, 4], &[3., 1., 3., 2.]))]), &[2, 3], &[3., 3., 2., 0., 2., 3.]);
+}
+
 /// An infinite mask constant is held to a size that sums of two survive.
 #[test]
 fn infinite_constants_are_bounded() {
