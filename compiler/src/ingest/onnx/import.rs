@@ -96,7 +96,7 @@ fn declare_all(graph: &GraphProto, sizes: &mut Sizes) {
             continue;
         };
         for (k, d) in shape.dim.iter().enumerate() {
-            if !d.dim_value.is_some_and(|v| v > 0) {
+            if d.dim_value.is_none_or(|v| v <= 0) {
                 sizes.declare(&size_name(&input.name, k, d.dim_param.as_deref()));
             }
         }
@@ -127,7 +127,7 @@ impl<'a> Importer<'a, '_, '_> {
     fn survey(&mut self, graph: &'a GraphProto) {
         match self.opset("") {
             Some(v) if OPSETS.contains(&v) => {}
-            None if graph.node.iter().all(|n| plain_domain(&n.domain) != "") => {}
+            None if graph.node.iter().all(|n| !plain_domain(&n.domain).is_empty()) => {}
             found => {
                 let found = found.map_or("no version".to_owned(), |v| format!("version {v}"));
                 let problem = format!(

@@ -124,7 +124,7 @@ pub fn axis(a: i64, rank: usize) -> Res<usize> {
 pub fn axes(list: &[i64], rank: usize) -> Res<Vec<usize>> {
     let mut out = list.iter().map(|a| axis(*a, rank)).collect::<Res<Vec<_>>>()?;
     out.sort_unstable();
-    match out.windows(2).any(|w| w[0] == w[1]) {
+    match out.windows(2).any(|w| w.first() == w.last()) {
         true => malformed(format!("an axis occurs twice in {list:?}")),
         false => Ok(out),
     }

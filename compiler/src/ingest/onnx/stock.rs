@@ -309,17 +309,18 @@ pub fn bounded(x: f32) -> f32 {
     x.clamp(-LARGEST_CONSTANT, LARGEST_CONSTANT)
 }
 
+fn words<const N: usize>(raw: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
+    raw.chunks_exact(N).filter_map(|c| c.try_into().ok())
+}
+
 fn finite_bytes(storage: Storage, raw: &[u8]) -> Vec<u8> {
     match storage {
-        Storage::F32 => raw
-            .chunks_exact(4)
-            .flat_map(|c| bounded(f32::from_le_bytes([c[0], c[1], c[2], c[3]])).to_le_bytes())
-            .collect(),
-        Storage::F16 => raw
-            .chunks_exact(2)
-            .flat_map(|c| {
-                let h = f16::from_le_bytes([c[0], c[1]]);
-                if h.is_infinite() { if h.is_sign_negative() { f16::MIN } else { f16::MAX } } else { h }.to_le_bytes()
+        Storage::F32 => words(raw).flat_map(|w| bounded(f32::from_le_bytes(w)).to_le_bytes()).collect(),
+        Storage::F16 => words(raw)
+            .flat_map(|w| {
+                let h = f16::from_le_bytes(w);
+                let held = if h.is_sign_negative() { f16::MIN } else { f16::MAX };
+                if h.is_infinite() { held } else { h }.to_le_bytes()
             })
             .collect(),
         _ => raw.to_vec(),
