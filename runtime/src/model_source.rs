@@ -1,7 +1,9 @@
 //! From a path to a plan and its weights: an artifact, or a model that is compiled now. The one place that knows the
 //! compiler.
 
-use crate::{Error, Result};
+#[cfg(feature = "compiler")]
+use crate::tensor::Data;
+use crate::{Error, Result, Tensor};
 use frit_plan::format::FritFile;
 use frit_plan::{Plan, TensorSource};
 use std::io::Read;
@@ -35,13 +37,22 @@ pub struct LoadedModel {
 /// # Errors
 /// A file that is missing, damaged or not supported.
 pub fn open(path: &Path, progress: &mut dyn FnMut(Stage)) -> Result<LoadedModel> {
+    open_for(path, &[], progress)
+}
+
+/// Opens as [`open`] does. A model whose extents depend on the values of its inputs is compiled for these values, and
+/// is right for no others.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_for(path: &Path, inputs: &[(String, Tensor)], progress: &mut dyn FnMut(Stage)) -> Result<LoadedModel> {
     progress(Stage::Open);
     let exists = std::fs::metadata(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
     if exists.is_file() && is_artifact(path) {
         let file = Arc::new(FritFile::open(path)?);
         return Ok(LoadedModel { plan: Arc::clone(file.plan()), weights: file.clone(), artifact: Some(file) });
     }
-    compile(path, progress)
+    compile(path, inputs, progress)
 }
 
 /// Whether a file is to be read as an artifact: by its extension, else by its content.
@@ -56,8 +67,25 @@ fn is_artifact(path: &Path) -> bool {
 }
 
 #[cfg(feature = "compiler")]
-fn compile(path: &Path, progress: &mut dyn FnMut(Stage)) -> Result<LoadedModel> {
-    let model = frit_compiler::ingest::load(path).map_err(frit_compiler::Error::from)?;
+fn compile(path: &Path, inputs: &[(String, Tensor)], progress: &mut dyn FnMut(Stage)) -> Result<LoadedModel> {
+    use frit_compiler::ingest::{self, InputElements, InputValue, LoadOptions};
+    let model = ingest::load(path).or_else(|general| {
+        let value = |t: &Tensor| InputValue {
+            shape: t.shape().to_vec(),
+            elements: match t.data() {
+                Data::F32(v) => InputElements::Floats(v.clone()),
+                Data::I32(v) => InputElements::Ints(v.iter().map(|x| i64::from(*x)).collect()),
+            },
+        };
+        match (&general, inputs.is_empty()) {
+            (ingest::Error::Unsupported { .. }, false) => {
+                let inputs = inputs.iter().map(|(n, t)| (n.clone(), value(t))).collect();
+                ingest::load_with(path, &LoadOptions { inputs, ..LoadOptions::default() }).map_err(|_| general)
+            }
+            _ => Err(general),
+        }
+    });
+    let model = model.map_err(frit_compiler::Error::from)?;
     progress(Stage::Compile);
     compiled(&model)
 }
@@ -90,6 +118,6 @@ pub fn compile_with(
 }
 
 #[cfg(not(feature = "compiler"))]
-fn compile(path: &Path, _progress: &mut dyn FnMut(Stage)) -> Result<LoadedModel> {
+fn compile(path: &Path, _inputs: &[(String, Tensor)], _progress: &mut dyn FnMut(Stage)) -> Result<LoadedModel> {
     Err(Error::NeedsCompiler { path: path.to_owned() })
 }

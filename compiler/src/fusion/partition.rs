@@ -355,6 +355,12 @@ impl<'a> Partitioner<'a> {
                 if g.ty(u).shape != *shape_in {
                     return Err((Refusal::Map, format!("{} is read once for several results {}", g.ty(v), g.ty(u))));
                 }
+                let here = self.place(id, members, v);
+                let inside = g.operands(u).into_iter().filter(|o| members.contains(o));
+                if let Some(o) = inside.into_iter().find(|o| self.place(id, members, *o) != here) {
+                    let detail = format!("{} holds other elements of the tile than {}", g.op(o).name(), g.op(v).name());
+                    return Err((Refusal::Map, detail));
+                }
             }
             Op::Reshape(_) | Op::Transpose(_) => {}
             Op::Slice { axis, start, .. } => {
@@ -464,6 +470,24 @@ impl<'a> Partitioner<'a> {
             }
             _ => (at, views),
         }
+    }
+    /// Which elements of region `id` an invocation holds of its member `v`: the anchor they come from, and the views on
+    /// the way. The two sides of a paired matmul are held together.
+    fn place(&self, id: usize, members: &HashSet<ValueId>, v: ValueId) -> (ValueId, Vec<&Op>) {
+        let anchors = self.regions[id].anchors();
+        let paired = matches!(&self.regions[id].anchor, RegionAnchor::MatMul(m) if m.form == MatMulForm::Paired);
+        let (mut v, mut views) = (v, Vec::new());
+        while !anchors.contains(&v) {
+            let op = self.graph.op(v);
+            if op.is_view() {
+                views.push(op);
+            }
+            match self.graph.operands(v).into_iter().find(|o| members.contains(o)) {
+                Some(o) => v = o,
+                None => break,
+            }
+        }
+        (if paired { anchors.first().copied().unwrap_or(v) } else { v }, views)
     }
     /// Whether `o` waits, through whole regions, for region `id`.
     fn reaches(&self, o: ValueId, id: usize) -> bool {

@@ -80,8 +80,13 @@ impl<'a> SpecBuilder<'a> {
         }
     }
     fn name_arg(&self, base: &str) -> String {
-        let mut clean: String =
-            base.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect();
+        let mut clean = String::with_capacity(base.len());
+        for c in base.chars() {
+            let c = if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+            if c != '_' || !clean.ends_with('_') {
+                clean.push(c);
+            }
+        }
         if !clean.starts_with(|c: char| c.is_ascii_alphabetic()) {
             clean.insert(0, 'x');
         }

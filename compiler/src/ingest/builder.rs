@@ -196,10 +196,25 @@ impl GraphBuilder<'_> {
     fn origin(&self) -> String {
         self.scope.join(".")
     }
+    /// Names the source of the nodes built from now on.
+    pub fn place(&mut self, name: &str) {
+        self.scope = vec![name.into()];
+    }
+    /// The graph so far.
+    pub fn built(&self) -> &Graph {
+        &self.g
+    }
+    /// Adds any operation, for callers that report faults themselves.
+    ///
+    /// # Errors
+    /// Operands that the operation does not take.
+    pub fn try_op(&mut self, op: Op, inputs: &[ValueId]) -> Result<ValueId, GraphError> {
+        let origin = self.origin();
+        self.g.add(op, inputs, &origin)
+    }
     /// Adds any operation.
     pub fn op(&mut self, op: Op, inputs: &[ValueId]) -> ValueId {
-        let origin = self.origin();
-        match self.g.add(op, inputs, &origin) {
+        match self.try_op(op, inputs) {
             Ok(v) => v,
             Err(e) => {
                 self.m.faults.push(e);

@@ -25,6 +25,10 @@ pub struct Limits {
     pub layers: u64,
     /// Entries of a vocabulary.
     pub vocabulary: u64,
+    /// Bytes of an ONNX file, without its external data.
+    pub onnx_bytes: u64,
+    /// Nodes of an ONNX model after its functions and branches are put in place.
+    pub onnx_nodes: u64,
 }
 
 impl Default for Limits {
@@ -41,6 +45,8 @@ impl Default for Limits {
             dim: (1 << 31) - 1,
             layers: 4096,
             vocabulary: 1 << 24,
+            onnx_bytes: 1 << 31,
+            onnx_nodes: 500_000,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Model files in, graph and weights out.
 //!
-//! What enters: a Hugging Face directory or a GGUF file. What leaves: a verified graph, its weights (read lazily), the
+//! What enters: a Hugging Face directory, a GGUF file or an ONNX file. What leaves: a verified graph, its weights (read lazily), the
 //! tokenizer's text and the settings of generation. Nothing after this module knows which format it was.
 #![deny(clippy::indexing_slicing)]
 
@@ -13,6 +13,7 @@ pub mod file;
 pub mod gguf;
 pub mod hf;
 pub mod limits;
+pub mod onnx;
 pub mod rope;
 
 pub use error::{Error, Gap, Place, Result};
@@ -23,15 +24,36 @@ use file::SourceFile;
 use std::path::Path;
 
 /// How a model is loaded.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoadOptions {
     /// What is accepted at most.
     pub limits: Limits,
     /// Positions that the model is built for; `None`: as many as it has.
     pub context: Option<u64>,
+    /// Values that inputs will have. A graph that computes extents from an input can be built for these alone; small
+    /// ones are put in as constants.
+    pub inputs: Vec<(String, InputValue)>,
 }
 
-/// Loads a model with the default limits: a directory in Hugging Face form, or a GGUF file.
+/// The value of an input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputValue {
+    /// Extents, outermost first.
+    pub shape: Vec<u64>,
+    /// The elements in row-major order.
+    pub elements: InputElements,
+}
+
+/// Elements of an [`InputValue`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum InputElements {
+    /// Floats.
+    Floats(Vec<f32>),
+    /// Integers and truth values.
+    Ints(Vec<i64>),
+}
+
+/// Loads a model with the default limits: a directory in Hugging Face form, a GGUF file or an ONNX file.
 ///
 /// # Errors
 /// What is missing, malformed or above a limit; or, for a well-formed model, the list of everything about it that is
@@ -48,7 +70,8 @@ pub fn load_with(path: &Path, options: &LoadOptions) -> Result<Model> {
     let refuse = |problem: &str| Err(Error::Format { path: path.to_owned(), problem: problem.into() });
     let meta = std::fs::metadata(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => {
-            let problem = "there is no such file or directory; give a model's directory or a .gguf file".into();
+            let problem =
+                "there is no such file or directory; give a model's directory, a .gguf or an .onnx file".into();
             Error::Missing { path: path.to_owned(), problem }
         }
         _ => Error::Read { path: path.to_owned(), source },
@@ -63,13 +86,15 @@ pub fn load_with(path: &Path, options: &LoadOptions) -> Result<Model> {
     match extension.as_str() {
         "gguf" => gguf::load(path, options),
         _ if is_gguf => gguf::load(path, options),
-        "onnx" => refuse("ONNX is not supported yet; give a model's directory in Hugging Face form or a .gguf file"),
+        "onnx" => onnx::load(path, options),
         "safetensors" | "json" => refuse("is one file of a model; give the directory it lies in"),
         "frit" => refuse("is compiled already; run it as it is"),
         "bin" | "pt" | "pth" | "ckpt" => {
             refuse("is a pickle, which is not read since it can run code; save the model as safetensors")
         }
-        _ => refuse("is in no format that is read; give a model's directory in Hugging Face form or a .gguf file"),
+        _ => refuse(
+            "is in no format that is read; give a model's directory in Hugging Face form, a .gguf or an .onnx file",
+        ),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Opening a model for a verb: the default model, progress on a terminal.
 
 use anyhow::{Result, bail};
-use frit::{LoadedModel, Stage, model_source};
+use frit::{LoadedModel, Stage, Tensor, model_source};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 
@@ -55,6 +55,11 @@ impl Progress {
 /// Opens or compiles a model.
 pub fn open(path: &Path, progress: &Progress) -> Result<LoadedModel> {
     Ok(model_source::open(path, &mut |s| progress.stage(s))?)
+}
+
+/// Opens or compiles a model to be run on these inputs.
+pub fn open_for(path: &Path, inputs: &[(String, Tensor)], progress: &Progress) -> Result<LoadedModel> {
+    Ok(model_source::open_for(path, inputs, &mut |s| progress.stage(s))?)
 }
 
 /// Bytes for people.

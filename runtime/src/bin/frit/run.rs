@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face directory, a .gguf or a .frit file.
+    /// A Hugging Face directory, an .onnx, a .gguf or a .frit file.
     model: PathBuf,
     /// An .npz file with the model's inputs by name.
     #[arg(long)]
@@ -25,11 +25,11 @@ pub struct Args {
 
 pub fn main(a: &Args) -> Result<()> {
     let progress = Progress::new();
-    let loaded = model::open(&a.model, &progress)?;
     let inputs = match &a.inputs {
         Some(f) => npz::read(f)?,
         None => Vec::new(),
     };
+    let loaded = model::open_for(&a.model, &inputs, &progress)?;
     let mut session = Session::builder().backend(a.backend).progress(|s| progress.stage(s)).open(&loaded)?;
     progress.clear();
     let start = std::time::Instant::now();

@@ -1,0 +1,240 @@
+//! Symbolic extents while a model is imported: what is assumed of them, and what two of them being equal means.
+
+use super::error::{Assumption, Res, Stop, malformed};
+use frit_kernels::dim::{Atom, Bounds, Dim, Sym};
+use indexmap::IndexMap;
+
+/// What is assumed of sizes, and the names they go by.
+#[derive(Clone, Debug, Default)]
+pub struct Sizes {
+    equal: IndexMap<String, Dim>,
+    at_most: IndexMap<String, u64>,
+    declared: IndexMap<String, Option<u64>>,
+}
+
+impl Sizes {
+    /// Adds an assumption; `false` when it adds nothing.
+    pub fn assume(&mut self, a: Assumption) -> bool {
+        match a {
+            Assumption::Equal(name, d) => {
+                let d = self.resolve(&d);
+                if d.mentions(&Sym::Size(name.as_str().into())) || self.equal.contains_key(&name) {
+                    return false;
+                }
+                self.equal.insert(name, d);
+                let all: Vec<String> = self.equal.keys().cloned().collect();
+                for k in all {
+                    if let Some(d) = self.equal.get(&k).map(|d| self.resolve(d)) {
+                        self.equal.insert(k, d);
+                    }
+                }
+                true
+            }
+            Assumption::AtMost(name, max) => {
+                let known = self.at_most.get(&name).copied().unwrap_or(u64::MAX);
+                self.at_most.insert(name, max.min(known));
+                max < known
+            }
+        }
+    }
+    /// The expression with everything assumed equal put in.
+    pub fn resolve(&self, d: &Dim) -> Dim {
+        d.substitute(&|s| match s {
+            Sym::Size(n) => self.equal.get(&**n).cloned(),
+            _ => None,
+        })
+    }
+    /// Declares a size under the name that the model gives it; the result is what it is assumed to be.
+    pub fn declare(&mut self, model_name: &str) -> Dim {
+        let name = plain_name(model_name);
+        self.declared.entry(name.clone()).or_insert(None);
+        self.resolve(&Dim::size(&name))
+    }
+    /// Sizes that occur in `used`, with bounds: name, smallest, largest.
+    pub fn bounds_of(&self, name: &str) -> (u64, Option<u64>) {
+        let min = u64::from(!name.to_ascii_lowercase().contains("past"));
+        (min, self.at_most.get(name).copied())
+    }
+    /// What is known of all sizes.
+    pub fn bounds(&self) -> Bounds {
+        let mut b = Bounds::new();
+        for name in self.declared.keys() {
+            let (min, max) = self.bounds_of(name);
+            let int = |v: u64| i64::try_from(v).unwrap_or(i64::MAX);
+            b.set(Sym::Size(name.as_str().into()), int(min), max.map(|m| Dim::constant(int(m))));
+        }
+        b
+    }
+    fn order(&self, name: &str) -> usize {
+        self.declared.get_index_of(name).unwrap_or(usize::MAX)
+    }
+    /// Makes `a` and `b` one extent: by arithmetic, or by an assumption on which the import starts again.
+    ///
+    /// # Errors
+    /// The assumption; or that they differ whatever the sizes are.
+    pub fn equate(&self, a: &Dim, b: &Dim, bounds: &Bounds) -> Res<Dim> {
+        let (a, b) = (a.simplify(bounds), b.simplify(bounds));
+        let diff = (a.clone() - b.clone()).simplify(bounds);
+        if diff.is(0) {
+            return Ok(a);
+        }
+        let fail = || malformed(format!("the extents {a} and {b} do not agree"));
+        if diff.as_const().is_some() {
+            return fail();
+        }
+        let by = |name: &str, d: &Dim| Err(Stop::Assume(Assumption::Equal(name.to_owned(), d.clone())));
+        match (bare(&a), bare(&b)) {
+            (Some(x), Some(y)) if self.order(x) > self.order(y) => return by(x, &b),
+            (_, Some(y)) if !a.mentions(&size(y)) => return by(y, &a),
+            (Some(x), _) if !b.mentions(&size(x)) => return by(x, &b),
+            _ => {}
+        }
+        for (m, _) in diff.terms() {
+            for atom in m {
+                let Atom::Min(x, y) = atom else { continue };
+                for (taken, other) in [(x, y), (y, x)] {
+                    if !replace(&diff, atom, taken).simplify(bounds).is(0) {
+                        continue;
+                    }
+                    if let (Some(name), Some(max)) = (bare(taken), other.as_const()) {
+                        let max = u64::try_from(max).unwrap_or(0);
+                        return Err(Stop::Assume(Assumption::AtMost(name.to_owned(), max)));
+                    }
+                    // Of two sizes, the shorter is never meant: they are one.
+                    return self.equate(taken, other, bounds).and_then(|_| fail());
+                }
+            }
+        }
+        let mut names: Vec<Sym> = diff.symbols();
+        names.sort_by_key(|s| std::cmp::Reverse(self.order(&s.to_string())));
+        for s in names {
+            let Some((c, rest)) = diff.linear_in(&s) else { continue };
+            let value = match c.as_const() {
+                Some(1) => Dim::zero() - rest,
+                Some(-1) => rest,
+                _ => {
+                    let (q, r) = (Dim::zero() - rest).split(&c);
+                    if !r.is(0) {
+                        continue;
+                    }
+                    q
+                }
+            };
+            let (min, _) = self.bounds_of(&s.to_string());
+            if bounds.le(&Dim::from(min), &value) {
+                return by(&s.to_string(), &value);
+            }
+        }
+        fail()
+    }
+}
+
+fn size(name: &str) -> Sym {
+    Sym::Size(name.into())
+}
+
+/// The name, if `d` is nothing but a size.
+pub fn bare(d: &Dim) -> Option<&str> {
+    let mut terms = d.terms();
+    match (terms.next(), terms.next()) {
+        (Some((m, 1)), None) => match m.as_slice() {
+            [Atom::Sym(Sym::Size(n))] => Some(n),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn replace(d: &Dim, atom: &Atom, by: &Dim) -> Dim {
+    let mut out = Dim::zero();
+    for (m, c) in d.terms() {
+        let mut p = Dim::constant(c);
+        for a in m {
+            p = match a {
+                a if a == atom => &p * by,
+                Atom::Sym(s) => &p * &Dim::sym(s.clone()),
+                Atom::Div(x, y) => &p * &x.div(y),
+                Atom::Mod(x, y) => &p * &x.rem(y),
+                Atom::Max(x, y) => &p * &x.larger(y),
+                Atom::Min(x, y) => &p * &x.smaller(y),
+            };
+        }
+        out = out + p;
+    }
+    out
+}
+
+/// A size's name as size expressions spell it: letters, digits and underscores, not one of the names that decoders give
+/// their own sizes, not one that reads as an axis or a value.
+pub fn plain_name(name: &str) -> String {
+    let mut out: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    if !out.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        out.insert_str(0, "n_");
+    }
+    let numbered = |p: char| out.strip_prefix(p).is_some_and(|n| n.parse::<u32>().is_ok());
+    if out.len() == 1 || numbered('i') || numbered('v') || matches!(out.as_str(), "div" | "mod" | "max" | "min") {
+        out.insert_str(0, "n_");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn d(s: &str) -> Dim {
+        s.parse().unwrap()
+    }
+    fn sizes(names: &[&str]) -> Sizes {
+        let mut s = Sizes::default();
+        names.iter().for_each(|n| {
+            s.declare(n);
+        });
+        s
+    }
+
+    #[test]
+    fn the_later_of_two_names_gives_way() {
+        let s = sizes(&["s10", "s86"]);
+        let want = Err(Stop::Assume(Assumption::Equal("s86".into(), d("s10"))));
+        assert_eq!(s.equate(&d("s10"), &d("s86"), &s.bounds()), want);
+        assert_eq!(s.equate(&d("s86"), &d("s10"), &s.bounds()), want);
+    }
+    #[test]
+    fn a_sum_names_the_size_of_the_whole() {
+        let s = sizes(&["past", "seq", "total"]);
+        let want = Err(Stop::Assume(Assumption::Equal("total".into(), d("past + seq"))));
+        assert_eq!(s.equate(&d("past + seq"), &d("total"), &s.bounds()), want);
+    }
+    #[test]
+    fn a_clipped_size_is_bounded() {
+        let mut s = sizes(&["bb", "ss"]);
+        let want = Assumption::AtMost("ss".into(), 64);
+        let found = s.equate(&d("bb*ss*48"), &d("bb*min(ss, 64)*48"), &s.bounds());
+        assert_eq!(found, Err(Stop::Assume(want.clone())));
+        assert!(s.assume(want.clone()) && !s.assume(want));
+        assert_eq!(s.equate(&d("bb*ss"), &d("bb*min(ss, 64)"), &s.bounds()), Ok(d("bb*ss")));
+    }
+    #[test]
+    fn numbers_that_differ_are_refused() {
+        let s = sizes(&["aa"]);
+        assert!(matches!(s.equate(&d("aa + 3"), &d("aa + 4"), &s.bounds()), Err(Stop::Gap { .. })));
+    }
+    #[test]
+    fn names_read_back_as_sizes() {
+        for n in ["S", "batch", "past_sequence_length + 1", "i7", "v1", "((s10*Min(64, s21))//s21)", "3d", "mod", "é"]
+        {
+            let p = plain_name(n);
+            assert_eq!(bare(&d(&p)), Some(p.as_str()), "{n}");
+        }
+        assert_ne!(plain_name("S"), "S");
+    }
+    #[test]
+    fn assumptions_compose() {
+        let mut s = sizes(&["aa", "bb", "cc"]);
+        assert!(s.assume(Assumption::Equal("cc".into(), d("bb"))));
+        assert!(s.assume(Assumption::Equal("bb".into(), d("aa"))));
+        assert_eq!(s.resolve(&d("cc*2 + bb")), d("3*aa"));
+        assert!(!s.assume(Assumption::Equal("aa".into(), d("cc"))));
+    }
+}
