@@ -308,8 +308,15 @@ fn regions(args: &[frit_kernels::spec::Arg], places: &[Place], lens: &[u64], hom
         }
         let (start, end) = (p.offset * 4, (p.offset + len) * 4);
         match out.iter_mut().find(|r| r.start == start && r.end == end) {
-            Some(r) => r.writable |= a.written,
-            None => out.push(Region { start, end, initialised: true, writable: a.written }),
+            Some(r) => {
+                r.writable |= a.written;
+                r.initialised |= !a.written;
+            }
+            // what earlier runs left in a cache or a state may be read; an output only behind its store
+            None => {
+                let lasting = matches!(home, Home::Kv(_) | Home::Ints);
+                out.push(Region { start, end, initialised: !a.written || lasting, writable: a.written });
+            }
         }
     }
     out

@@ -16,7 +16,7 @@ pub fn page(plan: &Plan, count: Count<'_>) -> String {
     let mut body = String::new();
     for (i, p) in plan.report.phases.iter().enumerate() {
         let open = if i == 0 { " open" } else { "" };
-        let _ = write!(body, "<details{open}><summary>{}</summary>\n", summary(p));
+        let _ = writeln!(body, "<details{open}><summary>{}</summary>", summary(p));
         if let Some(program) = plan.program(&p.program) {
             phase(&mut body, plan, program, p, count);
         }
@@ -41,7 +41,7 @@ fn summary(p: &PhaseReport) -> String {
 }
 
 fn phase(out: &mut String, plan: &Plan, program: &Program, p: &PhaseReport, count: Count<'_>) {
-    let n = |d| count(&p.program, d);
+    let n = |d: &frit_kernels::dim::Dim| count(&p.program, d);
     let l = &p.ledger;
     bars(
         out,
@@ -52,16 +52,16 @@ fn phase(out: &mut String, plan: &Plan, program: &Program, p: &PhaseReport, coun
         ],
     );
     let height = p.regions.len() * STEP + 20;
-    let _ = write!(out, "<svg viewBox=\"0 0 1000 {height}\" width=\"1000\" height=\"{height}\">\n");
+    let _ = writeln!(out, "<svg viewBox=\"0 0 1000 {height}\" width=\"1000\" height=\"{height}\">");
     for (from, to, name) in flows(program) {
         if to == from + 1 {
             continue;
         }
         let (a, b) = (from * STEP + BOX / 2 + 10, to * STEP + BOX / 2 + 10);
         let bend = 120usize.saturating_sub((to - from) * 12).max(4);
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<path class=\"flow\" d=\"M150 {a} C {bend} {a}, {bend} {b}, 150 {b}\"><title>{}</title></path>\n",
+            "<path class=\"flow\" d=\"M150 {a} C {bend} {a}, {bend} {b}, 150 {b}\"><title>{}</title></path>",
             escape(&name)
         );
     }
