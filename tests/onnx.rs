@@ -64,8 +64,8 @@ macro_rules! on_each_backend {
 }
 
 on_each_backend! {
-    bert_of_the_dynamo_exporter: |b| matches("bert.onnx", &BERT, &[2], b);
-    bert_of_torchscript: |b| matches("bert_ts.onnx", &BERT, &[2], b);
+    bert_of_the_dynamo_exporter: |b| matches("bert.onnx", &BERT, &[], b);
+    bert_of_torchscript: |b| matches("bert_ts.onnx", &BERT, &[], b);
     llama_of_the_dynamo_exporter: |b| matches("llama_gqa.onnx", &LLAMA, &[2], b);
     gemma2_of_torchscript: |b| matches("gemma2_ts.onnx", &GEMMA, &[], b);
 }
