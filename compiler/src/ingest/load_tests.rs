@@ -125,7 +125,7 @@ fn the_context_is_bounded_by_the_model() {
 fn other_formats_are_refused_with_a_next_step() {
     let dir = tempfile::tempdir().unwrap();
     for (name, want) in [
-        ("model.onnx", "ONNX is not supported yet"),
+        ("model.onnx", "is no ONNX model"),
         ("model.safetensors", "directory"),
         ("pytorch_model.bin", "safetensors"),
         ("notes.txt", "no format"),
