@@ -272,3 +272,69 @@ fn what_a_model_cannot_do_is_said() {
     assert!(said.contains("--prompt"), "{said}");
     assert!(!out.exists());
 }
+
+#[test]
+fn explain_draws_a_page_and_answers_for_an_edge() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gpt2, page) = (fixture("devset/gpt2"), folder.path().join("report.html"));
+    succeeds(&["explain", path(&gpt2), "--html", path(&page)]);
+    let text = std::fs::read_to_string(&page).unwrap();
+    for part in ["<title>", "decode_wide", "class=\"attention\"", "layer_norm", "@compute", "L7-ROWTILE"] {
+        assert!(text.contains(part), "{part}");
+    }
+    let inside = succeeds(&["explain", path(&gpt2), "--edge", "layer_norm:gelu_tanh", "--phase", "forward"]);
+    assert!(inside.starts_with("fused") && inside.contains("h.0.ln_2"), "{inside}");
+    let apart = succeeds(&["explain", path(&gpt2), "--edge", "kv_append:attention", "--phase", "forward"]);
+    assert!(apart.contains("L14-GRID") && apart.contains("to allow it"), "{apart}");
+    let said = refused(&["explain", path(&gpt2), "--edge", "gelu:unheard_of"]);
+    assert!(said.contains("has no edge"), "{said}");
+    let memory = &json(&["explain", path(&gpt2), "--json"])["memory"];
+    let bytes = |k: &str| memory[k].as_u64().unwrap();
+    assert!(bytes("arena_bytes") > 0 && bytes("arena_bytes") < bytes("value_bytes"), "{memory}");
+    assert!(succeeds(&["explain", path(&gpt2), "--lint"]).contains("every recogniser"));
+}
+
+#[test]
+fn a_switch_shows_in_the_difference_of_two_plans() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gpt2, with, without) =
+        (fixture("devset/gpt2"), folder.path().join("with.frit"), folder.path().join("without.frit"));
+    succeeds(&["compile", path(&gpt2), "-o", path(&with)]);
+    succeeds(&["compile", path(&gpt2), "-o", path(&without), "--no-fuse", "norm"]);
+    let difference = json(&["diff", path(&with), path(&without), "--json"]);
+    let decode = difference["programs"].as_array().unwrap().iter().find(|p| p["program"] == "decode").unwrap();
+    let launches: Vec<u64> = decode["dispatches"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect();
+    assert_eq!(launches[1] - launches[0], 5, "two norms a layer and the last one: {decode}");
+    assert_eq!(decode["regions"]["row layer_norm"], 5, "{decode}");
+    assert_eq!(decode["refused"]["L20-USER"], 5, "{decode}");
+    let same = json(&["diff", path(&with), path(&with), "--json"]);
+    assert!(same["programs"].as_array().unwrap().iter().all(|p| p["regions"].as_object().unwrap().is_empty()));
+    assert!(refused(&["compile", path(&gpt2), "-o", path(&with), "--no-fuse", "nope"]).contains("siblings"));
+    assert!(refused(&["compile", path(&gpt2), "-o", path(&with), "--skip-pass", "nope"]).contains("canonicalize"));
+    assert!(refused(&["explain", path(&with), "--no-fuse", "norm"]).contains("compiled already"));
+}
+
+#[cfg(unix)]
+#[test]
+fn bisection_names_the_fusion_that_a_command_objects_to() {
+    let gpt2 = fixture("devset/gpt2");
+    let frit = env!("CARGO_BIN_EXE_frit");
+    let command = format!("! {frit} explain {{}} --phase forward --all | grep -q 'layer_norm · matmul'");
+    let said = succeeds(&["compile", path(&gpt2), "--bisect", &command]);
+    assert!(said.contains("the fusion `norm`"), "{said}");
+    assert!(succeeds(&["compile", path(&gpt2), "--bisect", "true"]).contains("nothing to search for"));
+    assert!(refused(&["compile", path(&gpt2), "--bisect", "false"]).contains("without any rewrite"));
+}
+
+#[test]
+fn verify_proves_every_kernel_of_every_target() {
+    let report = json(&["verify", path(&fixture("devset/qwen2")), "--tokens", "5", "--json"]);
+    assert_eq!(report["passed"], true, "{report}");
+    let tiers = report["tiers"].as_array().unwrap();
+    assert_eq!(tiers.iter().map(|t| t["tier"].as_str().unwrap()).collect::<Vec<_>>(), ["cpu", "gpu", "cuda"]);
+    for t in tiers {
+        assert_eq!((t["not_launched"].as_u64(), &t["same_tokens"]), (Some(0), &Value::Bool(true)), "{t}");
+        let kernels = t["kernels"].as_array().unwrap();
+        assert!(kernels.iter().all(|k| k["launches"].as_u64() > Some(0) && k["instructions"].as_u64() > Some(0)));
+    }
+}

@@ -45,7 +45,30 @@ enum Verb {
     Verify(verify::Args),
 }
 
+/// Ends quietly when whoever reads the output has gone, as `head` does.
+fn end_with_the_reader() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if text.starts_with("failed printing to stdout") && text.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        usual(info);
+    }));
+}
+
+/// Keeps Mesa's layer for device selection, which Frit does itself, from asking a display server that is not there: it
+/// would complain on standard error of every run.
+fn quiet_without_display() {
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() && std::env::var_os("NODEVICE_SELECT").is_none() {
+        // SAFETY: `main` calls this first, and no other thread has been started that could read the environment.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}
+
 fn main() -> ExitCode {
+    quiet_without_display();
+    end_with_the_reader();
     let done = match Cli::parse().verb {
         Verb::Generate(a) => generate::main(&a),
         Verb::Run(a) => run::main(&a),

@@ -3,11 +3,14 @@
 mod html;
 
 use crate::model::{self, Progress, bytes};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use frit_kernels::dim::Dim;
+use frit_plan::format::FormatError;
 use frit_plan::{PhaseReport, Plan, sizes};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+#[cfg(feature = "compiler")]
+use std::path::Path;
+use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -99,7 +102,9 @@ pub fn main(a: &Args) -> Result<()> {
     }
     if let Some(file) = &a.html {
         let page = html::page(plan, &|program, d| signed(plan, &values(a, plan, program), d));
-        write_whole(file, &page)?;
+        frit_plan::format::replace_file(file, |w| {
+            w.write_all(page.as_bytes()).map_err(|source| FormatError::Io { path: file.clone(), source })
+        })?;
         eprintln!("{} written", file.display());
         return Ok(());
     }
@@ -120,15 +125,6 @@ pub fn main(a: &Args) -> Result<()> {
             Ok(())
         }
     }
-}
-
-/// Writes a file by way of a temporary one beside it, so that it is whole or not there.
-fn write_whole(path: &Path, text: &str) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(|| format!("{}", folder.display()))?;
-    file.write_all(text.as_bytes())?;
-    file.persist(path).with_context(|| format!("{}", path.display()))?;
-    Ok(())
 }
 
 #[cfg(feature = "compiler")]

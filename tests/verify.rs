@@ -1,0 +1,61 @@
+//! Every kernel of the models in `fixtures/`, executed as text under all checks, against the CPU backend.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use frit::verify::{VerifyOptions, verify};
+use frit_kernels::target::Tier;
+
+fn check(model: &str, options: VerifyOptions) {
+    let loaded = support::compile(&support::load(model));
+    for tier in [Tier::Cpu, Tier::Gpu, Tier::Cuda] {
+        let found = verify(&loaded, tier, &options).unwrap_or_else(|e| panic!("{model} {}: {e}", tier.name()));
+        let broken: Vec<_> = found.kernels.iter().flat_map(|k| &k.violations).collect();
+        assert!(found.passed(), "{model} {}: {broken:#?} {:?} {:?}", found.tier, found.outputs, found.same_tokens);
+        assert_eq!(found.not_launched, 0, "{model} {}", found.tier);
+        assert!(found.kernels.iter().all(|k| k.instructions > 0));
+    }
+}
+
+#[test]
+fn decoders() {
+    check("devset/llama_gqa", VerifyOptions { batch: 2, tokens: 9, ..Default::default() });
+    check("devset/gpt2", VerifyOptions { tokens: 1, ..Default::default() });
+    check("devset/qwen2", VerifyOptions { batch: 3, tokens: 17, shuffle: Some(7), ..Default::default() });
+}
+
+#[test]
+fn an_encoder() {
+    check("devset/bert", VerifyOptions { batch: 3, tokens: 11, ..Default::default() });
+}
+
+/// Matrix units round what they multiply to 16 bits; the other targets do not.
+#[test]
+fn quantised_weights() {
+    for tolerance in [1e-4, 2e-2] {
+        let loaded = support::compile(&support::load("devset/gguf/llama_Q8_0.gguf"));
+        let tiers: &[Tier] = if tolerance < 1e-3 { &[Tier::Cpu, Tier::Gpu] } else { &[Tier::Cuda] };
+        for tier in tiers {
+            let options = VerifyOptions { tokens: 8, tolerance, new_tokens: 0, ..Default::default() };
+            let found = verify(&loaded, *tier, &options).unwrap();
+            assert!(found.passed(), "{}: {:?}", found.tier, found.outputs);
+        }
+    }
+}
+
+/// A kernel whose text was altered is found out.
+#[test]
+fn a_fault_in_a_text_is_found() {
+    let mut loaded = support::compile(&support::load("devset/bert"));
+    let plan = std::sync::Arc::make_mut(&mut loaded.plan);
+    let mut altered = 0;
+    for v in plan.kernels.iter_mut().filter(|k| k.name.contains("attention")).flat_map(|k| &mut k.variants) {
+        altered += v.wgsl.matches("workgroupBarrier();").count();
+        v.wgsl = v.wgsl.replace("workgroupBarrier();", "");
+    }
+    assert!(altered > 0);
+    let found = verify(&loaded, Tier::Gpu, &VerifyOptions::default()).unwrap();
+    assert!(!found.passed());
+    let broken: Vec<_> = found.kernels.iter().flat_map(|k| &k.violations).collect();
+    assert!(broken.iter().any(|v| v.contains("race")), "{broken:?}");
+}
