@@ -165,11 +165,14 @@ fn plain_dot<T: Copy, const R: usize>(w: &[T], x: [&[f32]; R], value: impl Fn(T)
     let whole = w.len() / L;
     for c in 0..whole {
         let wc = &w[c * L..c * L + L];
-        let wc: [f32; L] = std::array::from_fn(|i| value(wc[i]));
+        let mut values = [0f32; L];
+        for i in 0..L {
+            values[i] = value(wc[i]);
+        }
         for r in 0..R {
             let xc = &x[r][c * L..c * L + L];
             for i in 0..L {
-                acc[r][i] = wc[i].mul_add(xc[i], acc[r][i]);
+                acc[r][i] = values[i].mul_add(xc[i], acc[r][i]);
             }
         }
     }
