@@ -23,8 +23,10 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     if caps.subgroup_size == Some(WARP) {
         return gemv_warp::render(spec, caps, &Product { k, lhs: *lhs, lhs_stats, runs });
     }
+    let held = held_row(k, caps, lhs_stats.is_empty());
     let (lanes, columns) = match caps.tier {
-        Tier::Cpu => (8u32, 4u32),
+        Tier::Cpu if held.is_some() => (8u32, 16u32),
+        Tier::Cpu => (8, 4),
         Tier::Gpu | Tier::Cuda => (16, 8),
     };
     let width = lanes * columns;
@@ -55,6 +57,14 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
                 b.for_("i", me, depth, width, |_, i| ctx.store_left(&mut scope.with(rank, i), *lhs, left));
             });
         }
+        let row = held.map(|k| {
+            let row = b.workgroup("row", Type::F32, k);
+            let mut here = scope.clone();
+            ctx.hoist(&mut here, &[*lhs]);
+            b.for_("i", me, depth, width, |b, i| b.store(row, i, ctx.expr(&mut here.with(rank, i), *lhs)));
+            b.barrier();
+            row
+        });
         let column = b.let_("n", b.add(b.mul(block, columns), b.div(me, lanes)));
         let last = b.sub(ctx.extent(n), 1);
         let inside = b.let_("n_safe", b.min(column, last));
@@ -64,7 +74,10 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
             runs.iter().map(|(arg, row)| b.let_("run", ctx.address(&mut safe.clone(), *arg, row))).collect();
         let accs: Vec<_> = (0..rhs.len()).map(|j| b.var(&format!("acc{j}"), Type::F32, 0.0)).collect();
         b.for_("k", b.mul(lane, chunk), depth, lanes * chunk, |b, at| {
-            let x = |i: u32| ctx.expr(&mut safe.with(rank, b.add(at, i)), *lhs);
+            let x = |i: u32| match row {
+                Some(row) => b.load(row, b.add(at, i)),
+                None => ctx.expr(&mut safe.with(rank, b.add(at, i)), *lhs),
+            };
             if chunk == 1 {
                 let x = x(0);
                 for ((arg, _), (start, acc)) in runs.iter().zip(starts.iter().zip(&accs)) {
@@ -103,4 +116,11 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
         });
     });
     ctx.finish("gemv", &[("columns", columns), ("lanes", lanes), ("chunk", chunk)], dispatch(&groups))
+}
+
+/// Elements of the left row that a workgroup computes once and keeps in its memory: the row of a norm, where it takes no
+/// more than three quarters of that memory.
+fn held_row(k: &Dim, caps: &Capabilities, plain: bool) -> Option<u32> {
+    let k = k.as_const().and_then(|k| u32::try_from(k).ok()).filter(|_| !plain)?;
+    (k > 0 && u64::from(k) * 4 <= u64::from(caps.limit_workgroup_bytes) / 4 * 3).then_some(k)
 }
