@@ -1,0 +1,99 @@
+//! Pointwise operations that no epilogue took: expanded where they are read, or values with a region of their own.
+
+use super::{NORM_PROLOGUE_ROWS, Partitioner, is_anchor};
+use crate::fusion::legality::Refusal;
+use crate::fusion::region::{Region, RegionAnchor};
+use crate::graph::{Op, ValueId};
+use frit_kernels::dim::Dim;
+use frit_kernels::dtype::Scalar;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+impl Partitioner<'_> {
+    /// Decides for every pointwise operation outside the epilogues whether it is computed where it is read, or becomes a
+    /// value in memory with a region of its own. `homes` of a value are the regions that expand it; the flag says
+    /// whether they may do so for more than a view.
+    pub(super) fn assign_maps(&mut self) {
+        let mut homes: HashMap<ValueId, BTreeMap<usize, bool>> = HashMap::new();
+        let absorbed: HashSet<ValueId> = self.owner.keys().copied().collect();
+        for v in self.order.clone().into_iter().rev() {
+            let op = self.graph.op(v);
+            if op.is_source() || absorbed.contains(&v) {
+                continue;
+            }
+            let mut here: BTreeMap<usize, bool> = BTreeMap::new();
+            for u in self.users(v) {
+                let from: Vec<(usize, bool)> = match (absorbed.contains(u), self.owner.get(u)) {
+                    (true, Some(r)) => vec![(*r, self.reads_inline(v, *u))],
+                    _ => homes.get(u).into_iter().flatten().map(|(r, ok)| (*r, *ok)).collect(),
+                };
+                for (r, ok) in from {
+                    *here.entry(r).or_insert(true) &= ok;
+                }
+            }
+            let pinned = matches!(op, Op::KvAppend { .. }) || self.graph.is_output(v);
+            let free = op.is_view() || self.is_cheap(v);
+            let single = here.len() == 1 && here.values().all(|ok| *ok) && self.options.fuse_prologues;
+            if !pinned && (free || single) {
+                for r in here.keys() {
+                    self.regions[*r].prologue.push(v);
+                }
+                homes.insert(v, here);
+                continue;
+            }
+            if !pinned {
+                let (code, detail) = if here.len() > 1 {
+                    (Refusal::Dup, format!("{} regions read it; kept as a value", here.len()))
+                } else if self.options.fuse_prologues {
+                    (Refusal::Dup, "every column tile of the consumer would compute it again".into())
+                } else {
+                    (Refusal::User, "prologues are switched off".into())
+                };
+                for u in self.users(v).to_vec() {
+                    self.refuse(v, u, code, detail.clone());
+                }
+            }
+            let id = self.map_region(v);
+            homes.insert(v, BTreeMap::from([(id, true)]));
+        }
+        for r in &mut self.regions {
+            let position = &self.position;
+            r.prologue.sort_by_key(|v| position.get(v).copied().unwrap_or(0));
+            r.prologue.dedup();
+        }
+    }
+    pub(super) fn map_region(&mut self, v: ValueId) -> usize {
+        let mut r = Region::new(RegionAnchor::Map);
+        r.epilogue.push(v);
+        self.owner.insert(v, self.regions.len());
+        self.regions.push(r);
+        self.regions.len() - 1
+    }
+    /// Integer and truth values, and functions of constants: cheaper to compute again than to store.
+    pub(super) fn is_cheap(&self, v: ValueId) -> bool {
+        let small =
+            |v: ValueId| self.graph.ty(v).scalar != Scalar::F32 || self.graph.ty(v).elems().as_const() == Some(1);
+        let mut stack = vec![(v, 0)];
+        while let Some((v, depth)) = stack.pop() {
+            let op = self.graph.op(v);
+            if depth > 12 || is_anchor(op) || !small(v) || matches!(op, Op::KvAppend { .. } | Op::Control(_)) {
+                return false;
+            }
+            if !op.is_source() {
+                stack.extend(self.graph.operands(v).into_iter().map(|o| (o, depth + 1)));
+            }
+        }
+        true
+    }
+    /// Whether user `u`, an anchor or a member of a region, can compute `v` where it reads it without doing so many
+    /// times over.
+    pub(super) fn reads_inline(&self, v: ValueId, u: ValueId) -> bool {
+        let port = self.graph.operands(u).iter().position(|o| *o == v).unwrap_or(0);
+        let in_matmul = self.owner.get(&u).is_some_and(|r| matches!(self.regions[*r].anchor, RegionAnchor::MatMul(_)));
+        match self.graph.op(u) {
+            Op::MatMul { .. } => port == 0 && self.bounds.le(&self.rows(u), &Dim::constant(NORM_PROLOGUE_ROWS)),
+            Op::Attention(_) => port == 0,
+            Op::Norm { .. } => !in_matmul || port != 0,
+            _ => true,
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Splits a graph into regions: anchors first, then horizontal merges, then what each anchor absorbs behind and in
+//! front of itself, and pointwise regions for what is left.
+
+mod epilogue;
+mod maps;
+mod norms;
+mod order;
+mod siblings;
+
+use super::legality::Refusal;
+use super::region::Region;
+use super::spec_builder::size_bounds;
+use super::{FusionOptions, Refused};
+use crate::graph::{Graph, Op, Tables, ValueId, WeightId};
+use frit_kernels::dim::{Bounds, Dim, Sym, product};
+use frit_plan::sizes;
+use std::collections::{HashMap, HashSet};
+
+/// Regions in launch order, and every edge that was considered and refused.
+#[derive(Debug)]
+pub struct Partition {
+    /// Regions in launch order.
+    pub regions: Vec<Region>,
+    /// Values that lie in memory.
+    pub stored: HashSet<ValueId>,
+    /// Edges not fused.
+    pub refused: Vec<Refused>,
+}
+
+/// Largest number of rows for which a norm is computed inside the matmul that reads it.
+const NORM_PROLOGUE_ROWS: i64 = 4;
+
+pub(super) struct Partitioner<'a> {
+    graph: &'a Graph,
+    tables: &'a Tables,
+    options: &'a FusionOptions,
+    bounds: Bounds,
+    order: Vec<ValueId>,
+    position: HashMap<ValueId, usize>,
+    users: HashMap<ValueId, Vec<ValueId>>,
+    ancestors: Vec<Vec<u64>>,
+    owner: HashMap<ValueId, usize>,
+    regions: Vec<Region>,
+    stored: HashSet<ValueId>,
+    refused: Vec<Refused>,
+}
+
+/// Whether the operation is computed by reductions and so starts a region.
+pub fn is_anchor(op: &Op) -> bool {
+    matches!(op, Op::MatMul { .. } | Op::Reduce { .. } | Op::Softmax | Op::Norm { .. } | Op::Attention(_))
+}
+
+impl<'a> Partitioner<'a> {
+    pub(super) fn new(
+        graph: &'a Graph,
+        tables: &'a Tables,
+        at_most: &[(String, u64)],
+        options: &'a FusionOptions,
+    ) -> Self {
+        let order = graph.order();
+        let position: HashMap<_, _> = order.iter().enumerate().map(|(i, v)| (*v, i)).collect();
+        let mut users: HashMap<ValueId, Vec<ValueId>> = HashMap::new();
+        let words = order.len().div_ceil(64);
+        let mut ancestors = vec![vec![0u64; words]; order.len()];
+        for (i, v) in order.iter().enumerate() {
+            let mut own = vec![0u64; words];
+            for o in graph.operands(*v) {
+                let list = users.entry(o).or_default();
+                if !list.contains(v) {
+                    list.push(*v);
+                }
+                if let Some(p) = position.get(&o) {
+                    own.iter_mut().zip(&ancestors[*p]).for_each(|(a, b)| *a |= b);
+                    own[p / 64] |= 1 << (p % 64);
+                }
+            }
+            ancestors[i] = own;
+        }
+        let mut bounds = size_bounds(tables);
+        for (name, max) in at_most {
+            bounds.set(Sym::Size(name.as_str().into()), 1, Some(Dim::from(*max)));
+        }
+        Partitioner {
+            graph,
+            tables,
+            options,
+            bounds,
+            order,
+            position,
+            users,
+            ancestors,
+            owner: HashMap::new(),
+            regions: Vec::new(),
+            stored: HashSet::new(),
+            refused: Vec::new(),
+        }
+    }
+
+    pub(super) fn run(mut self) -> Partition {
+        self.place_anchors();
+        self.absorb_epilogues();
+        self.absorb_norms();
+        self.assign_maps();
+        self.collect_outputs();
+        self.launch_order();
+        self.split_large_weights();
+        let together: Vec<HashSet<ValueId>> = self.regions.iter().map(|r| r.members().into_iter().collect()).collect();
+        self.refused.retain(|r| !together.iter().any(|m| m.contains(&r.from) && m.contains(&r.to)));
+        self.refused.sort_by_key(|a| (a.from, a.to, a.code));
+        self.refused.dedup_by(|a, b| (a.from, a.to) == (b.from, b.to));
+        Partition { regions: self.regions, stored: self.stored, refused: self.refused }
+    }
+
+    fn users(&self, v: ValueId) -> &[ValueId] {
+        self.users.get(&v).map_or(&[], Vec::as_slice)
+    }
+    fn depends(&self, v: ValueId, on: ValueId) -> bool {
+        match (self.position.get(&v), self.position.get(&on)) {
+            (Some(a), Some(b)) => self.ancestors[*a][b / 64] & (1 << (b % 64)) != 0,
+            _ => false,
+        }
+    }
+    fn refuse(&mut self, from: ValueId, to: ValueId, code: Refusal, detail: String) {
+        self.refused.push(Refused { from, to, code, detail });
+    }
+    fn rhs_weight(&self, m: ValueId) -> Option<WeightId> {
+        let ops = self.graph.operands(m);
+        match (self.graph.op(m), ops.get(1).map(|w| self.graph.op(*w))) {
+            (Op::MatMul { b_transposed: true }, Some(Op::Weight(w))) => Some(*w),
+            _ => None,
+        }
+    }
+    fn rows(&self, m: ValueId) -> Dim {
+        let s = &self.graph.ty(m).shape;
+        product(s.iter().take(s.len().saturating_sub(1)))
+    }
+}
+
+/// The sizes that say how many tokens a run has; a matmul whose rows do not depend on them has few rows.
+pub fn depends_on_tokens(d: &Dim) -> bool {
+    d.mentions(&Sym::Size(sizes::TOKENS.into()))
+}
