@@ -383,8 +383,16 @@ fn weight(
     };
     let names: Vec<&str> = infos.iter().filter_map(|i| i.names.first().map(String::as_str)).collect();
     let id = weights.len() as u32;
+    let stem = names.join(" + ");
+    let taken = |n: &str| weights.iter().any(|w| w.name == n);
+    let mut name = stem.clone();
+    let mut count = 1;
+    while taken(&name) {
+        count += 1;
+        name = format!("{stem} ({count})");
+    }
     weights.push(WeightDecl {
-        name: names.join(" + "),
+        name,
         storage: if w.side { Storage::F32 } else { first.storage },
         shape,
         placement: if w.side { Placement::Side } else { Placement::Own },
