@@ -8,9 +8,11 @@
 use super::region::{MatMulGroup, Region, RegionAnchor};
 use super::spec_builder::{Operand, PackedWeight};
 use super::{Partition, Refused};
-use crate::graph::{Graph, KvSlotId, Op, Tables, ValueId, WeightData, WeightId};
-use rustc_hash::{FxHashMap, FxHasher};
-use std::hash::{Hash, Hasher};
+use crate::graph::{Graph, KvSlotId, Op, Tables, TensorType, ValueId, WeightData, WeightId};
+use frit_kernels::dim::Dim;
+use frit_kernels::dtype::Storage;
+use frit_plan::{KvPart, RopePart};
+use rustc_hash::FxHashMap;
 
 /// Repetitions that stay in the short graph.
 const KEPT: usize = 4;
@@ -55,8 +57,8 @@ impl Outline {
     pub fn find(graph: &Graph, tables: &Tables) -> Option<Outline> {
         let order = graph.order();
         let position: FxHashMap<ValueId, usize> = order.iter().enumerate().map(|(i, v)| (*v, i)).collect();
-        let shapes: Vec<u64> = order.iter().map(|v| shape_of(graph, tables, *v)).collect();
-        let mut last: FxHashMap<u64, usize> = FxHashMap::default();
+        let shapes = numbered(graph, tables, &order);
+        let mut last: FxHashMap<usize, usize> = FxHashMap::default();
         let mut steps: FxHashMap<usize, usize> = FxHashMap::default();
         for (i, s) in shapes.iter().enumerate() {
             if let Some(before) = last.insert(*s, i) {
@@ -274,34 +276,56 @@ impl Shift<'_> {
     }
 }
 
-/// A hash of what a node does, whatever the identity of its weight or cache slot.
-fn shape_of(graph: &Graph, tables: &Tables, v: ValueId) -> u64 {
+/// What a node does, whatever the identity of its weight or cache slot.
+#[derive(PartialEq, Eq, Hash)]
+enum Shape {
+    /// Storage and extents of a weight, and how it is made.
+    Weight(Option<(Storage, Vec<Dim>, Making)>),
+    /// Heads and their widths, of keys or of values; whether it appends.
+    Cache(Option<(u64, u64, u64)>, bool, bool),
+    Op(Op),
+}
+
+#[derive(PartialEq, Eq, Hash)]
+enum Making {
+    Tensor { transpose: bool },
+    Rope { is_cos: bool },
+    Inline,
+}
+
+fn shape_of(graph: &Graph, tables: &Tables, v: ValueId) -> (Shape, TensorType) {
     let node = graph.node(v);
-    let mut h = FxHasher::default();
-    match &node.op {
-        Op::Weight(w) => {
-            let info = tables.weight_info(*w);
-            info.map(|i| (i.storage, &i.shape)).hash(&mut h);
-            match info.map(|i| &i.data) {
-                Some(WeightData::Tensor { transpose, .. }) => (1u8, *transpose).hash(&mut h),
-                Some(WeightData::Rope { part, .. }) => (2u8, *part as u8).hash(&mut h),
-                Some(WeightData::Inline(_)) => 3u8.hash(&mut h),
-                None => 4u8.hash(&mut h),
-            }
-        }
+    let shape = match &node.op {
+        Op::Weight(w) => Shape::Weight(tables.weight_info(*w).map(|i| {
+            let making = match &i.data {
+                WeightData::Tensor { transpose, .. } => Making::Tensor { transpose: *transpose },
+                WeightData::Rope { part, .. } => Making::Rope { is_cos: *part == RopePart::Cos },
+                WeightData::Inline(_) => Making::Inline,
+            };
+            (i.storage, i.shape.clone(), making)
+        })),
         Op::KvAppend { slot, part } | Op::KvRead { slot, part } => {
-            let info = tables.kv_slots.get(slot.0 as usize);
-            (node.op.name(), *part as u8, info.map(|i| (i.heads, i.k_dim, i.v_dim))).hash(&mut h);
+            let info = tables.kv_slots.get(slot.0 as usize).map(|i| (i.heads, i.k_dim, i.v_dim));
+            Shape::Cache(info, *part == KvPart::K, matches!(node.op, Op::KvAppend { .. }))
         }
-        op => op.hash(&mut h),
-    }
-    node.ty.hash(&mut h);
-    h.finish()
+        op => Shape::Op(op.clone()),
+    };
+    (shape, node.ty.clone())
+}
+
+/// A number for each node, equal where nodes do the same.
+fn numbered(graph: &Graph, tables: &Tables, order: &[ValueId]) -> Vec<usize> {
+    let mut known: FxHashMap<(Shape, TensorType), usize> = FxHashMap::default();
+    let number = |v: &ValueId| {
+        let next = known.len();
+        *known.entry(shape_of(graph, tables, *v)).or_insert(next)
+    };
+    order.iter().map(number).collect()
 }
 
 /// The longest stretch of repetitions at distance `p`: where it starts, and how many blocks it holds. Positions i and
 /// i + p agree when they do the same and each operand is either p further as well or the same one in front of it all.
-fn longest(shapes: &[u64], operands: &[Vec<usize>], p: usize) -> Option<(usize, usize)> {
+fn longest(shapes: &[usize], operands: &[Vec<usize>], p: usize) -> Option<(usize, usize)> {
     let n = shapes.len().checked_sub(p)?;
     let mut best: Option<(usize, usize)> = None;
     let mut start = 0;
