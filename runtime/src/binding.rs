@@ -2,7 +2,7 @@
 
 use crate::tensor::Data;
 use crate::{Error, Result, Tensor};
-use frit_kernels::dim::{Atom, Dim, Sym};
+use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_plan::{BufferRef, InputFill, Plan, Port, Program, Task, sizes};
 
@@ -22,18 +22,6 @@ pub(crate) struct Bound {
     pub inputs: Vec<Tensor>,
     /// What was given for the attention mask of a decoder that keeps it as a state.
     pub key_mask: Option<Vec<i32>>,
-}
-
-/// The name, if `d` is nothing but a size.
-pub(crate) fn bare(d: &Dim) -> Option<&str> {
-    let mut terms = d.terms();
-    match (terms.next(), terms.next()) {
-        (Some((m, 1)), None) => match m.as_slice() {
-            [Atom::Sym(Sym::Size(n))] => Some(n),
-            _ => None,
-        },
-        _ => None,
-    }
 }
 
 pub(crate) fn bind(plan: &Plan, program: &Program, given: &[(&str, &Tensor)]) -> Result<Bound> {
@@ -156,7 +144,7 @@ impl<'a> Binder<'a> {
             return;
         }
         for (k, (d, n)) in p.shape.iter().zip(t.shape()).enumerate() {
-            if let Some(i) = bare(d).and_then(|s| self.plan.size_index(s)) {
+            if let Some(i) = d.as_size().and_then(|s| self.plan.size_index(s)) {
                 self.set(i, *n, &format!("extent {k} of `{}`", p.name));
             }
         }
@@ -211,7 +199,7 @@ impl<'a> Binder<'a> {
 
     fn extents(&mut self, p: &Port, t: &Tensor, values: &[u64]) {
         for (k, (d, n)) in p.shape.iter().zip(t.shape()).enumerate() {
-            if bare(d).is_some() {
+            if d.as_size().is_some() {
                 continue;
             }
             match self.plan.eval(d, values) {

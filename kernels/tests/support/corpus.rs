@@ -31,18 +31,9 @@ pub const DECODER: Shapes = Shapes { width: 768, columns: 1536, group: 3, kv_hea
 pub const ODD: Shapes = Shapes { width: 256, columns: 77, group: 2, kv_heads: 2, head: 20, capacity: 50 };
 
 /// Storage types of floats.
-pub const FLOATS: [Storage; 10] = [
-    Storage::F32,
-    Storage::F16,
-    Storage::Bf16,
-    Storage::Q4_0,
-    Storage::Q4_1,
-    Storage::Q5_0,
-    Storage::Q5_1,
-    Storage::Q8_0,
-    Storage::Q4K,
-    Storage::Q6K,
-];
+pub fn floats() -> impl Iterator<Item = Storage> {
+    Storage::ALL.into_iter().filter(|s| s.scalar() == Scalar::F32)
+}
 
 /// What a matmul computes before and after its products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +64,7 @@ pub fn all(z: &Shapes) -> Vec<KernelSpec> {
     specs.extend(Storage::ALL.map(|s| gather(z, s)));
     specs.extend([norm(z, false), norm(z, true), residual_norm(z), softmax(z), argmax(z)]);
     for rows in ["1", "S"] {
-        for storage in FLOATS {
+        for storage in floats() {
             specs.push(matmul(z, rows, storage, Form::Plain));
         }
         for form in FORMS {

@@ -83,7 +83,7 @@ impl Sizes {
             return fail();
         }
         let by = |name: &str, d: &Dim| Err(Stop::Assume(Assumption::Equal(name.to_owned(), d.clone())));
-        match (bare(&a), bare(&b)) {
+        match (a.as_size(), b.as_size()) {
             (Some(x), Some(y)) if self.order(x) > self.order(y) => return by(x, &b),
             (_, Some(y)) if !a.mentions(&size(y)) => return by(y, &a),
             (Some(x), _) if !b.mentions(&size(x)) => return by(x, &b),
@@ -96,7 +96,7 @@ impl Sizes {
                     if !replace(&diff, atom, taken).simplify(bounds).is(0) {
                         continue;
                     }
-                    if let (Some(name), Some(max)) = (bare(taken), other.as_const()) {
+                    if let (Some(name), Some(max)) = (taken.as_size(), other.as_const()) {
                         let max = u64::try_from(max).unwrap_or(0);
                         return Err(Stop::Assume(Assumption::AtMost(name.to_owned(), max)));
                     }
@@ -131,18 +131,6 @@ impl Sizes {
 
 fn size(name: &str) -> Sym {
     Sym::Size(name.into())
-}
-
-/// The name, if `d` is nothing but a size.
-pub fn bare(d: &Dim) -> Option<&str> {
-    let mut terms = d.terms();
-    match (terms.next(), terms.next()) {
-        (Some((m, 1)), None) => match m.as_slice() {
-            [Atom::Sym(Sym::Size(n))] => Some(n),
-            _ => None,
-        },
-        _ => None,
-    }
 }
 
 fn replace(d: &Dim, atom: &Atom, by: &Dim) -> Dim {
@@ -225,7 +213,7 @@ mod tests {
         for n in ["S", "batch", "past_sequence_length + 1", "i7", "v1", "((s10*Min(64, s21))//s21)", "3d", "mod", "é"]
         {
             let p = plain_name(n);
-            assert_eq!(bare(&d(&p)), Some(p.as_str()), "{n}");
+            assert_eq!(d(&p).as_size(), Some(p.as_str()), "{n}");
         }
         assert_ne!(plain_name("S"), "S");
     }

@@ -3,7 +3,6 @@
 use super::shape::{ints, picked};
 use crate::graph::ValueId;
 use crate::ingest::onnx::context::Cx;
-use crate::ingest::onnx::dims::bare;
 use crate::ingest::onnx::error::{Assumption, Res, Stop, malformed, unsupported};
 use crate::ingest::onnx::node::{self, Node};
 use crate::ingest::onnx::value::{Val, strides, walk};
@@ -37,7 +36,7 @@ fn clamped(cx: &Cx<'_, '_, '_>, at: &Dim, extent: &Dim) -> Res<Dim> {
     if b.nonneg(&at) && b.le(&at, extent) {
         return Ok(at);
     }
-    if let (Some(name), Some(max)) = (bare(&at), extent.as_const()) {
+    if let (Some(name), Some(max)) = (at.as_size(), extent.as_const()) {
         return Err(Stop::Assume(Assumption::AtMost(name.to_owned(), u64::try_from(max).unwrap_or(0))));
     }
     Ok(cx.simplify(&at.larger(&Dim::zero()).smaller(extent)))

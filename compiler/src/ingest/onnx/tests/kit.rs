@@ -129,7 +129,7 @@ pub fn run_model(m: &Model, inputs: &[(&str, Array)]) -> Vec<(String, Array)> {
     for i in &graph.inputs {
         let Some((_, x)) = inputs.iter().find(|(n, _)| *n == i.name) else { continue };
         for (d, n) in graph.ty(i.value).shape.iter().zip(&x.shape) {
-            if let Some(name) = crate::ingest::onnx::dims::bare(d) {
+            if let Some(name) = d.as_size() {
                 let old = env.sizes.insert(name.into(), *n as i64);
                 assert!(old.is_none_or(|o| o == *n as i64), "{name} is {old:?} and {n}");
             }
