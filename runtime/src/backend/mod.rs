@@ -9,6 +9,8 @@ pub(crate) mod bindings;
 pub mod cpu;
 #[cfg(any(feature = "wgpu", feature = "verify"))]
 pub(crate) mod layout;
+#[cfg(any(feature = "wgpu", feature = "verify"))]
+pub(crate) mod packed;
 #[cfg(feature = "verify")]
 pub mod simt;
 pub(crate) mod weights;

@@ -2,8 +2,9 @@
 //! is what a device that follows its language would compute, and everything a kernel does wrong is listed.
 
 use super::bindings::{SIZES_BYTES, Slot, slots, variant};
-use super::layout::{Home, Layout, Place, elements, record};
-use super::{Backend, Counters, Executor, Extent, Progress, weights};
+use super::layout::{Home, Layout, Place, elements, is_symbolic, record};
+use super::packed::{self, NoTensors};
+use super::{Backend, Counters, Executor, Extent, Progress};
 use crate::tensor::Data;
 use crate::{Error, Result, Tensor};
 use frit_kernels::dim::Dim;
@@ -11,7 +12,7 @@ use frit_kernels::emit;
 use frit_kernels::spec::Space;
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates::render;
-use frit_plan::{Kernel, Placement, Plan, Port, Step, TensorSource, repack};
+use frit_plan::{Kernel, Placement, Plan, Port, Step, TensorSource};
 use frit_simt::{Argument, Buffer, Language, Launch, Options, Region, Violation};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -122,49 +123,28 @@ impl Backend for SimtBackend {
     ) -> Result<Box<dyn Executor>> {
         let name = |k: &frit_plan::Kernel| KernelCheck { name: k.name.clone(), ..KernelCheck::default() };
         *self.checks.0.lock().unwrap_or_else(PoisonError::into_inner) = plan.kernels.iter().map(name).collect();
-        let eval = |d: &Dim| -> Result<u64> { Ok(plan.eval(d, &extent.0)?) };
         let layout = Layout::new(&plan, extent)?;
-        let mut own = vec![Vec::new(); plan.weights.len()];
-        let mut side = vec![0u8; bytes_of(layout.side_elems)?];
+        bytes_of(layout.side_elems)?;
         let total = plan.weights.len() as u64;
+        let mut own = Vec::new();
         for (i, w) in plan.weights.iter().enumerate() {
-            let a = weights::assemble(w, source, &eval)?;
-            let kept = match w.placement {
-                Placement::Side => {
-                    let v = a.to_f32().ok_or_else(|| Error::Weight {
-                        weight: w.name.clone(),
-                        cause: format!("blocks of {} cannot lie among the side constants", a.storage),
-                    })?;
-                    let at = layout.side.get(i).map_or(0, |r| r.offset) as usize * 4;
-                    let bytes: Vec<u8> = v.iter().flat_map(|v| v.to_le_bytes()).collect();
-                    if let Some(to) = side.get_mut(at..at + bytes.len()) {
-                        to.copy_from_slice(&bytes);
-                    }
-                    Vec::new()
-                }
-                Placement::Own if a.storage.planes().len() == 1 => {
-                    let mut raw = a.bytes;
-                    raw.resize(raw.len().next_multiple_of(4), 0);
-                    raw
-                }
-                Placement::Own => repack(a.storage, &a.bytes).iter().flat_map(|w| w.to_le_bytes()).collect(),
-            };
-            if let Some(slot) = own.get_mut(i) {
-                *slot = kept;
-            }
+            own.push(match w.placement {
+                Placement::Own => packed::own(&plan, w, source, extent)?,
+                Placement::Side => Vec::new(),
+            });
             progress(i as u64 + 1, total);
         }
-        let mut e = SimtExecutor {
+        let side = bytemuck::cast_slice(&packed::side(&plan, &layout, 0, source, extent)?).to_vec();
+        let e = SimtExecutor {
             texts: plan.kernels.iter().map(|k| text_of(k, self.tier)).collect::<Result<_>>()?,
             options: self.options.clone(),
             checks: self.checks.clone(),
-            plan,
             own,
             side,
-            memory: None,
+            memory: Some(Memory::new(&plan, layout, extent)?),
             counters: Counters::default(),
+            plan,
         };
-        e.resize(extent)?;
         Ok(Box::new(e))
     }
 }
@@ -175,6 +155,19 @@ struct Memory {
     arena: Vec<u8>,
     ints: Vec<u8>,
     kv: Vec<Vec<u8>>,
+}
+
+impl Memory {
+    fn new(plan: &Plan, layout: Layout, extent: &Extent) -> Result<Memory> {
+        let kv = (0..plan.kv_slots.len()).map(|i| Ok(vec![0; bytes_of(layout.kv_elems(i))?])).collect::<Result<_>>()?;
+        Ok(Memory {
+            arena: vec![0; bytes_of(layout.arena_elems)?],
+            ints: vec![0; bytes_of(layout.ints_elems)?],
+            kv,
+            extent: extent.clone(),
+            layout,
+        })
+    }
 }
 
 struct SimtExecutor {
@@ -332,32 +325,16 @@ impl Executor for SimtExecutor {
     fn resize(&mut self, extent: &Extent) -> Result<()> {
         let plan = Arc::clone(&self.plan);
         let layout = Layout::new(&plan, extent)?;
-        let eval = |d: &Dim| -> Result<u64> { Ok(plan.eval(d, &extent.0)?) };
-        let kv = (0..plan.kv_slots.len()).map(|i| Ok(vec![0; bytes_of(layout.kv_elems(i))?])).collect::<Result<_>>()?;
-        let mut side = vec![0u8; bytes_of(layout.side_elems)?];
         let fixed = bytes_of(layout.side_fixed_elems)?;
-        if let (Some(to), Some(from)) = (side.get_mut(..fixed), self.side.get(..fixed)) {
-            to.copy_from_slice(from);
-        }
-        for (w, at) in plan.weights.iter().zip(&layout.side) {
-            if w.placement != Placement::Side || !super::layout::is_symbolic(w) {
-                continue;
-            }
-            let v = weights::assemble(w, &NoTensors, &eval)?.to_f32().unwrap_or_default();
-            let at = at.offset as usize * 4;
-            let bytes: Vec<u8> = v.iter().flat_map(|v| v.to_le_bytes()).collect();
-            if let Some(to) = side.get_mut(at..at + bytes.len()) {
-                to.copy_from_slice(&bytes);
+        let symbolic = packed::side(&plan, &layout, layout.side_fixed_elems, &NoTensors, extent)?;
+        self.side.truncate(fixed);
+        self.side.extend_from_slice(bytemuck::cast_slice(&symbolic));
+        for (w, slot) in plan.weights.iter().zip(&mut self.own) {
+            if w.placement == Placement::Own && is_symbolic(w) {
+                *slot = packed::own(&plan, w, &NoTensors, extent)?;
             }
         }
-        self.side = side;
-        self.memory = Some(Memory {
-            arena: vec![0; bytes_of(layout.arena_elems)?],
-            ints: vec![0; bytes_of(layout.ints_elems)?],
-            kv,
-            extent: extent.clone(),
-            layout,
-        });
+        self.memory = Some(Memory::new(&plan, layout, extent)?);
         Ok(())
     }
     fn write_state(&mut self, state: usize, sizes: &[u64], data: &[i32]) -> Result<()> {
@@ -439,16 +416,5 @@ impl Executor for SimtExecutor {
         let weights = self.side.len() + self.own.iter().map(Vec::len).sum::<usize>();
         let cache: usize = m.kv.iter().map(Vec::len).sum();
         [weights as u64, cache as u64, (m.arena.len() + m.ints.len()) as u64]
-    }
-}
-
-/// What a resize reads from: it makes rotary tables and needs no tensor.
-struct NoTensors;
-impl TensorSource for NoTensors {
-    fn read(
-        &self,
-        tensor: &str,
-    ) -> std::result::Result<frit_plan::TensorData, Box<dyn std::error::Error + Send + Sync>> {
-        Err(format!("tensor `{tensor}` is not kept in memory").into())
     }
 }

@@ -1,12 +1,12 @@
 //! Weights on the device: one buffer for each matrix in its device layout, one for all side constants.
 
 use super::super::layout::{Layout, is_symbolic};
-use super::super::{Extent, Progress, weights as host};
+use super::super::packed::{self, NoTensors};
+use super::super::{Extent, Progress};
 use super::device::Gpu;
 
-use crate::{Error, Result};
-use frit_kernels::dim::Dim;
-use frit_plan::{Placement, Plan, TensorData, TensorSource, WeightDecl, repack};
+use crate::Result;
+use frit_plan::{Placement, Plan, TensorSource, WeightDecl};
 use wgpu::BufferUsages as Usage;
 
 /// Bytes of one write.
@@ -90,14 +90,6 @@ fn side_buffer(gpu: &Gpu, elems: u64) -> Result<wgpu::Buffer> {
     gpu.buffer("side", elems * 4, Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC)
 }
 
-/// What a resize reads from: it makes rotary tables and needs no tensor.
-struct NoTensors;
-impl TensorSource for NoTensors {
-    fn read(&self, tensor: &str) -> std::result::Result<TensorData, Box<dyn std::error::Error + Send + Sync>> {
-        Err(format!("tensor `{tensor}` is not kept in memory").into())
-    }
-}
-
 struct Upload<'a> {
     gpu: &'a Gpu,
     progress: Progress<'a>,
@@ -116,16 +108,7 @@ impl Upload<'_> {
         extent: &Extent,
     ) -> Result<wgpu::Buffer> {
         let buffer = self.gpu.buffer(&w.name, bytes, Usage::STORAGE | Usage::COPY_DST)?;
-        let a = host::assemble(w, source, &|d: &Dim| Ok(plan.eval(d, &extent.0)?))?;
-        if let [_] = a.storage.planes() {
-            let mut raw = a.bytes;
-            raw.resize(raw.len().next_multiple_of(4), 0);
-            self.put(&buffer, 0, &raw)?;
-        } else {
-            let words = repack(a.storage, &a.bytes);
-            drop(a.bytes);
-            self.put(&buffer, 0, bytemuck::cast_slice(&words))?;
-        }
+        self.put(&buffer, 0, &packed::own(plan, w, source, extent)?)?;
         Ok(buffer)
     }
     /// Uploads the side constants from element `from` on.
@@ -138,22 +121,7 @@ impl Upload<'_> {
         source: &dyn TensorSource,
         extent: &Extent,
     ) -> Result<()> {
-        let mut all = vec![0f32; (layout.side_elems - from) as usize];
-        for (w, at) in plan.weights.iter().zip(&layout.side) {
-            if w.placement != Placement::Side || at.offset < from {
-                continue;
-            }
-            let a = host::assemble(w, source, &|d: &Dim| Ok(plan.eval(d, &extent.0)?))?;
-            let v = a.to_f32().ok_or_else(|| Error::Weight {
-                weight: w.name.clone(),
-                cause: format!("blocks of {} cannot lie among the side constants", a.storage),
-            })?;
-            let lo = (at.offset - from) as usize;
-            match all.get_mut(lo..lo + v.len()) {
-                Some(to) => to.copy_from_slice(&v),
-                None => return Err(Error::Plan(format!("weight `{}` lies outside the side buffer", w.name))),
-            }
-        }
+        let all = packed::side(plan, layout, from, source, extent)?;
         self.put(buffer, from * 4, bytemuck::cast_slice(&all))
     }
     fn put(&mut self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
