@@ -56,7 +56,7 @@ pub fn open_for(path: &Path, inputs: &[(String, Tensor)], progress: &mut dyn FnM
 }
 
 /// Whether a file is to be read as an artifact: by its extension, else by its content.
-fn is_artifact(path: &Path) -> bool {
+pub fn is_artifact(path: &Path) -> bool {
     if path.extension().is_some_and(|e| e == "frit") {
         return true;
     }

@@ -6,15 +6,12 @@ use crate::model::{Progress, bytes};
 use anyhow::{Result, bail};
 use std::path::PathBuf;
 
-/// What makes the output needless.
-const REQUIRED_UNLESS: &[&str] = if cfg!(feature = "compiler") { &["bisect"] } else { &[] };
-
 #[derive(clap::Args)]
 pub struct Args {
     /// A Hugging Face directory or a .gguf file.
     model: PathBuf,
     /// The artifact to write.
-    #[arg(short, long, required_unless_present_any = REQUIRED_UNLESS)]
+    #[arg(short, long)]
     output: Option<PathBuf>,
     /// Search for the rewrite or fusion that makes a command fail; `{}` in it stands for the artifact.
     #[cfg(feature = "compiler")]
@@ -34,7 +31,9 @@ pub fn main(a: &Args) -> Result<()> {
     if let Some(command) = &a.bisect {
         return crate::bisect::run(&a.model, command, &progress);
     }
-    let Some(output) = &a.output else { bail!("--output names the artifact to write") };
+    let Some(output) = &a.output else {
+        bail!("no artifact is named\nhint: frit compile {} --output x.frit", a.model.display())
+    };
     let start = std::time::Instant::now();
     #[cfg(feature = "compiler")]
     let loaded = a.switches.open(&a.model, &progress)?;

@@ -50,7 +50,7 @@ impl Switches {
         if self.is_default() {
             return crate::model::open(path, progress);
         }
-        if path.extension().is_some_and(|e| e == "frit") {
+        if model_source::is_artifact(path) {
             bail!("{} is compiled already: switches apply to its model", path.display());
         }
         Ok(model_source::compile_with(path, self.options()?, &mut |s| progress.stage(s))?)

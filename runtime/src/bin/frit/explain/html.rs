@@ -118,12 +118,15 @@ fn region(out: &mut String, plan: &Plan, i: usize, r: &RegionReport, n: &dyn Fn(
     out.push_str("</g>\n");
 }
 
-/// Values that one launch writes and another reads: writer, reader, name. A slot may be written again later.
+/// Values that one launch writes and another reads: writer, reader, name. Inputs come from no launch.
 fn flows(program: &Program) -> Vec<(usize, usize, String)> {
     let mut out = Vec::new();
     for (to, step) in program.steps.iter().enumerate() {
         for arg in &step.args {
             let BufferRef::Value(v) = arg else { continue };
+            if program.inputs.iter().any(|i| i.buffer == *arg) {
+                continue;
+            }
             let Some(value) = program.values.get(*v as usize) else { continue };
             let from = value.live.0 as usize;
             if from < to
