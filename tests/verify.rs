@@ -29,17 +29,15 @@ fn an_encoder() {
     check("devset/bert", VerifyOptions { batch: 3, tokens: 11, ..Default::default() });
 }
 
-/// Matrix units round what they multiply to 16 bits; the other targets do not.
+/// Matrix units round both sides of a product to bf16, by up to 2⁻⁹ each; nine products lie behind one another from the
+/// ids to the logits of two layers, so that independent errors add up to √18 · 2⁻⁹ = 8e-3. The other targets do not round.
 #[test]
 fn quantised_weights() {
-    for tolerance in [1e-4, 2e-2] {
-        let loaded = support::compile(&support::load("devset/gguf/llama_Q8_0.gguf"));
-        let tiers: &[Tier] = if tolerance < 1e-3 { &[Tier::Cpu, Tier::Gpu] } else { &[Tier::Cuda] };
-        for tier in tiers {
-            let options = VerifyOptions { tokens: 8, tolerance, new_tokens: 0, ..Default::default() };
-            let found = verify(&loaded, *tier, &options).unwrap();
-            assert!(found.passed(), "{}: {:?}", found.tier, found.outputs);
-        }
+    let loaded = support::compile(&support::load("devset/gguf/llama_Q8_0.gguf"));
+    for (tier, tolerance) in [(Tier::Cpu, 1e-4), (Tier::Gpu, 1e-4), (Tier::Cuda, 1e-2)] {
+        let options = VerifyOptions { tokens: 8, tolerance, new_tokens: 0, ..Default::default() };
+        let found = verify(&loaded, tier, &options).unwrap();
+        assert!(found.passed(), "{}: {:?}", found.tier, found.outputs);
     }
 }
 
