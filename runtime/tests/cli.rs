@@ -316,12 +316,15 @@ fn a_switch_shows_in_the_difference_of_two_plans() {
 
 #[cfg(unix)]
 #[test]
-fn bisection_names_the_fusion_that_a_command_objects_to() {
+fn bisection_names_the_fusion_or_rewrite_that_a_command_objects_to() {
     let gpt2 = fixture("devset/gpt2");
     let frit = env!("CARGO_BIN_EXE_frit");
     let command = format!("! {frit} explain {{}} --phase forward --all | grep -q 'layer_norm · matmul'");
     let said = succeeds(&["compile", path(&gpt2), "--bisect", &command]);
     assert!(said.contains("the fusion `norm`"), "{said}");
+    let command = format!("! {frit} explain {{}} --json | grep -q '\"blocks\": [1-9]'");
+    let said = succeeds(&["compile", path(&fixture("onnx/bert.onnx")), "--bisect", &command]);
+    assert!(said.contains("an application of `attention`"), "{said}");
     assert!(succeeds(&["compile", path(&gpt2), "--bisect", "true"]).contains("nothing to search for"));
     assert!(refused(&["compile", path(&gpt2), "--bisect", "false"]).contains("without any rewrite"));
 }

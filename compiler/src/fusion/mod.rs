@@ -96,3 +96,20 @@ pub struct Refused {
 pub fn partition(graph: &Graph, tables: &Tables, at_most: &[(String, u64)], options: &FusionOptions) -> Partition {
     partition::Partitioner::new(graph, tables, at_most, options).run()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_switches_together_leave_nothing_fused() {
+        let mut o = FusionOptions::default();
+        for id in FusionOptions::IDS {
+            let before = o.clone();
+            assert!(o.switch_off(id));
+            assert_ne!(o, before, "{id}");
+        }
+        assert_eq!(o, FusionOptions::unfused());
+        assert!(!o.switch_off("nope"));
+    }
+}
