@@ -12,6 +12,7 @@ pub mod model;
 pub mod passes;
 #[allow(dead_code)]
 pub mod reference;
+pub mod transform;
 
 pub use error::{Error, Result};
 pub use lower::{CompileOptions, Compiler};

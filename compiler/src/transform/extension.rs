@@ -1,0 +1,133 @@
+//! The object `frit` in `config.json`: what a checkpoint has that the fields of its family cannot say.
+//!
+//! Transforms write it, the readers of models obey it. A field that a reader does not serve is a gap, never passed over:
+//! every field changes the computation. Layers are numbered as they are executed, from 0. Weights that several layers
+//! share are not part of it; those are aliases of tensors, see [`ALIASES`].
+
+use serde::{Deserialize, Serialize};
+
+/// The key of the object in `config.json`.
+pub const KEY: &str = "frit";
+/// The key of the metadata of a safetensors file that holds a JSON object `{name: name of the stored tensor}`.
+pub const ALIASES: &str = "frit.aliases";
+/// Ending of the first factor `[rank, in]` of a linear map's update, after the map's stem: `….q_proj.lora_a.weight`.
+pub const LORA_A: &str = "lora_a.weight";
+/// Ending of the second factor `[out, rank]`, scale included.
+pub const LORA_B: &str = "lora_b.weight";
+/// Stem of the one linear map of a layer in [`Extension::linear_layers`], below the layer's own:
+/// `model.layers.3.linear.weight`.
+pub const LINEAR: &str = "linear";
+/// Tensor `[hidden, embedding_rank]` of [`Extension::embedding_rank`].
+pub const EMBEDDING_PROJECTION: &str = "frit.embedding_projection.weight";
+
+/// What the fields of the family cannot say. Lists by layer are empty (the ordinary case) or have one entry a layer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Extension {
+    /// Whose keys and values each layer attends to. A layer that is not its own source has no projection for that part.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kv_map: Vec<KvSource>,
+    /// Whose attention probabilities each layer uses; a layer that is not its own source has neither a query nor a key
+    /// projection.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub probs_from: Vec<u32>,
+    /// What layers with another source in [`Extension::probs_from`] take from it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub shared: Shared,
+    /// Layers whose values are blended with those of layer 0: `λ₁ Vₙ + λ₂ V₀`, one pair a layer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub value_residual: Vec<[f32; 2]>,
+    /// Keys each layer sees at most, itself included; `null` for all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<Option<u64>>,
+    /// Layers without feed-forward part; its norm is gone too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub drop_ffn: Vec<u32>,
+    /// Layers without attention; its norm is gone too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub drop_attention: Vec<u32>,
+    /// Layers that are one linear map of the residual stream, `h ← W h + b` (`b` where the tensor exists), and nothing
+    /// else: no norm, no attention, no slot in the cache.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub linear_layers: Vec<u32>,
+    /// Inner width of each layer's feed-forward part.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ff: Vec<u64>,
+    /// Heads of each layer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub heads: Vec<Heads>,
+    /// Rank of the updates `W + B A` that linear maps have; those with tensors [`LORA_A`] and [`LORA_B`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<u64>,
+    /// Rank of linear maps that are a product `B A` alone: those with [`LORA_A`] and [`LORA_B`] and no weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub low_rank: Option<u64>,
+    /// Columns of the embedding table, which [`EMBEDDING_PROJECTION`] brings to the hidden size. A tied head applies the
+    /// transpose of the projection first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding_rank: Option<u64>,
+    /// Tokens that each layer's cache begins with, whose keys `[tokens, k heads · dim]` and values are the tensors
+    /// `prefix_k` and `prefix_v` of the attention part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<u64>,
+}
+
+/// The layers whose keys and values a layer attends to. A source above the layer itself is read without the current
+/// token, whose keys and values it has not computed yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvSource {
+    /// Source of the keys.
+    pub k: u32,
+    /// Source of the values.
+    pub v: u32,
+}
+
+/// What a layer takes from the source of its attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shared {
+    /// The probabilities; values are the layer's own.
+    #[default]
+    Probs,
+    /// The output of the attention before its projection; there is no value projection either.
+    Output,
+}
+
+/// The heads of one layer. Query head `h` uses key head `k_of[h]` and value head `v_of[h]`; an empty map means
+/// `h · heads / queries`, the order of grouped queries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heads {
+    /// Query heads.
+    pub q: u64,
+    /// Key heads.
+    pub k: u64,
+    /// Value heads.
+    pub v: u64,
+    /// Key head of each query head.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub k_of: Vec<u64>,
+    /// Value head of each query head.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub v_of: Vec<u64>,
+}
+
+fn is_default(shared: &Shared) -> bool {
+    *shared == Shared::default()
+}
+
+impl Extension {
+    /// Reads the object out of a configuration; one that is absent is the default.
+    ///
+    /// # Errors
+    /// Fields that are unknown or of the wrong type.
+    pub fn of(config: &serde_json::Map<String, serde_json::Value>) -> Result<Extension, serde_json::Error> {
+        config.get(KEY).map_or_else(|| Ok(Extension::default()), |object| serde_json::from_value(object.clone()))
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        *self == Extension::default()
+    }
+}
