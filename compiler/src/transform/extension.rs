@@ -24,7 +24,8 @@ pub const EMBEDDING_PROJECTION: &str = "frit.embedding_projection.weight";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Extension {
-    /// Whose keys and values each layer attends to. A layer that is not its own source has no projection for that part.
+    /// Whose keys and values each layer attends to. A layer has the projection of a part (keys or values) exactly if some
+    /// layer, itself or another, names it as the source of that part.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kv_map: Vec<KvSource>,
     /// Whose attention probabilities each layer uses; a layer that is not its own source has neither a query nor a key
@@ -56,10 +57,11 @@ pub struct Extension {
     /// Heads of each layer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub heads: Vec<Heads>,
-    /// Rank of the updates `W + B A` that linear maps have; those with tensors [`LORA_A`] and [`LORA_B`].
+    /// Rank, at most, of the updates `W + B A` that linear maps have; those with tensors [`LORA_A`] and [`LORA_B`], whose
+    /// shapes say the rank of each.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<u64>,
-    /// Rank of linear maps that are a product `B A` alone: those with [`LORA_A`] and [`LORA_B`] and no weight.
+    /// Rank, at most, of linear maps that are a product `B A` alone: those with [`LORA_A`] and [`LORA_B`] and no weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub low_rank: Option<u64>,
     /// Columns of the embedding table, which [`EMBEDDING_PROJECTION`] brings to the hidden size. A tied head applies the
@@ -124,6 +126,32 @@ impl Extension {
     /// Fields that are unknown or of the wrong type.
     pub fn of(config: &serde_json::Map<String, serde_json::Value>) -> Result<Extension, serde_json::Error> {
         config.get(KEY).map_or_else(|| Ok(Extension::default()), |object| serde_json::from_value(object.clone()))
+    }
+
+    /// What is wrong with it in a model of so many layers: lists of another length, layers that do not exist.
+    pub fn faults(&self, layers: usize) -> Vec<String> {
+        let mut faults = Vec::new();
+        let lists = [
+            ("kv_map", self.kv_map.len()),
+            ("probs_from", self.probs_from.len()),
+            ("value_residual", self.value_residual.len()),
+            ("windows", self.windows.len()),
+            ("ff", self.ff.len()),
+            ("heads", self.heads.len()),
+        ];
+        for (name, len) in lists.into_iter().filter(|(_, len)| *len != 0 && *len != layers) {
+            faults.push(format!("`{KEY}.{name}` has {len} entries for {layers} layers"));
+        }
+        let sources = self.kv_map.iter().flat_map(|s| [s.k, s.v]).map(|i| ("kv_map", i));
+        let numbered = sources
+            .chain(self.probs_from.iter().map(|i| ("probs_from", *i)))
+            .chain(self.drop_ffn.iter().map(|i| ("drop_ffn", *i)))
+            .chain(self.drop_attention.iter().map(|i| ("drop_attention", *i)))
+            .chain(self.linear_layers.iter().map(|i| ("linear_layers", *i)));
+        for (name, i) in numbered.filter(|(_, i)| *i as usize >= layers) {
+            faults.push(format!("`{KEY}.{name}` names layer {i}, and there are {layers}"));
+        }
+        faults
     }
 
     /// Whether there is nothing in it.
