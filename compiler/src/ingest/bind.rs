@@ -47,6 +47,12 @@ impl<'a> Binder<'a> {
         self.stock.get(name).map(|t| t.shape.as_slice())
     }
 
+    /// The first of these prefixes with which the file has a tensor `{prefix}{probe}`; else the first of all.
+    pub fn prefix<'p>(&self, prefixes: &[&'p str], probe: &str) -> &'p str {
+        let found = prefixes.iter().find(|p| self.has(&format!("{p}{probe}")));
+        found.or(prefixes.first()).copied().unwrap_or("")
+    }
+
     /// How many of `count` layers, whose tensors begin with `prefix(i)`, are to be bound. A layer without any tensor is
     /// one gap and not one for each tensor; it is blamed on `field`.
     pub fn layers(&mut self, count: u64, field: &str, prefix: impl Fn(u64) -> String) -> Vec<u64> {

@@ -1,21 +1,16 @@
 #![allow(clippy::unwrap_used, clippy::excessive_precision)]
-use crate::ingest::hf::config::{ModelConfig, read};
+use crate::ingest::hf::fields::Fields;
+use crate::ingest::hf::rope_fields::rope;
 use crate::ingest::limits::Limits;
 use crate::ingest::rope::Beyond;
 use serde_json::{Value, json};
 
-/// The table of a Llama with 8 rotary pairs and these fields.
-fn table(extra: Value) -> (Vec<f32>, f32, Option<Beyond>) {
-    let mut config = json!({
-        "model_type": "llama", "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
-        "num_attention_heads": 4, "max_position_embeddings": 4096,
-    });
-    let fields = config.as_object_mut().unwrap();
-    fields.extend(extra.as_object().unwrap().clone());
-    let reading = read(fields, &Limits::default());
-    assert_eq!(reading.gaps, [], "{extra}");
-    let Some(ModelConfig::Llama(config)) = reading.config else { return Default::default() };
-    let table = config.rope.frequencies();
+/// The table of a model with 8 rotary pairs and these fields.
+fn table(fields: Value) -> (Vec<f32>, f32, Option<Beyond>) {
+    let limits = Limits::default();
+    let mut f = Fields::new("config.json", fields.as_object().unwrap(), &limits);
+    let table = rope(&mut f, 16, 4096).frequencies();
+    assert_eq!(f.into_gaps().0, [], "{fields}");
     (table.inv_freq, table.scale, table.beyond)
 }
 

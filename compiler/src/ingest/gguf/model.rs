@@ -7,10 +7,12 @@ use super::metadata::Metadata;
 use super::reader::GgufFile;
 use super::tensors::READ_TYPES;
 use super::tokenizer;
-use crate::graph::{NormKind, RopeStyle};
+use crate::graph::RopeStyle;
 use crate::ingest::activation::Activation;
 use crate::ingest::bind::{Binder, Extent, Stored};
-use crate::ingest::blocks::{Attention, Decoder, Ffn, Layer, Linear, Norm, Qkv, Rope};
+use crate::ingest::blocks::{
+    Attention, Decoder, Embedding, Ffn, Head, Layer, Linear, Norm, QkNorm, Qkv, Residual, Rope, Up,
+};
 use crate::ingest::builder::ModelBuilder;
 use crate::ingest::error::{Error, Gap, Result};
 use crate::ingest::limits::Limits;
@@ -388,18 +390,18 @@ fn bind(config: &Config, t: &mut Binder<'_>, limits: &Limits) -> Decoder {
     Decoder {
         vocab: vocab.0,
         context: config.context,
-        embedding,
-        positions: None,
-        rope: Some(Rope { frequencies: config.rope.frequencies(), style: config.kind.style }),
+        embedding: Embedding::plain(embedding),
+        ropes: vec![Rope { frequencies: config.rope.frequencies(), style: config.kind.style }],
+        alibi: None,
         layers_name: "layers",
         layers,
-        norm,
-        head: Linear { name: "lm_head", weight: head, bias: None },
+        norm: Some(norm),
+        head: Head::plain(Linear { name: "lm_head", weight: head, bias: None }),
     }
 }
 
 fn norm(config: &Config, t: &mut Binder<'_>, name: &'static str, tensor: &str, size: Extent<'_>) -> Norm {
-    Norm { name, kind: NormKind::Rms, eps: config.eps, gain: t.take(tensor, &[size]), bias: None }
+    Norm::rms(name, config.eps, t.take(tensor, &[size]))
 }
 
 fn layer(config: &Config, t: &mut Binder<'_>, i: u64) -> Layer {
@@ -422,24 +424,34 @@ fn layer(config: &Config, t: &mut Binder<'_>, i: u64) -> Layer {
     let down = linear("down_proj", "ffn_down", hidden, inner, false);
     let per_head = (config.head_dim, "attention.key_length");
     let qk_norm = config.kind.qk_norm.then(|| {
-        [("q_norm", "attn_q_norm"), ("k_norm", "attn_k_norm")]
-            .map(|(name, part)| norm(config, t, name, &at(part), per_head))
+        QkNorm::Heads(
+            [("q_norm", "attn_q_norm"), ("k_norm", "attn_k_norm")]
+                .map(|(name, part)| norm(config, t, name, &at(part), per_head)),
+        )
     });
     Layer {
-        attention_norm: norm(config, t, "input_layernorm", &at("attn_norm"), hidden),
+        attention_norm: Some(norm(config, t, "input_layernorm", &at("attn_norm"), hidden)),
         attention: Attention {
             name: "self_attn",
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
+            value_dim: config.head_dim,
             scale: (config.head_dim as f64).powf(-0.5) as f32,
             window: None,
+            softcap: None,
             qkv: Qkv::Separate(qkv),
+            clip: None,
             qk_norm,
+            rope: Some(0),
             output,
         },
-        ffn_norm: norm(config, t, "post_attention_layernorm", &at("ffn_norm"), hidden),
-        ffn: Ffn::Gated { name: "mlp", gate, up, down, act: Activation::Silu },
+        attended_norm: None,
+        ffn_norm: Some(norm(config, t, "post_attention_layernorm", &at("ffn_norm"), hidden)),
+        ffn: Ffn { name: "mlp", up: Up::Gated { gate, up }, act: Activation::Silu, down },
+        fed_norm: None,
+        residual: Residual::Sequential,
+        residual_scale: None,
     }
 }
 

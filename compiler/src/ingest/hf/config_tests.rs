@@ -1,5 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 use super::*;
+use crate::ingest::activation::Activation;
+use crate::ingest::hf::architectures::decoders::gpt2;
+use crate::ingest::hf::architectures::decoders::llama::{self, Family};
+use crate::ingest::hf::architectures::decoders::recipe::{Biases, HeadForm, NormForm, Recipe};
 use serde_json::json;
 
 fn reading(base: Value, extra: Value) -> Reading {
@@ -10,42 +14,49 @@ fn reading(base: Value, extra: Value) -> Reading {
     read(&config, &Limits::default())
 }
 
-fn llama_with(model_type: &str, extra: Value) -> LlamaConfig {
-    let base = json!({
-        "model_type": model_type, "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
-        "num_hidden_layers": 4, "num_attention_heads": 32,
+fn gaps_of(f: Fields<'_>) -> Vec<Gap> {
+    f.into_gaps().0
+}
+
+fn llama_with(family: Family, extra: Value) -> Recipe {
+    let mut config = json!({
+        "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 32,
     });
-    let reading = reading(base, extra);
-    assert_eq!(reading.gaps, []);
-    match reading.config {
-        Some(ModelConfig::Llama(config)) => config,
-        other => unreachable!("{other:?}"),
-    }
+    config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    let limits = Limits::default();
+    let mut f = Fields::new(CONFIG, config.as_object().unwrap(), &limits);
+    let recipe = llama::recipe(&mut f, family);
+    assert_eq!(gaps_of(f), []);
+    recipe
+}
+
+fn windows(recipe: &Recipe) -> Vec<Option<u64>> {
+    recipe.layers.iter().map(|layer| layer.window).collect()
 }
 
 #[test]
 fn missing_fields_have_the_defaults_of_transformers() {
-    let llama = llama_with("llama", json!({}));
-    assert_eq!((llama.num_key_value_heads, llama.head_dim, llama.max_position_embeddings), (32, 2, 2048));
-    assert_eq!((llama.rms_norm_eps, llama.hidden_act, llama.rope.theta), (1e-6, Activation::Silu, 1e4));
-    assert!(!llama.qkv_bias && !llama.output_bias && !llama.mlp_bias && !llama.qk_norm && !llama.tie_word_embeddings);
-    assert_eq!(llama.windows, [None; 4]);
+    let llama = llama_with(Family::Llama, json!({}));
+    assert_eq!((llama.sizes.kv_heads, llama.sizes.head_dim, llama.sizes.context), (32, 2, 2048));
+    assert_eq!((llama.norm, llama.act, llama.ropes[0].theta), (NormForm::rms(1e-6), Activation::Silu, 1e4));
+    assert_eq!((llama.biases, llama.qk_norm, llama.head), (Biases::default(), None, HeadForm::default()));
+    assert_eq!(windows(&llama), [None; 4]);
 
-    let mistral = llama_with("mistral", json!({}));
-    assert_eq!((mistral.num_key_value_heads, mistral.windows), (8, vec![Some(4096); 4]));
-    assert_eq!(llama_with("mistral", json!({"num_key_value_heads": null})).num_key_value_heads, 32);
-    assert_eq!(llama_with("mistral", json!({"sliding_window": null})).windows, [None; 4]);
+    let mistral = llama_with(Family::Mistral, json!({}));
+    assert_eq!((mistral.sizes.kv_heads, windows(&mistral)), (8, vec![Some(4096); 4]));
+    assert_eq!(llama_with(Family::Mistral, json!({"num_key_value_heads": null})).sizes.kv_heads, 32);
+    assert_eq!(windows(&llama_with(Family::Mistral, json!({"sliding_window": null}))), [None; 4]);
 
-    let qwen2 = llama_with("qwen2", json!({"attention_bias": false}));
-    assert!(qwen2.qkv_bias && !qwen2.output_bias);
-    let qwen3 = llama_with("qwen3", json!({"attention_bias": true}));
-    assert!(qwen3.qkv_bias && qwen3.output_bias && qwen3.qk_norm);
-    assert_eq!(qwen3.head_dim, 128);
+    let qwen2 = llama_with(Family::Qwen2, json!({"attention_bias": false})).biases;
+    assert!(qwen2.qkv && !qwen2.output);
+    let qwen3 = llama_with(Family::Qwen3, json!({"attention_bias": true}));
+    assert!(qwen3.biases.qkv && qwen3.biases.output && qwen3.qk_norm.is_some());
+    assert_eq!(qwen3.sizes.head_dim, 128);
 }
 
 #[test]
 fn windows_follow_layer_types_or_the_first_windowed_layer() {
-    let windowed = |extra| llama_with("qwen2", extra).windows;
+    let windowed = |extra| windows(&llama_with(Family::Qwen2, extra));
     let on = json!({"use_sliding_window": true, "sliding_window": 7, "max_window_layers": 3});
     assert_eq!(windowed(on.clone()), [None, None, None, Some(7)]);
     let mut typed = on;
@@ -56,15 +67,23 @@ fn windows_follow_layer_types_or_the_first_windowed_layer() {
 
 #[test]
 fn gpt2_reads_both_names_of_its_sizes() {
-    let base = json!({"architectures": ["GPT2LMHeadModel"], "vocab_size": 100, "n_embd": 48, "n_layer": 2});
-    let old = reading(base.clone(), json!({"n_head": 4}));
-    let new = reading(base.clone(), json!({"num_attention_heads": 4}));
-    assert_eq!(old.config, new.config);
-    let Some(ModelConfig::Gpt2(config)) = old.config else { unreachable!() };
-    assert_eq!((config.n_inner, config.n_positions, config.activation_function), (192, 1024, Activation::GeluTanh));
-    assert!(config.tie_word_embeddings && config.scale_attn_weights && !config.scale_attn_by_inverse_layer_idx);
-    let both = reading(base, json!({"n_head": 4, "num_attention_heads": 8}));
-    assert!(!both.sizes_known && both.gaps.iter().any(|g| g.to_string().contains("n_head")));
+    let with = |extra: Value| {
+        let mut config = json!({"vocab_size": 100, "n_embd": 48, "n_layer": 2});
+        config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let limits = Limits::default();
+        let mut f = Fields::new(CONFIG, config.as_object().unwrap(), &limits);
+        let recipe = gpt2::recipe(&mut f);
+        (recipe, f.into_gaps())
+    };
+    let (old, gaps) = with(json!({"n_head": 4}));
+    assert_eq!(gaps, (vec![], true));
+    assert_eq!(old, with(json!({"num_attention_heads": 4})).0);
+    assert_eq!((old.sizes.inner, old.sizes.context, old.act), (192, 1024, Activation::GeluTanh));
+    assert!(old.head.tied && old.layers.iter().all(|layer| layer.scale == 12f32.powf(-0.5)));
+    let by_layer = with(json!({"n_head": 4, "scale_attn_weights": false, "scale_attn_by_inverse_layer_idx": true})).0;
+    assert_eq!(by_layer.layers.iter().map(|layer| layer.scale).collect::<Vec<_>>(), [1.0, 0.5]);
+    let (_, (gaps, sizes_known)) = with(json!({"n_head": 4, "num_attention_heads": 8}));
+    assert!(!sizes_known && gaps.iter().any(|g| g.to_string().contains("n_head")));
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! Hugging Face directories: configuration, weights, architectures.
 
 mod architectures;
+mod common_fields;
 pub mod config;
 pub mod fields;
+mod registry;
+pub(in crate::ingest) mod rope_fields;
 pub mod text_files;
 pub mod weights;
 
@@ -12,8 +15,7 @@ use super::error::{Error, Gap, Result};
 use super::file::ModelDir;
 use super::{LoadOptions, limit_context};
 use crate::model::Model;
-use architectures::{bert, gpt2, llama};
-use config::{CONFIG, ModelConfig};
+use config::CONFIG;
 use frit_kernels::dtype::Storage;
 use frit_plan::{TensorData, TensorSource};
 use indexmap::IndexMap;
@@ -47,53 +49,19 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
     let stock = stock(&weights);
     let mut m = ModelBuilder::new(&display_name(path));
     m.info.architecture = reading.architecture;
-    let bound = {
-        let mut binder = Binder::new(&mut m, &stock, READ_TYPES);
-        let prefix = |names: &[&'static str], probe: &str| {
-            names
-                .iter()
-                .copied()
-                .find(|p| stock.contains_key(&format!("{p}{probe}")))
-                .unwrap_or(names.first().copied().unwrap_or(""))
-        };
-        match &config {
-            ModelConfig::Llama(c) => {
-                let decoder = llama::bind(c, &mut binder);
-                gaps.extend(binder.finish(|name| llama::ignorable(c, name)));
-                Bound::Decoder(decoder)
-            }
-            ModelConfig::Gpt2(c) => {
-                let decoder = gpt2::bind(c, prefix(&["transformer.", ""], "wte.weight"), &mut binder);
-                gaps.extend(binder.finish(|name| gpt2::ignorable(c, name)));
-                Bound::Decoder(decoder)
-            }
-            ModelConfig::Bert(c) => {
-                let order = if c.head == config::BertHead::Pooler { ["", "bert."] } else { ["bert.", ""] };
-                let encoder = bert::bind(c, prefix(&order, "embeddings.word_embeddings.weight"), &mut binder);
-                gaps.extend(binder.finish(|name| bert::ignorable(c, name)));
-                Bound::Bert(encoder)
-            }
-        }
-    };
+    let mut binder = Binder::new(&mut m, &stock, READ_TYPES);
+    let mut network = config.bind(&mut binder);
+    gaps.extend(binder.finish(|name| config.ignorable(name)));
     if !gaps.is_empty() {
         return Err(unsupported(gaps));
     }
-    match (bound, &config) {
-        (Bound::Decoder(mut decoder), _) => {
-            limit_context(&mut decoder.context, options, path)?;
-            decoder.build(&mut m);
-        }
-        (Bound::Bert(encoder), ModelConfig::Bert(c)) => encoder.build(c, &mut m),
-        (Bound::Bert(_), _) => {}
+    if let Some(context) = network.context() {
+        limit_context(context, options, path)?;
     }
+    network.build(&mut m);
     (m.info.tokenizer, m.info.eos, m.info.bos) = (text.tokenizer, text.eos, text.bos);
     m.source(Arc::new(weights));
     m.finish().map_err(|e| Error::Internal { path: path.to_owned(), problem: e.to_string() })
-}
-
-enum Bound {
-    Decoder(super::blocks::Decoder),
-    Bert(bert::Bert),
 }
 
 /// The directory's own name.

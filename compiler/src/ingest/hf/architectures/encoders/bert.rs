@@ -1,17 +1,87 @@
 //! BERT: an encoder with learned positions and layer norms after each part, under a pooler or a masked-token head.
 
-use crate::graph::{NormKind, WeightId};
+use crate::graph::WeightId;
+use crate::ingest::activation::Activation;
 use crate::ingest::bind::{Binder, Extent};
-use crate::ingest::blocks::{Attention, Ffn, Linear, Norm, Qkv, Shared};
+use crate::ingest::blocks::{Attention, Ffn, Linear, Norm, Qkv, Shared, Up};
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
-use crate::ingest::hf::config::{BertConfig, BertHead};
+use crate::ingest::hf::common_fields::{activation, even_head_dim};
+use crate::ingest::hf::fields::Fields;
+use crate::ingest::hf::registry::{Architecture, Network};
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::UnaryOp;
 use frit_plan::{InputFill, Task, sizes};
 
+/// The configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct BertConfig {
+    pub vocab_size: u64,
+    pub hidden_size: u64,
+    pub num_hidden_layers: u64,
+    pub num_attention_heads: u64,
+    pub intermediate_size: u64,
+    pub hidden_act: Activation,
+    pub max_position_embeddings: u64,
+    pub type_vocab_size: u64,
+    pub layer_norm_eps: f32,
+    pub head: BertHead,
+}
+
+/// What stands on top of the encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BertHead {
+    /// The pooler.
+    Pooler,
+    /// The head that predicts masked tokens, with the embedding's weights if `tied`.
+    MaskedLm {
+        /// Whether the embedding's weights are used.
+        tied: bool,
+    },
+}
+
+pub(crate) fn read(f: &mut Fields<'_>, masked_lm: bool) -> Box<dyn Architecture> {
+    let limits = f.limits();
+    let hidden_size = f.size("hidden_size", None);
+    let heads = f.size("num_attention_heads", None);
+    even_head_dim(f, "num_attention_heads", hidden_size, heads);
+    let positions = f.text("position_embedding_type").unwrap_or("absolute");
+    if positions != "absolute" {
+        f.gap(
+            "position_embedding_type",
+            format!("is `{positions}`; only `absolute` is read"),
+            "use a model with absolute positions",
+        );
+    }
+    let tied = f.flag("tie_word_embeddings", true);
+    Box::new(BertConfig {
+        vocab_size: f.size_to("vocab_size", None, limits.vocabulary),
+        hidden_size,
+        num_hidden_layers: f.size_to("num_hidden_layers", None, limits.layers),
+        num_attention_heads: heads,
+        intermediate_size: f.size("intermediate_size", None),
+        hidden_act: activation(f, "hidden_act", "gelu"),
+        max_position_embeddings: f.size("max_position_embeddings", Some(512)),
+        type_vocab_size: f.size("type_vocab_size", Some(2)),
+        layer_norm_eps: f.positive("layer_norm_eps", Some(1e-12)) as f32,
+        head: if masked_lm { BertHead::MaskedLm { tied } } else { BertHead::Pooler },
+    })
+}
+
+impl Architecture for BertConfig {
+    fn bind(&self, t: &mut Binder<'_>) -> Box<dyn Network> {
+        let order = if self.head == BertHead::Pooler { ["", "bert."] } else { ["bert.", ""] };
+        let prefix = t.prefix(&order, "embeddings.word_embeddings.weight");
+        Box::new(bind(self, prefix, t))
+    }
+    fn ignorable(&self, name: &str) -> bool {
+        ignorable(self, name)
+    }
+}
+
 /// The bound tensors of a model.
-pub struct Bert {
+struct Bert {
+    config: BertConfig,
     words: WeightId,
     positions: WeightId,
     types: WeightId,
@@ -33,7 +103,7 @@ enum Head {
 }
 
 /// Tensors that files hold although the model does not read them.
-pub fn ignorable(config: &BertConfig, name: &str) -> bool {
+fn ignorable(config: &BertConfig, name: &str) -> bool {
     let masked_lm = matches!(config.head, BertHead::MaskedLm { .. });
     name.ends_with("embeddings.position_ids")
         || (masked_lm && (name.starts_with("bert.pooler.") || name.starts_with("cls.seq_relationship.")))
@@ -43,7 +113,7 @@ pub fn ignorable(config: &BertConfig, name: &str) -> bool {
 }
 
 /// Binds the tensors of a model, whose names begin with `prefix`; what is wrong is left in the binder.
-pub fn bind(config: &BertConfig, prefix: &str, t: &mut Binder<'_>) -> Bert {
+fn bind(config: &BertConfig, prefix: &str, t: &mut Binder<'_>) -> Bert {
     let hidden: Extent<'_> = (config.hidden_size, "hidden_size");
     let vocab: Extent<'_> = (config.vocab_size, "vocab_size");
     let mut table =
@@ -64,7 +134,7 @@ pub fn bind(config: &BertConfig, prefix: &str, t: &mut Binder<'_>) -> Bert {
             Head::MaskedLm { dense, norm, decoder: Linear { name: "decoder", weight, bias } }
         }
     };
-    Bert { words, positions, types, norm: embedding_norm, layers, head }
+    Bert { config: config.clone(), words, positions, types, norm: embedding_norm, layers, head }
 }
 
 fn linear(t: &mut Binder<'_>, name: &'static str, stem: &str, out: Extent<'_>, from: Extent<'_>) -> Linear {
@@ -81,7 +151,7 @@ fn norm(config: &BertConfig, t: &mut Binder<'_>, name: &'static str, stem: &str)
         if t.has(&old) { t.take(&old, &[size]) } else { t.take(&format!("{stem}.{new}"), &[size]) }
     };
     let (gain, bias) = (either("weight", "gamma"), either("bias", "beta"));
-    Norm { name, kind: NormKind::Layer, eps: config.layer_norm_eps, gain, bias: Some(bias) }
+    Norm::layer(name, config.layer_norm_eps, gain, Some(bias))
 }
 
 fn layer(config: &BertConfig, t: &mut Binder<'_>, stem: &str) -> Layer {
@@ -95,26 +165,30 @@ fn layer(config: &BertConfig, t: &mut Binder<'_>, stem: &str) -> Layer {
             heads: config.num_attention_heads,
             kv_heads: config.num_attention_heads,
             head_dim,
+            value_dim: head_dim,
             scale: (head_dim as f64).powf(-0.5) as f32,
             window: None,
+            softcap: None,
             qkv: Qkv::Separate(qkv),
+            clip: None,
             qk_norm: None,
+            rope: None,
             output: linear(t, "output", &format!("{stem}.attention.output.dense"), hidden, hidden),
         },
         attention_norm: norm(config, t, "attention.output.LayerNorm", &format!("{stem}.attention.output.LayerNorm")),
-        ffn: Ffn::Plain {
+        ffn: Ffn {
             name: "ffn",
-            up: linear(t, "intermediate", &format!("{stem}.intermediate.dense"), inner, hidden),
-            down: linear(t, "output", &format!("{stem}.output.dense"), hidden, inner),
+            up: Up::Plain(linear(t, "intermediate", &format!("{stem}.intermediate.dense"), inner, hidden)),
             act: config.hidden_act,
+            down: linear(t, "output", &format!("{stem}.output.dense"), hidden, inner),
         },
         ffn_norm: norm(config, t, "output.LayerNorm", &format!("{stem}.output.LayerNorm")),
     }
 }
 
-impl Bert {
-    /// Declares sizes and adds the one way to run the model.
-    pub fn build(&self, config: &BertConfig, m: &mut ModelBuilder) {
+impl Network for Bert {
+    fn build(&self, m: &mut ModelBuilder) {
+        let config = &self.config;
         m.size(sizes::BATCH, 1, None);
         m.size(sizes::TOKENS, 1, Some(config.max_position_embeddings));
         m.info.task = Task::Encoder;
@@ -123,7 +197,9 @@ impl Bert {
         m.info.vocab = config.vocab_size;
         m.graph("forward", |b| self.graph(config, b));
     }
+}
 
+impl Bert {
     fn graph(&self, config: &BertConfig, b: &mut GraphBuilder<'_>) {
         let (batch, tokens) = (Dim::size(sizes::BATCH), Dim::size(sizes::TOKENS));
         let shape = [batch.clone(), tokens.clone()];

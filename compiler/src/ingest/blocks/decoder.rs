@@ -1,0 +1,353 @@
+//! A decoder: embedding, layers, head, and the ways to run it.
+
+use super::attention::Attention;
+use super::ffn::Ffn;
+use super::linear::Linear;
+use super::norm::Norm;
+use super::rotary::Rope;
+use super::shared::Shared;
+use crate::graph::{KvSlotId, ValueId, WeightId};
+use crate::ingest::builder::{GraphBuilder, ModelBuilder};
+use frit_kernels::dim::Dim;
+use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
+use frit_plan::{Task, sizes};
+
+/// A decoder.
+#[derive(Clone, Debug)]
+pub(crate) struct Decoder {
+    pub vocab: u64,
+    pub context: u64,
+    pub embedding: Embedding,
+    /// Rotary tables, which attentions choose by number.
+    pub ropes: Vec<Rope>,
+    /// Slopes of the bias on the scores that falls with the distance of query and key, one a head.
+    pub alibi: Option<Vec<f32>>,
+    /// What the list of layers is called.
+    pub layers_name: &'static str,
+    pub layers: Vec<Layer>,
+    pub norm: Option<Norm>,
+    pub head: Head,
+}
+
+/// From tokens to rows.
+#[derive(Clone, Debug)]
+pub(crate) struct Embedding {
+    /// `[V, E]`.
+    pub table: WeightId,
+    /// Learned positions.
+    pub positions: Option<Positions>,
+    /// Factor on the rows of the table.
+    pub scale: Option<f32>,
+    /// From E to the hidden size.
+    pub project: Option<Linear>,
+    pub norm: Option<Norm>,
+}
+
+/// Learned positions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Positions {
+    /// `[offset + N, H]`.
+    pub table: WeightId,
+    /// The row of position 0.
+    pub offset: u64,
+    /// Whether positions count the tokens that the mask leaves, in a forward pass too.
+    pub masked: bool,
+}
+
+/// A layer of a decoder.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    pub attention_norm: Option<Norm>,
+    pub attention: Attention,
+    /// On what the attention gives, before it joins the residual.
+    pub attended_norm: Option<Norm>,
+    pub ffn_norm: Option<Norm>,
+    pub ffn: Ffn,
+    /// On what the feed-forward part gives, before it joins the residual.
+    pub fed_norm: Option<Norm>,
+    pub residual: Residual,
+    /// Factor on both parts where they join the residual.
+    pub residual_scale: Option<f32>,
+}
+
+/// How the parts of a layer lie around the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)]
+pub(crate) enum Residual {
+    /// `x += attention(norm(x)); x += ffn(norm(x))`.
+    Sequential,
+    /// `x += attention(norm(x)) + ffn(norm(x))`; without a norm of its own the ffn reads what the attention reads.
+    Parallel,
+    /// `x = norm(x + attention(x)); x = norm(x + ffn(x))`.
+    Behind,
+    /// `n = norm(x); x = n + attention(n); n = norm(x); x = n + ffn(n)`.
+    Normed,
+}
+
+/// From rows to logits.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    /// From the hidden size to that of the embedding.
+    pub project: Option<Linear>,
+    pub linear: Linear,
+    /// Factor on the logits.
+    pub scale: Option<f32>,
+    /// Logits become `c·tanh(logit/c)`.
+    pub softcap: Option<f32>,
+}
+
+/// What the graphs of one decoder share.
+struct Declared {
+    slots: Vec<KvSlotId>,
+    /// The constants of each rope.
+    growing: Vec<Option<[WeightId; 2]>>,
+    slopes: Option<WeightId>,
+}
+
+/// The ways to run a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Logits at every position.
+    Forward,
+    /// Logits at the last position, and the token that follows.
+    Prefill,
+    /// As prefill, for the token found before.
+    Decode,
+}
+
+impl Embedding {
+    /// Rows of a table, and nothing else.
+    pub fn plain(table: WeightId) -> Embedding {
+        Embedding { table, positions: None, scale: None, project: None, norm: None }
+    }
+
+    /// `ids` and `positions` are `[B, S]`, the result is `[B, S, H]`.
+    fn apply(&self, b: &mut GraphBuilder<'_>, ids: ValueId, positions: ValueId) -> ValueId {
+        b.scope("embedding", |b| {
+            let table = b.weight(self.table);
+            let x = b.gather(table, ids);
+            let x = scaled(b, x, self.scale);
+            let x = self.project.as_ref().map_or(x, |linear| linear.apply(b, x));
+            let x = match self.positions {
+                Some(learned) => {
+                    let table = b.weight(learned.table);
+                    let at = match i32::try_from(learned.offset) {
+                        Ok(0) | Err(_) => positions,
+                        Ok(offset) => {
+                            let offset = b.i32(offset);
+                            b.add(positions, offset)
+                        }
+                    };
+                    let learned = b.gather(table, at);
+                    b.add(x, learned)
+                }
+                None => x,
+            };
+            normed(b, self.norm.as_ref(), x)
+        })
+    }
+}
+
+impl Layer {
+    fn apply(&self, b: &mut GraphBuilder<'_>, shared: &Shared, layer: usize, x: ValueId) -> ValueId {
+        let attend = |b: &mut GraphBuilder<'_>, x| {
+            let y = self.attention.apply(b, shared, layer, x);
+            let y = normed(b, self.attended_norm.as_ref(), y);
+            scaled(b, y, self.residual_scale)
+        };
+        let feed = |b: &mut GraphBuilder<'_>, x| {
+            let y = self.ffn.apply(b, x);
+            let y = normed(b, self.fed_norm.as_ref(), y);
+            scaled(b, y, self.residual_scale)
+        };
+        let (before_attention, before_ffn) = (self.attention_norm.as_ref(), self.ffn_norm.as_ref());
+        match self.residual {
+            Residual::Sequential => {
+                let n = normed(b, before_attention, x);
+                let y = attend(b, n);
+                let x = b.add(x, y);
+                let n = normed(b, before_ffn, x);
+                let y = feed(b, n);
+                b.add(x, y)
+            }
+            Residual::Parallel => {
+                let n = normed(b, before_attention, x);
+                let attended = attend(b, n);
+                let n = match before_ffn {
+                    Some(norm) => norm.apply(b, x),
+                    None => n,
+                };
+                let fed = feed(b, n);
+                let sum = b.add(attended, fed);
+                b.add(x, sum)
+            }
+            Residual::Behind => {
+                let y = attend(b, x);
+                let x = b.add(x, y);
+                let x = normed(b, before_attention, x);
+                let y = feed(b, x);
+                let x = b.add(x, y);
+                normed(b, before_ffn, x)
+            }
+            Residual::Normed => {
+                let n = normed(b, before_attention, x);
+                let y = attend(b, n);
+                let x = b.add(n, y);
+                let n = normed(b, before_ffn, x);
+                let y = feed(b, n);
+                b.add(n, y)
+            }
+        }
+    }
+}
+
+impl Head {
+    /// A projection, and nothing else.
+    pub fn plain(linear: Linear) -> Head {
+        Head { project: None, linear, scale: None, softcap: None }
+    }
+
+    fn apply(&self, b: &mut GraphBuilder<'_>, x: ValueId) -> ValueId {
+        let x = self.project.as_ref().map_or(x, |linear| linear.apply(b, x));
+        let logits = self.linear.apply(b, x);
+        let logits = scaled(b, logits, self.scale);
+        let Some(cap) = self.softcap else { return logits };
+        let [shrink, cap] = [1.0 / cap, cap].map(|factor| b.f32(factor));
+        let logits = b.mul(logits, shrink);
+        let logits = b.unary(UnaryOp::Tanh, logits);
+        b.mul(logits, cap)
+    }
+}
+
+fn normed(b: &mut GraphBuilder<'_>, norm: Option<&Norm>, x: ValueId) -> ValueId {
+    norm.map_or(x, |norm| norm.apply(b, x))
+}
+
+fn scaled(b: &mut GraphBuilder<'_>, x: ValueId, factor: Option<f32>) -> ValueId {
+    match factor {
+        Some(factor) if factor != 1.0 => {
+            let factor = b.f32(factor);
+            b.mul(x, factor)
+        }
+        _ => x,
+    }
+}
+
+impl Decoder {
+    /// Declares sizes, states and cache slots, and adds the four ways to run the model.
+    pub fn build(&self, m: &mut ModelBuilder) {
+        m.size(sizes::BATCH, 1, None);
+        m.size(sizes::TOKENS, 1, None);
+        m.size(sizes::PAST, 0, None);
+        m.size(sizes::CAPACITY, 1, Some(self.context));
+        m.info.task = Task::Decoder;
+        m.info.layers = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
+        m.info.context = self.context;
+        m.info.vocab = self.vocab;
+        let slots: Vec<KvSlotId> = (0..)
+            .zip(&self.layers)
+            .map(|(i, layer): (u64, _)| {
+                let a = &layer.attention;
+                m.kv_slot(&format!("layer{i}"), a.kv_heads, a.head_dim, a.value_dim)
+            })
+            .collect();
+        let growing = self.ropes.iter().enumerate().map(|(i, rope)| rope.constants(m, i)).collect();
+        let slopes = self.alibi.as_ref().map(|slopes| m.constant("alibi.slopes", &[slopes.len() as u64, 1, 1], slopes));
+        let declared = Declared { slots, growing, slopes };
+        m.graph("forward", |b| self.graph(b, Phase::Forward, &declared));
+        m.graph("prefill", |b| self.graph(b, Phase::Prefill, &declared));
+        let one = [(sizes::TOKENS, 1)];
+        m.graph_with("decode", &one, &[(sizes::BATCH, 4)], |b| self.graph(b, Phase::Decode, &declared));
+        m.graph_with("decode_wide", &one, &[], |b| self.graph(b, Phase::Decode, &declared));
+    }
+
+    fn graph(&self, b: &mut GraphBuilder<'_>, phase: Phase, declared: &Declared) {
+        let (batch, tokens) = (Dim::size(sizes::BATCH), Dim::size(sizes::TOKENS));
+        let (past, capacity) = (Dim::size(sizes::PAST), Dim::size(sizes::CAPACITY));
+        let key_mask = b.model().state("key_mask", Storage::Bool, &[batch.clone(), capacity]);
+        let pos_offset = b.model().state("pos_offset", Storage::I32, std::slice::from_ref(&batch));
+        let next_token = b.model().state("next_token", Storage::I32, &[batch.clone(), Dim::one()]);
+
+        let ids = match phase {
+            Phase::Forward | Phase::Prefill => b.input("input_ids", Scalar::I32, &[batch.clone(), tokens.clone()]),
+            Phase::Decode => {
+                let token = b.state(next_token);
+                b.slice(token, 1, Dim::zero(), tokens.clone())
+            }
+        };
+        let mask = b.state(key_mask);
+        let keys = past.clone() + tokens.clone();
+        let key_mask = b.slice(mask, 1, Dim::zero(), keys.clone());
+        let mask = b.reshape(key_mask, &[batch.clone(), Dim::one(), Dim::one(), keys.clone()]);
+
+        let at = b.iota(&[batch.clone(), tokens.clone()], 1, past.clone());
+        let offset = b.state(pos_offset);
+        let offset = b.reshape(offset, &[batch.clone(), Dim::one()]);
+        let at = b.add(at, offset);
+        let zero = b.i32(0);
+        let positions = b.binary(BinaryOp::Max, at, zero);
+
+        let tables = self.ropes.iter().zip(&declared.growing);
+        let rotations = tables.map(|(rope, growing)| rope.tables(b, &keys, *growing)).collect();
+        let bias = declared.slopes.map(|slopes| distances(b, slopes, &keys));
+        let shared = Shared {
+            batch: batch.clone(),
+            tokens: tokens.clone(),
+            mask: Some(mask),
+            bias,
+            positions: Some(positions),
+            rotations,
+            slots: declared.slots.clone(),
+        };
+
+        let counted = self.embedding.positions.is_some_and(|p| p.masked) && phase == Phase::Forward;
+        let learned = if counted { visible_before(b, key_mask, &batch, &tokens, &keys) } else { positions };
+        let mut x = self.embedding.apply(b, ids, learned);
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = b.scope(&format!("{}.{i}", self.layers_name), |b| layer.apply(b, &shared, i, x));
+        }
+        if phase == Phase::Forward {
+            let x = normed(b, self.norm.as_ref(), x);
+            let logits = self.head.apply(b, x);
+            b.output("logits", logits);
+            return;
+        }
+        let last = b.slice(x, 1, tokens - Dim::one(), Dim::one());
+        let last = normed(b, self.norm.as_ref(), last);
+        let logits = self.head.apply(b, last);
+        let logits = b.reshape(logits, &[batch, Dim::from(self.vocab)]);
+        let token = b.reduce(ReduceOp::ArgMax, logits, &[1], true);
+        b.output("logits", logits);
+        b.output_to("next_token", token, Some(next_token));
+    }
+}
+
+/// `slope · (t − last key)` for head and key, `[1, H, 1, T]`. Against a bias by the distance of query and key this is
+/// off by the same for all keys of a query, which a softmax does not see.
+fn distances(b: &mut GraphBuilder<'_>, slopes: WeightId, keys: &Dim) -> ValueId {
+    b.scope("alibi", |b| {
+        let back = b.iota(&[Dim::one(), Dim::one(), keys.clone()], 2, Dim::one() - keys.clone());
+        let back = b.cast(back, Scalar::F32);
+        let slopes = b.weight(slopes);
+        let bias = b.mul(back, slopes);
+        let mut shape = b.ty(bias).shape.to_vec();
+        shape.insert(0, Dim::one());
+        b.reshape(bias, &shape)
+    })
+}
+
+/// The number of visible keys before each token, `[B, S]`, at least 0.
+fn visible_before(b: &mut GraphBuilder<'_>, key_mask: ValueId, batch: &Dim, tokens: &Dim, keys: &Dim) -> ValueId {
+    b.scope("positions", |b| {
+        let square = [Dim::one(), tokens.clone(), keys.clone()];
+        let query = b.iota(&square, 1, keys.clone() - tokens.clone());
+        let key = b.iota(&square, 2, Dim::zero());
+        let before = b.binary(BinaryOp::Lt, key, query);
+        let visible = b.reshape(key_mask, &[batch.clone(), Dim::one(), keys.clone()]);
+        let both = b.binary(BinaryOp::And, before, visible);
+        let ones = b.cast(both, Scalar::F32);
+        let count = b.reduce(ReduceOp::Sum, ones, &[2], false);
+        b.cast(count, Scalar::I32)
+    })
+}

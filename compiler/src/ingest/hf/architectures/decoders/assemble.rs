@@ -1,0 +1,205 @@
+//! From a recipe and the tensors of a file to blocks.
+
+use super::recipe::{FfnForm, LayerForm, NormForm, QkPlace, QkvForm, Recipe};
+use crate::graph::WeightId;
+use crate::ingest::bind::{Binder, Extent};
+use crate::ingest::blocks::{
+    Attention, Decoder, Embedding, Ffn, Head, Layer, Linear, Norm, Positions, QkNorm, Qkv, Rope, Up,
+};
+use crate::ingest::hf::registry::{Architecture, Network};
+
+impl Architecture for Recipe {
+    fn bind(&self, t: &mut Binder<'_>) -> Box<dyn Network> {
+        Box::new(decoder(self, t))
+    }
+    fn ignorable(&self, name: &str) -> bool {
+        let head = name.strip_prefix(self.names.head).is_some_and(|rest| rest == ".weight");
+        (self.head.tied && head)
+            || name.ends_with(".rotary_emb.inv_freq")
+            || self.ignorable.iter().any(|end| name.ends_with(end))
+    }
+}
+
+/// Names and extents while a model is bound.
+struct Site<'r, 'b, 't> {
+    recipe: &'r Recipe,
+    t: &'b mut Binder<'t>,
+    prefix: &'static str,
+    hidden: Extent<'r>,
+}
+
+/// Binds the tensors of a model; what is wrong is left in the binder.
+fn decoder(recipe: &Recipe, t: &mut Binder<'_>) -> Decoder {
+    let Recipe { sizes, names, .. } = recipe;
+    let prefix = t.prefix(names.prefixes, &format!("{}.weight", names.embedding));
+    let hidden = (sizes.hidden, names.fields.hidden);
+    let mut site = Site { recipe, t, prefix, hidden };
+    let (embedding, table) = site.embedding();
+    let stem = |i: u64| format!("{prefix}{}.{i}", names.layers);
+    let bound = site.t.layers(sizes.layers, names.fields.layers, |i| format!("{}.", stem(i)));
+    let layers = bound.into_iter().zip(&recipe.layers).map(|(i, form)| site.layer(form, &stem(i))).collect();
+    let norm = match recipe.head.bare {
+        true => None,
+        false => Some(site.norm(names.norm, &format!("{prefix}{}", names.norm), recipe.norm)),
+    };
+    let head = site.head(table);
+    let ropes = recipe.ropes.iter().map(|rope| Rope { frequencies: rope.frequencies(), style: recipe.style });
+    let longest = recipe.ropes.iter().map(|rope| rope.longest()).min();
+    Decoder {
+        vocab: sizes.vocab,
+        context: longest.unwrap_or(sizes.context),
+        embedding,
+        ropes: ropes.collect(),
+        alibi: recipe.alibi.clone(),
+        layers_name: names.layers,
+        layers,
+        norm,
+        head,
+    }
+}
+
+impl<'r> Site<'r, '_, '_> {
+    fn linear(&mut self, name: &'static str, stem: &str, out: Extent<'_>, from: Extent<'_>, bias: bool) -> Linear {
+        let weight = match self.recipe.transposed {
+            true => self.t.take_transposed(&format!("{stem}.weight"), from, out),
+            false => self.t.take(&format!("{stem}.weight"), &[out, from]),
+        };
+        let bias = bias.then(|| self.t.take(&format!("{stem}.bias"), &[out]));
+        Linear { name, weight, bias }
+    }
+
+    fn norm_of(&mut self, name: &'static str, stem: &str, form: NormForm, shape: &[Extent<'_>]) -> Norm {
+        let gain = form.gain.then(|| self.t.take(&format!("{stem}.weight"), shape));
+        let bias = form.bias.then(|| self.t.take(&format!("{stem}.bias"), shape));
+        Norm { name, kind: form.kind, eps: form.eps, gain, one_plus: form.one_plus, bias }
+    }
+
+    fn norm(&mut self, name: &'static str, stem: &str, form: NormForm) -> Norm {
+        self.norm_of(name, stem, form, &[self.hidden])
+    }
+
+    fn embedding(&mut self) -> (Embedding, WeightId) {
+        let Recipe { sizes, names, embedding: form, norm, .. } = self.recipe;
+        let prefix = self.prefix;
+        let width = form.width.map_or(self.hidden, |width| (width, "word_embed_proj_dim"));
+        let table = self.t.take(&format!("{prefix}{}.weight", names.embedding), &[(sizes.vocab, "vocab_size"), width]);
+        let positions = form.positions.map(|p| {
+            let rows = (p.rows + p.offset, names.fields.context);
+            let table = self.t.take(&format!("{prefix}{}.weight", names.positions), &[rows, self.hidden]);
+            Positions { table, offset: p.offset, masked: p.masked }
+        });
+        let [name, _] = names.project;
+        let project = form.width.map(|_| self.linear(name, &format!("{prefix}{name}"), self.hidden, width, false));
+        let name = names.embedding_norm;
+        let norm = form.norm.then(|| self.norm(name, &format!("{prefix}{name}"), *norm));
+        (Embedding { table, positions, scale: form.scale, project, norm }, table)
+    }
+
+    fn head(&mut self, table: WeightId) -> Head {
+        let Recipe { sizes, names, head: form, embedding, .. } = self.recipe;
+        let vocab = (sizes.vocab, "vocab_size");
+        let width = embedding.width.map_or(self.hidden, |width| (width, "word_embed_proj_dim"));
+        let weight = if form.tied { table } else { self.t.take(&format!("{}.weight", names.head), &[vocab, width]) };
+        let bias = self.recipe.biases.head.then(|| self.t.take(&format!("{}.bias", names.head), &[vocab]));
+        let [_, name] = names.project;
+        let project =
+            embedding.width.map(|_| self.linear(name, &format!("{}{name}", self.prefix), width, self.hidden, false));
+        let linear = Linear { name: "lm_head", weight, bias };
+        Head { project, linear, scale: form.scale, softcap: form.softcap }
+    }
+
+    fn layer(&mut self, form: &LayerForm, stem: &str) -> Layer {
+        let recipe = self.recipe;
+        let names = &recipe.names;
+        let mut norm =
+            |name: Option<&'static str>| name.map(|name| self.norm(name, &format!("{stem}.{name}"), recipe.norm));
+        let [attention_norm, attended_norm, ffn_norm, fed_norm] =
+            [names.attention_norm, names.attended_norm, names.ffn_norm, names.fed_norm].map(&mut norm);
+        Layer {
+            attention_norm,
+            attention: self.attention(form, &format!("{stem}.{}", names.attention)),
+            attended_norm,
+            ffn_norm,
+            ffn: self.ffn(&if names.ffn.is_empty() { stem.to_owned() } else { format!("{stem}.{}", names.ffn) }),
+            fed_norm,
+            residual: recipe.residual,
+            residual_scale: recipe.residual_scale,
+        }
+    }
+
+    fn attention(&mut self, form: &LayerForm, stem: &str) -> Attention {
+        let Recipe { sizes, names, biases, .. } = self.recipe;
+        let hidden = self.hidden;
+        let queries = (sizes.heads * sizes.head_dim, "num_attention_heads × head_dim");
+        let keys = (sizes.kv_heads * sizes.head_dim, "num_key_value_heads × head_dim");
+        let qkv = match self.recipe.qkv {
+            QkvForm::Separate => {
+                let [q, k, v] = names.qkv;
+                let parts = [(q, queries), (k, keys), (v, keys)];
+                Qkv::Separate(
+                    parts.map(|(name, out)| self.linear(name, &format!("{stem}.{name}"), out, hidden, biases.qkv)),
+                )
+            }
+            QkvForm::Packed(packing) => {
+                let all = (queries.0 + 2 * keys.0, "(num_attention_heads + 2 × num_key_value_heads) × head_dim");
+                let name = names.packed_qkv;
+                Qkv::Fused(self.linear(name, &format!("{stem}.{name}"), all, hidden, biases.qkv), packing)
+            }
+        };
+        let output = self.linear(names.output, &format!("{stem}.{}", names.output), hidden, queries, biases.output);
+        let qk_norm = self.recipe.qk_norm.map(|(place, norm)| {
+            let [q, k] = names.qk_norm;
+            let head = (sizes.head_dim, "head_dim");
+            let heads = [(q, sizes.heads, queries), (k, sizes.kv_heads, keys)];
+            let norms = heads.map(|(name, heads, whole)| {
+                let stem = format!("{stem}.{name}");
+                match place {
+                    QkPlace::Heads | QkPlace::RotatedHeads => self.norm_of(name, &stem, norm, &[head]),
+                    QkPlace::EachHead => self.norm_of(name, &stem, norm, &[(heads, "number of heads"), head]),
+                    QkPlace::Whole => self.norm_of(name, &stem, norm, &[whole]),
+                }
+            });
+            match place {
+                QkPlace::Heads | QkPlace::EachHead => QkNorm::Heads(norms),
+                QkPlace::RotatedHeads => QkNorm::RotatedHeads(norms),
+                QkPlace::Whole => QkNorm::Whole(norms),
+            }
+        });
+        Attention {
+            name: names.attention,
+            heads: sizes.heads,
+            kv_heads: sizes.kv_heads,
+            head_dim: sizes.head_dim,
+            value_dim: sizes.head_dim,
+            scale: form.scale,
+            window: form.window,
+            softcap: self.recipe.softcap,
+            qkv,
+            clip: self.recipe.clip,
+            qk_norm,
+            rope: form.rope,
+            output,
+        }
+    }
+
+    fn ffn(&mut self, stem: &str) -> Ffn {
+        let recipe = self.recipe;
+        let Recipe { sizes, names, biases, .. } = recipe;
+        let hidden = self.hidden;
+        let inner = (sizes.inner, names.fields.inner);
+        let mut linear =
+            |name: &'static str, out, from| self.linear(name, &format!("{stem}.{name}"), out, from, biases.ffn);
+        let up = match recipe.ffn {
+            FfnForm::Plain => Up::Plain(linear(names.up, inner, hidden)),
+            FfnForm::Gated => {
+                Up::Gated { gate: linear(names.gate, inner, hidden), up: linear(names.up, inner, hidden) }
+            }
+            FfnForm::Packed => {
+                let both = (2 * sizes.inner, "2 × intermediate_size");
+                Up::Packed { gate_up: linear(names.packed_up, both, hidden), inner: sizes.inner }
+            }
+        };
+        let down = linear(names.down, hidden, inner);
+        Ffn { name: names.ffn, up, act: recipe.act, down }
+    }
+}

@@ -1,0 +1,82 @@
+//! Llama, Mistral, Qwen2 and Qwen3: RMS norms before each part, rotary positions, grouped queries, a gated feed-forward.
+
+use super::recipe::{Biases, HeadForm, NormForm, QkPlace, Recipe, SizeDefaults, Sizes};
+use crate::ingest::hf::common_fields::{activation, even_rotation, layer_types};
+use crate::ingest::hf::fields::Fields;
+use crate::ingest::hf::registry::Architecture;
+use crate::ingest::hf::rope_fields::rope;
+use serde_json::Value;
+
+/// Members of the family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+}
+
+pub(super) fn read(f: &mut Fields<'_>, family: Family) -> Box<dyn Architecture> {
+    Box::new(recipe(f, family))
+}
+
+pub(crate) fn recipe(f: &mut Fields<'_>, family: Family) -> Recipe {
+    let (kv_heads, context, head_dim) = match family {
+        Family::Llama => (None, 2048, None),
+        Family::Mistral => (Some(8), 131_072, None),
+        Family::Qwen2 => (Some(32), 32_768, None),
+        Family::Qwen3 => (Some(32), 32_768, Some(128)),
+    };
+    let defaults = SizeDefaults { kv_heads, context: Some(context), head_dim, ..SizeDefaults::default() };
+    let sizes = Sizes::read(f, defaults);
+    even_rotation(f, "head_dim", sizes.head_dim);
+    let partial = f.positive("partial_rotary_factor", Some(1.0));
+    if partial != 1.0 {
+        f.gap("partial_rotary_factor", format!("is {partial}; this architecture rotates whole heads"), "remove it");
+    }
+    let norm = NormForm::rms(f.positive("rms_norm_eps", Some(1e-6)));
+    let act = activation(f, "hidden_act", "silu");
+    let rope = rope(f, sizes.head_dim, sizes.context);
+    let attention_bias = f.flag("attention_bias", false);
+    let biases = Biases {
+        qkv: match family {
+            Family::Qwen2 => true,
+            Family::Mistral => false,
+            Family::Llama | Family::Qwen3 => attention_bias,
+        },
+        output: matches!(family, Family::Llama | Family::Qwen3) && attention_bias,
+        ffn: f.flag("mlp_bias", false) && family == Family::Llama,
+        head: false,
+    };
+    let depth = sizes.depth(f);
+    let windows = windows(f, family, depth);
+    Recipe {
+        biases,
+        qk_norm: (family == Family::Qwen3).then_some((QkPlace::Heads, norm)),
+        head: HeadForm { tied: f.flag("tie_word_embeddings", false), ..HeadForm::default() },
+        ..Recipe::new(sizes, depth, norm, act, Some(rope)).windows(windows)
+    }
+}
+
+/// The sliding window of each layer.
+fn windows(f: &mut Fields<'_>, family: Family, layers: usize) -> Vec<Option<u64>> {
+    let sliding = |f: &mut Fields<'_>| match f.present("sliding_window") && f.get("sliding_window").is_none() {
+        true => None,
+        false => Some(f.size("sliding_window", Some(4096))),
+    };
+    match family {
+        Family::Llama => vec![None; layers],
+        Family::Mistral => vec![sliding(f); layers],
+        Family::Qwen2 | Family::Qwen3 => {
+            let window = if f.flag("use_sliding_window", false) { sliding(f) } else { None };
+            let from = f.get("max_window_layers").and_then(Value::as_u64);
+            if f.get("max_window_layers").is_some() && from.is_none() {
+                f.gap("max_window_layers", "is no whole number", "correct it");
+            }
+            match f.get("layer_types") {
+                None => (0..layers).map(|i| window.filter(|_| i as u64 >= from.unwrap_or(28))).collect(),
+                Some(types) => layer_types(f, types, layers, window),
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The fields of rotary positions.
+
+use super::fields::Fields;
+use crate::ingest::rope::{RopeConfig, RopeScaling};
+use serde_json::Value;
+
+/// Rotary positions: `rope_theta` and `rope_scaling`, or both in `rope_parameters`.
+pub(crate) fn rope(f: &mut Fields<'_>, dim: u64, context: u64) -> RopeConfig {
+    let table = if f.get("rope_scaling").is_none() && f.get("rope_parameters").is_some() {
+        "rope_parameters"
+    } else {
+        "rope_scaling"
+    };
+    let at = |field: &str| format!("{table}.{field}");
+    let theta_path = if f.get(&at("rope_theta")).is_some() { at("rope_theta") } else { "rope_theta".to_owned() };
+    let theta = f.number(&theta_path, Some(10_000.0), "a number above 1", |v| v > 1.0);
+    RopeConfig { theta, dim, context, scaling: scaling(f, table, dim, context) }
+}
+
+fn scaling(f: &mut Fields<'_>, table: &str, dim: u64, context: u64) -> RopeScaling {
+    let at = |field: &str| format!("{table}.{field}");
+    match f.get(table) {
+        None => return RopeScaling::Default,
+        Some(Value::Object(_)) => {}
+        Some(_) => {
+            f.gap(table, "is no object", "correct it");
+            return RopeScaling::Default;
+        }
+    }
+    let (new, old) = (f.text(&at("rope_type")), f.text(&at("type")));
+    if let (Some(new), Some(old)) = (new, old)
+        && new != old
+    {
+        f.gap(table, format!("has rope_type `{new}` and type `{old}`"), "remove the wrong one");
+    }
+    let original = |f: &mut Fields<'_>, default| f.size(&at("original_max_position_embeddings"), default);
+    match new.or(old) {
+        Some("default") => RopeScaling::Default,
+        Some("linear") => RopeScaling::Linear { factor: f.positive(&at("factor"), None) },
+        Some("dynamic") => {
+            if dim <= 2 {
+                f.gap(table, "is `dynamic`, which a head of 2 elements does not have", "use another scaling");
+            }
+            RopeScaling::Dynamic { factor: f.number(&at("factor"), None, "a number of at least 1", |v| v >= 1.0) }
+        }
+        Some("yarn") => RopeScaling::Yarn {
+            factor: f.positive(&at("factor"), None),
+            attention_factor: f.positive_or_none(&at("attention_factor")),
+            beta_fast: f.number(&at("beta_fast"), Some(32.0), "a number", |v| v > 0.0),
+            beta_slow: f.number(&at("beta_slow"), Some(1.0), "a number", |v| v > 0.0),
+            mscale: f.positive_or_none(&at("mscale")),
+            mscale_all_dim: f.positive_or_none(&at("mscale_all_dim")),
+            original_context: original(f, Some(context)),
+            truncate: f.flag(&at("truncate"), true),
+        },
+        Some("llama3") => {
+            let low = f.positive(&at("low_freq_factor"), None);
+            let high = f.positive(&at("high_freq_factor"), None);
+            if high <= low && f.get(&at("low_freq_factor")).is_some() && f.get(&at("high_freq_factor")).is_some() {
+                f.gap(
+                    &at("high_freq_factor"),
+                    format!("is {high}, not above low_freq_factor {low}"),
+                    "correct one of them",
+                );
+            }
+            RopeScaling::Llama3 {
+                factor: f.positive(&at("factor"), None),
+                low,
+                high,
+                original_context: original(f, None),
+            }
+        }
+        Some("longrope") => {
+            let original_context =
+                f.get("original_max_position_embeddings").map(|_| f.size("original_max_position_embeddings", None));
+            let factor = f.positive_or_none(&at("factor"));
+            let attention_factor = f.positive_or_none(&at("attention_factor"));
+            if factor.is_none() && attention_factor.is_none() && original_context.is_none() {
+                f.gap(
+                    &at("factor"),
+                    "is missing, and so are attention_factor and original_max_position_embeddings",
+                    "add one of them",
+                );
+            }
+            let short = f.factors(&at("short_factor"), dim / 2);
+            let long = f.factors(&at("long_factor"), dim / 2);
+            RopeScaling::LongRope { short, long, factor, attention_factor, original_context }
+        }
+        Some(other) => {
+            f.gap(
+                table,
+                format!("has the type `{other}`, which is not known"),
+                "use default, linear, dynamic, yarn, llama3 or longrope",
+            );
+            RopeScaling::Default
+        }
+        None => {
+            f.gap(table, "has no rope_type", "add it: default, linear, dynamic, yarn, llama3 or longrope");
+            RopeScaling::Default
+        }
+    }
+}
