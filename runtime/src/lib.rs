@@ -5,6 +5,8 @@
 
 pub mod backend;
 mod binding;
+#[cfg(feature = "compiler")]
+pub mod calibration;
 mod device;
 pub mod error;
 mod generate;

@@ -18,6 +18,8 @@ pub(crate) struct Stored {
     pub kind: String,
     /// The dimensions, outermost first.
     pub shape: Vec<u64>,
+    /// The name it is stored by, where several names share it.
+    pub stored_as: Option<String>,
 }
 
 /// One dimension of a place: its size and the fields that it comes from.
@@ -84,20 +86,29 @@ impl<'a> Binder<'a> {
     /// The tensor of that name, as stored.
     pub fn take(&mut self, name: &str, shape: &[Extent<'_>]) -> WeightId {
         match self.check(name, shape) {
-            Some((storage, shape)) => self.builder.stored(name, storage, &shape),
+            Some((storage, shape)) => self.builder.stored_as(name, self.source_name(name), storage, &shape),
             None => WeightId(u32::MAX),
         }
     }
     /// The tensor of that name, stored `[K, N]` and used as `[N, K]`.
     pub fn take_transposed(&mut self, name: &str, k: Extent<'_>, n: Extent<'_>) -> WeightId {
         match self.check(name, &[k, n]) {
-            Some((storage, _)) => self.builder.stored_transposed(name, storage, [k.0, n.0]),
+            Some((storage, _)) => self.builder.stored_transposed_as(name, self.source_name(name), storage, [k.0, n.0]),
             None => WeightId(u32::MAX),
         }
     }
     /// The tensor of that name if the file has it.
     pub fn take_if_there(&mut self, name: &str, shape: &[Extent<'_>]) -> Option<WeightId> {
         self.has(name).then(|| self.take(name, shape))
+    }
+
+    /// The name a tensor is stored by.
+    fn source_name<'n>(&self, name: &'n str) -> &'n str
+    where
+        'a: 'n,
+    {
+        let stock: &'a IndexMap<String, Stored> = self.stock;
+        stock.get(name).and_then(|t| t.stored_as.as_deref()).unwrap_or(name)
     }
 
     fn check(&mut self, name: &str, shape: &[Extent<'_>]) -> Option<(Storage, Vec<u64>)> {

@@ -79,17 +79,25 @@ impl ModelBuilder {
     }
     /// A tensor of the source, used as stored.
     pub fn stored(&mut self, name: &str, storage: Storage, shape: &[u64]) -> WeightId {
+        self.stored_as(name, name, storage, shape)
+    }
+    /// As [`ModelBuilder::stored`], for a parameter that shares the tensor `of`. It is one weight, whatever its names.
+    pub fn stored_as(&mut self, name: &str, of: &str, storage: Storage, shape: &[u64]) -> WeightId {
         let shape = shape.iter().map(|d| Dim::from(*d)).collect();
-        let data = WeightData::Tensor { name: name.into(), transpose: false };
+        let data = WeightData::Tensor { name: of.into(), transpose: false };
         self.tables.weight(WeightInfo { names: vec![name.into()], storage, shape, data })
     }
     /// A tensor stored as `[K, N]` that is used as `[N, K]`; plain storage types only. `shape` is the stored one.
     pub fn stored_transposed(&mut self, name: &str, storage: Storage, shape: [u64; 2]) -> WeightId {
+        self.stored_transposed_as(name, name, storage, shape)
+    }
+    /// As [`ModelBuilder::stored_transposed`], for a parameter that shares the tensor `of`.
+    pub fn stored_transposed_as(&mut self, name: &str, of: &str, storage: Storage, shape: [u64; 2]) -> WeightId {
         if storage.is_quantised() {
             self.fault(name, format!("a {storage} tensor cannot be transposed"));
         }
         let shape = vec![Dim::from(shape[1]), Dim::from(shape[0])];
-        let data = WeightData::Tensor { name: name.into(), transpose: true };
+        let data = WeightData::Tensor { name: of.into(), transpose: true };
         self.tables.weight(WeightInfo { names: vec![name.into()], storage, shape, data })
     }
     /// A rotary table `[capacity, inv_freq.len()]`, see [`frit_plan::WeightSource::Rope`].

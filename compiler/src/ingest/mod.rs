@@ -33,6 +33,8 @@ pub struct LoadOptions {
     /// Values that inputs will have. A graph that computes extents from an input can be built for these alone; small
     /// ones are put in as constants.
     pub inputs: Vec<(String, InputValue)>,
+    /// Reads every tensor of a directory once, and lets those of equal content be one weight.
+    pub dedupe: bool,
 }
 
 /// The value of an input.

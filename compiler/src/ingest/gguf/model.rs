@@ -116,7 +116,10 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
         .tensors()
         .map(|t| {
             let storage = Some(t.storage).filter(|s| !matches!(s, Storage::I32 | Storage::Bool));
-            (t.name.clone(), Stored { storage, kind: t.storage.name().to_uppercase(), shape: t.shape.clone() })
+            (
+                t.name.clone(),
+                Stored { storage, kind: t.storage.name().to_uppercase(), shape: t.shape.clone(), stored_as: None },
+            )
         })
         .collect();
     let mut m = ModelBuilder::new(&name);

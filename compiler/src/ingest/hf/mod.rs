@@ -20,6 +20,8 @@ use frit_kernels::dtype::Storage;
 use frit_plan::{TensorData, TensorSource};
 use indexmap::IndexMap;
 use safetensors::Dtype;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::Path;
 use std::sync::Arc;
 use weights::Weights;
@@ -46,7 +48,10 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
     let weights = Weights::open_dir(&dir, limits)?;
     let (text, faults) = text_files::read(&dir, &object, limits)?;
     gaps.extend(faults);
-    let stock = stock(&weights);
+    let mut stock = stock(&weights);
+    if options.dedupe {
+        dedupe(&weights, &mut stock)?;
+    }
     let mut m = ModelBuilder::new(&display_name(path));
     m.info.architecture = reading.architecture;
     let mut binder = Binder::new(&mut m, &stock, READ_TYPES);
@@ -84,8 +89,37 @@ fn stock(weights: &Weights) -> IndexMap<String, Stored> {
         storage: storage_of(t.dtype),
         kind: format!("{:?}", t.dtype),
         shape: t.shape.clone(),
+        stored_as: None,
     };
-    weights.tensors().map(|t| (t.name.clone(), stored(t))).collect()
+    let mut stock: IndexMap<String, Stored> = weights.tensors().map(|t| (t.name.clone(), stored(t))).collect();
+    for (name, of) in weights.aliases() {
+        let shared = stock.get(of).map(|t| Stored { stored_as: Some(of.to_owned()), ..t.clone() });
+        stock.extend(shared.map(|t| (name.to_owned(), t)));
+    }
+    stock
+}
+
+/// Lets tensors of equal type, shape and bytes be one, as if the others were names of the first.
+fn dedupe(weights: &Weights, stock: &mut IndexMap<String, Stored>) -> Result<()> {
+    let mut known: HashMap<(String, Vec<u64>, blake3::Hash), String> = HashMap::new();
+    for (name, tensor) in stock.iter_mut().filter(|(_, t)| t.stored_as.is_none()) {
+        let Some(bytes) = weights.bytes(name)? else { continue };
+        let key = (tensor.kind.clone(), tensor.shape.clone(), blake3::hash(&bytes));
+        match known.entry(key) {
+            Entry::Occupied(first) => tensor.stored_as = Some(first.get().clone()),
+            Entry::Vacant(free) => {
+                free.insert(name.clone());
+            }
+        }
+    }
+    let firsts: HashMap<String, String> =
+        stock.iter().filter_map(|(name, t)| Some((name.clone(), t.stored_as.clone()?))).collect();
+    for tensor in stock.values_mut() {
+        if let Some(first) = tensor.stored_as.as_ref().and_then(|of| firsts.get(of)) {
+            tensor.stored_as = Some(first.clone());
+        }
+    }
+    Ok(())
 }
 
 impl TensorSource for Weights {

@@ -3,10 +3,14 @@
 //! A directory holds either `model.safetensors` or `model.safetensors.index.json` with the shards it names. A file is
 //! accepted only if its tensors cover the data exactly: ascending offsets, no overlap, no gap, no rest, and a size that
 //! agrees with type and shape. What the tensors mean is not this module's business.
+//!
+//! A tensor that several names share is stored once. The other names are in the file's metadata: as a JSON object under
+//! `frit.aliases`, or one by one, `name: stored name`, as other writers of shared tensors put them there.
 
 use crate::ingest::error::{Error, Result};
 use crate::ingest::file::{ModelDir, SourceFile};
 use crate::ingest::limits::Limits;
+use crate::transform::extension::ALIASES;
 use indexmap::IndexMap;
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -41,6 +45,7 @@ pub struct TensorInfo {
 pub struct Weights {
     files: Vec<SourceFile>,
     tensors: IndexMap<String, TensorInfo>,
+    aliases: IndexMap<String, String>,
 }
 
 impl Weights {
@@ -101,8 +106,11 @@ impl Weights {
 
     fn read(files: Vec<SourceFile>, limits: &Limits) -> Result<Weights> {
         let mut tensors = IndexMap::new();
+        let mut named = Vec::new();
         for (i, file) in files.iter().enumerate() {
-            for info in read_header(file, i, limits)? {
+            let (infos, metadata) = read_header(file, i, limits)?;
+            named.push(metadata);
+            for info in infos {
                 if tensors.len() as u64 >= limits.tensors {
                     let (value, limit) = (tensors.len() as u64 + 1, limits.tensors);
                     return Err(Error::Limit {
@@ -120,7 +128,18 @@ impl Weights {
                 tensors.insert(info.name.clone(), info);
             }
         }
-        Ok(Weights { files, tensors })
+        let mut aliases = IndexMap::new();
+        for (file, metadata) in files.iter().zip(named) {
+            for (name, of) in read_aliases(file, metadata, &tensors, limits)? {
+                aliases.insert(name, of);
+            }
+        }
+        Ok(Weights { files, tensors, aliases })
+    }
+
+    /// Names that share the tensor of another name: the name, and that of the stored tensor.
+    pub fn aliases(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.aliases.iter().map(|(name, of)| (name.as_str(), of.as_str()))
     }
 
     /// The files, in the order of [`TensorInfo::file`].
@@ -146,8 +165,46 @@ impl Weights {
     }
 }
 
-/// Reads and checks one header; the tensors come in the order of their offsets.
-fn read_header(file: &SourceFile, index: usize, limits: &Limits) -> Result<Vec<TensorInfo>> {
+/// The names in a file's metadata that share a tensor.
+fn read_aliases(
+    file: &SourceFile,
+    metadata: IndexMap<String, String>,
+    tensors: &IndexMap<String, TensorInfo>,
+    limits: &Limits,
+) -> Result<IndexMap<String, String>> {
+    let mut aliases: IndexMap<String, String> =
+        metadata.iter().filter(|(k, v)| !tensors.contains_key(*k) && tensors.contains_key(*v)).map(own).collect();
+    if let Some(text) = metadata.get(ALIASES) {
+        let listed: IndexMap<String, String> = serde_json::from_str(text)
+            .map_err(|e| file.malformed(ALIASES, format!("is no JSON object of tensor names: {e}")))?;
+        for (name, of) in &listed {
+            let problem = match (tensors.contains_key(name), tensors.contains_key(of)) {
+                (true, _) => "is stored, and is said to be the name of another tensor too".to_owned(),
+                (_, false) => format!("is said to be `{of}`, which is not stored"),
+                _ if name.len() as u64 > limits.name_bytes => format!("has more than {} bytes", limits.name_bytes),
+                _ => continue,
+            };
+            return Err(file.malformed(format!("{ALIASES}, tensor `{name}`"), problem));
+        }
+        aliases.extend(listed);
+    }
+    let (value, limit) = ((tensors.len() + aliases.len()) as u64, limits.tensors);
+    if value > limit {
+        return Err(Error::Limit { path: file.path().to_owned(), what: "number of tensors".into(), value, limit });
+    }
+    Ok(aliases)
+}
+
+fn own((a, b): (&String, &String)) -> (String, String) {
+    (a.clone(), b.clone())
+}
+
+/// Reads and checks one header; the tensors come in the order of their offsets, then the metadata.
+fn read_header(
+    file: &SourceFile,
+    index: usize,
+    limits: &Limits,
+) -> Result<(Vec<TensorInfo>, IndexMap<String, String>)> {
     const PREFIX: u64 = 8;
     let mut length = [0; PREFIX as usize];
     if file.len() < PREFIX {
@@ -173,7 +230,8 @@ fn read_header(file: &SourceFile, index: usize, limits: &Limits) -> Result<Vec<T
     let header = serde::de::DeserializeSeed::deserialize(HeaderSeed(limits), &mut reader)
         .and_then(|header| reader.end().map(|()| header))
         .map_err(|e| file.malformed("header", e.to_string()))?;
-    let mut entries: Vec<_> = header.into_iter().collect();
+    let Header { entries, metadata } = header;
+    let mut entries: Vec<_> = entries.into_iter().collect();
     entries.sort_by_key(|(_, entry)| entry.offsets);
 
     let mut end = 0;
@@ -203,7 +261,7 @@ fn read_header(file: &SourceFile, index: usize, limits: &Limits) -> Result<Vec<T
         tensors.push(TensorInfo { name, dtype, shape: entry.shape, file: index, offset, len });
     }
     match data.checked_add(end) {
-        Some(end) if end == file.len() => Ok(tensors),
+        Some(end) if end == file.len() => Ok((tensors, metadata)),
         _ => Err(file.malformed("data", format!("the tensors end at {end}, the data at {}", file.len() - data))),
     }
 }
@@ -215,27 +273,35 @@ struct Entry {
     offsets: (u64, u64),
 }
 
+/// Entries by name, and the texts of the metadata.
+struct Header {
+    entries: IndexMap<String, Entry>,
+    metadata: IndexMap<String, String>,
+}
+
 /// Reads a whole header, refusing names that come twice and counts above the limits while it reads.
 struct HeaderSeed<'a>(&'a Limits);
 
 impl<'de> serde::de::DeserializeSeed<'de> for HeaderSeed<'_> {
-    type Value = IndexMap<String, Entry>;
+    type Value = Header;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
 impl<'de> Visitor<'de> for HeaderSeed<'_> {
-    type Value = IndexMap<String, Entry>;
+    type Value = Header;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of tensors")
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let limits = self.0;
-        let mut entries = IndexMap::new();
+        let (mut entries, mut metadata) = (IndexMap::new(), IndexMap::new());
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
-                map.next_value::<IgnoredAny>()?;
+                if let serde_json::Value::Object(texts) = map.next_value()? {
+                    metadata = texts.into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned()))).collect();
+                }
                 continue;
             }
             if name.len() as u64 > limits.name_bytes {
@@ -251,7 +317,7 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
             }
             entries.insert(name, entry);
         }
-        Ok(entries)
+        Ok(Header { entries, metadata })
     }
 }
 

@@ -12,6 +12,19 @@ pub struct Args {
     old: PathBuf,
     /// Another, or the same compiled by another version.
     new: PathBuf,
+    /// Compare what the two compute for these tokens instead of how: lines of token ids, lines of text, or an .npz with
+    /// `input_ids`. Logit divergence, agreement of the most likely token, and the error behind each layer.
+    #[cfg(feature = "compiler")]
+    #[arg(long)]
+    calib: Option<PathBuf>,
+    /// The error behind layers, with --calib: relative or pkd.
+    #[cfg(feature = "compiler")]
+    #[arg(long, default_value = "relative", requires = "calib")]
+    metric: crate::similar::LayerError,
+    /// With --calib: auto, cpu or wgpu.
+    #[cfg(feature = "compiler")]
+    #[arg(long, default_value = "auto", requires = "calib")]
+    backend: frit::BackendChoice,
     /// Print a JSON object.
     #[arg(long)]
     json: bool,
@@ -54,6 +67,10 @@ fn texts(plan: &Plan) -> BTreeMap<&str, String> {
 }
 
 pub fn main(a: &Args) -> Result<()> {
+    #[cfg(feature = "compiler")]
+    if let Some(calib) = &a.calib {
+        return crate::similar::main([a.old.as_path(), a.new.as_path()], calib, a.metric, a.backend, a.json);
+    }
     let progress = Progress::new();
     let (old, new) = (model::open(&a.old, &progress)?, model::open(&a.new, &progress)?);
     progress.clear();

@@ -2,6 +2,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(feature = "compiler")]
+mod analyze;
+#[cfg(feature = "compiler")]
 mod bisect;
 mod compile;
 mod diff;
@@ -11,7 +13,11 @@ mod inspect;
 mod model;
 mod run;
 #[cfg(feature = "compiler")]
+mod similar;
+#[cfg(feature = "compiler")]
 mod switches;
+#[cfg(feature = "compiler")]
+mod transform;
 #[cfg(feature = "verify")]
 mod verify;
 
@@ -36,7 +42,13 @@ enum Verb {
     Compile(compile::Args),
     /// Say what was fused, what was not, and why.
     Explain(explain::Args),
-    /// Say what two plans do differently: regions, kernels, bytes, refusals.
+    /// Edit a model's weights and layers: tie, prune, merge, share, fold.
+    #[cfg(feature = "compiler")]
+    Transform(transform::Args),
+    /// Measure how much layers matter.
+    #[cfg(feature = "compiler")]
+    Analyze(analyze::Args),
+    /// Say what two plans do differently; with --calib, how far the answers of two models are apart.
     Diff(diff::Args),
     /// Show weights, cache, programs and kernels.
     Inspect(inspect::Args),
@@ -74,6 +86,10 @@ fn main() -> ExitCode {
         Verb::Run(a) => run::main(&a),
         Verb::Compile(a) => compile::main(&a),
         Verb::Explain(a) => explain::main(&a),
+        #[cfg(feature = "compiler")]
+        Verb::Transform(a) => transform::main(&a),
+        #[cfg(feature = "compiler")]
+        Verb::Analyze(a) => analyze::main(&a),
         Verb::Diff(a) => diff::main(&a),
         Verb::Inspect(a) => inspect::main(&a),
         #[cfg(feature = "verify")]
