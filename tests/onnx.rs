@@ -1,8 +1,10 @@
 //! ONNX files of both exporters against float64 goldens, on the CPU and on wgpu, and what the command line's loader does
 //! with models that compute extents from inputs.
 
-use frit::{BackendChoice, Session, Tensor, model_source, npz};
+use frit::{BackendChoice, Finish, GenerateOptions, Session, Tensor, model_source, npz};
+use frit_plan::Task;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 fn fixtures() -> PathBuf {
@@ -97,4 +99,132 @@ fn values_of_inputs_are_used_only_where_extents_need_them() {
     let general = model_source::open(&path, &mut |_| {}).unwrap();
     let given = model_source::open_for(&path, &inputs, &mut |_| {}).unwrap();
     assert_eq!(general.plan.programs, given.plan.programs);
+}
+
+/// Prompts of one row each, and the tokens that have to follow.
+fn golden(model: &str) -> (Vec<u32>, Vec<u32>) {
+    let all = arrays(&format!("devset/{model}/gen.npz"));
+    let ids = |name: &str| all[name].as_i32().unwrap().iter().map(|t| *t as u32).collect();
+    (ids("prompt_input_ids"), ids("tokens"))
+}
+
+fn continued(session: &mut Session, prompts: &[Vec<u32>], count: usize, chunk: u64) -> Vec<Vec<u32>> {
+    let options = GenerateOptions { max_new_tokens: count, ignore_eos: true, chunk, ..GenerateOptions::default() };
+    let made = session.generate(prompts, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    made.rows.into_iter().map(|r| r.tokens).collect()
+}
+
+/// A decoder exported with its cache as inputs and outputs keeps it in slots: it generates what transformers does, from
+/// a prompt in one piece or in chunks, alone or in a batch with a shorter prompt.
+fn keeps_its_cache(model: &str, backend: BackendChoice) {
+    let path = fixtures().join("onnx").join(format!("{model}_past.onnx"));
+    let mut session = Session::builder().backend(backend).load(&path).unwrap();
+    let plan = session.plan().clone();
+    assert_eq!((plan.model.task, plan.kv_slots.len()), (Task::Decoder, 2));
+    let decode = plan.programs.iter().find(|p| p.name == "decode").unwrap();
+    assert!(decode.inputs.is_empty(), "{:?}", decode.inputs);
+    for phase in plan.report.phases.iter().filter(|p| p.program != "forward") {
+        assert_eq!(phase.attention.fused, 2, "{}", phase.program);
+    }
+
+    let (prompt, want) = golden(model);
+    assert_eq!(continued(&mut session, std::slice::from_ref(&prompt), want.len(), 128), [want.clone()]);
+    assert_eq!(continued(&mut session, std::slice::from_ref(&prompt), want.len(), 4), [want.clone()]);
+    let short = prompt[prompt.len() - 4..].to_vec();
+    let alone = continued(&mut session, std::slice::from_ref(&short), 5, 128).remove(0);
+    let both = continued(&mut session, &[short, prompt], 5, 3);
+    assert_eq!(both, [alone, want[..5].to_vec()]);
+}
+
+/// The file's own graph is kept too: the host may carry the cache itself, from run to run.
+fn runs_with_the_hosts_cache(model: &str, backend: BackendChoice) {
+    let path = fixtures().join("onnx").join(format!("{model}_past.onnx"));
+    let mut session = Session::builder().backend(backend).load(&path).unwrap();
+    let forward = session.plan().programs.iter().find(|p| p.name == "forward").unwrap();
+    let pasts: Vec<(String, u64, u64)> = (forward.inputs.iter())
+        .filter(|p| p.name.starts_with("past"))
+        .map(|p| {
+            let number = |k: usize| p.shape[k].as_const().unwrap() as u64;
+            (p.name.clone(), number(1), number(3))
+        })
+        .collect();
+    assert_eq!(pasts.len(), 4);
+    let (prompt, want) = golden(model);
+    let mut cache: Vec<Tensor> =
+        pasts.iter().map(|(_, heads, width)| Tensor::f32(&[1, *heads, 0, *width], Vec::new()).unwrap()).collect();
+    let (mut held, mut next) = (0, prompt);
+    let mut said = Vec::new();
+    for _ in 0..4 {
+        let new = next.len() as u64;
+        let positions = (held..held + new).map(|p| p as i32).collect();
+        let mut inputs = vec![
+            ("input_ids".to_owned(), Tensor::i32(&[1, new], next.iter().map(|t| *t as i32).collect()).unwrap()),
+            ("attention_mask".to_owned(), Tensor::i32(&[1, held + new], vec![1; (held + new) as usize]).unwrap()),
+            ("position_ids".to_owned(), Tensor::i32(&[1, new], positions).unwrap()),
+        ];
+        inputs.extend(pasts.iter().map(|p| p.0.clone()).zip(cache));
+        let mut out: BTreeMap<String, Tensor> = session.run(&inputs).unwrap().into_iter().collect();
+        cache = pasts.iter().map(|p| out.remove(&p.0.replace("past_key_values", "present")).unwrap()).collect();
+        held += new;
+        let logits = out["logits"].as_f32().unwrap();
+        let last = &logits[logits.len() - 199..];
+        let token = (0..199u32).max_by(|a, b| last[*a as usize].total_cmp(&last[*b as usize])).unwrap();
+        said.push(token);
+        next = vec![token];
+    }
+    assert_eq!(said, want[..4]);
+}
+
+mod decoders {
+    use super::*;
+
+    on_each_backend! {
+        llama_keeps_its_cache: |b| keeps_its_cache("llama_gqa", b);
+        gpt2_keeps_its_cache: |b| keeps_its_cache("gpt2", b);
+        llama_runs_with_the_hosts_cache: |b| runs_with_the_hosts_cache("llama_gqa", b);
+    }
+}
+
+/// Rotary embeddings are seen when there is one token too: the layers of a decode step are those of the prompt.
+#[test]
+fn a_decoder_has_the_same_regions_for_one_token_and_for_many() {
+    let path = fixtures().join("onnx/llama_gqa_past.onnx");
+    let plan = model_source::open(&path, &mut |_| {}).unwrap().plan;
+    let dispatches = |name: &str| plan.report.phases.iter().find(|p| p.program == name).unwrap().dispatches;
+    assert_eq!(dispatches("decode"), dispatches("prefill"));
+}
+
+/// A table of 64 positions bounds past and new tokens together, in the file's graph and for the token loop.
+#[test]
+fn the_positions_of_a_table_bound_the_sequence() {
+    let path = fixtures().join("onnx/gpt2_past.onnx");
+    let mut session = Session::builder().backend(BackendChoice::Cpu).load(&path).unwrap();
+    let (prompt, _) = golden("gpt2");
+    let options = GenerateOptions { max_new_tokens: 200, ignore_eos: true, ..GenerateOptions::default() };
+    let made = session.generate(&[prompt.clone()], &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!((made.rows[0].finish, made.rows[0].tokens.len()), (Finish::ContextFull, 64 - prompt.len() + 1));
+
+    let forward = session.plan().programs.iter().find(|p| p.name == "forward").unwrap();
+    let limits: Vec<(String, u64)> = forward.limits.iter().map(|(d, max)| (d.to_string(), *max)).collect();
+    assert_eq!(limits, [("past_sequence_length + sequence_length".to_owned(), 64)]);
+}
+
+/// An export without a cache generates too, running everything again for each token.
+#[test]
+fn an_export_without_a_cache_generates_by_recomputing() {
+    let mut session =
+        Session::builder().backend(BackendChoice::Cpu).load(&fixtures().join("onnx/llama_gqa.onnx")).unwrap();
+    let (prompt, want) = golden("llama_gqa");
+    assert_eq!(continued(&mut session, &[prompt.clone()], want.len(), 128), [want.clone()]);
+    let short = prompt[..3].to_vec();
+    let alone = continued(&mut session, std::slice::from_ref(&short), 4, 128).remove(0);
+    assert_eq!(continued(&mut session, &[prompt, short], 4, 128)[1], alone);
+}
+
+/// A model that gives no logits says so.
+#[test]
+fn an_encoder_does_not_generate() {
+    let mut session = Session::builder().backend(BackendChoice::Cpu).load(&fixtures().join("onnx/bert.onnx")).unwrap();
+    let e = session.generate(&[vec![1]], &GenerateOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(e.to_string().contains("does not generate text"), "{e}");
 }

@@ -250,6 +250,7 @@ impl Lowering<'_> {
             name: g.name.clone(),
             fixed: g.fixed.clone(),
             at_most: g.at_most.clone(),
+            limits: g.limits.clone(),
             inputs,
             outputs,
             values: decls,

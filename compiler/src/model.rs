@@ -2,6 +2,7 @@
 //! file format it came from.
 
 use crate::graph::{Graph, Tables};
+use frit_kernels::dim::Dim;
 use frit_plan::{ModelInfo, TensorData, TensorSource};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +18,8 @@ pub struct ModelGraph {
     pub fixed: Vec<(String, u64)>,
     /// Sizes bounded from above in this graph.
     pub at_most: Vec<(String, u64)>,
+    /// Sums of sizes bounded from above in this graph, such as past and new tokens by the positions of a table.
+    pub limits: Vec<(Dim, u64)>,
 }
 
 /// A model.

@@ -494,6 +494,9 @@ impl Bounds {
             let shifted = d.substitute(&|x| (*x == s).then(|| Dim::sym(s.clone()) + Dim::constant(lo)));
             let mut b = self.clone();
             b.set(s.clone(), 0, self.known.get(&s).and_then(|k| k.1.clone()).map(|h| h - Dim::constant(lo)));
+            for hi in b.known.values_mut().filter_map(|k| k.1.as_mut()).filter(|hi| hi.mentions(&s)) {
+                *hi = hi.substitute(&|x| (*x == s).then(|| Dim::sym(s.clone()) + Dim::constant(lo)));
+            }
             return b.nonneg_at(&shifted, depth + 1);
         }
         if d.terms().all(|(_, c)| c >= 0) {

@@ -182,6 +182,16 @@ impl<'a> Binder<'a> {
         if let (Some(Some(slot)), Some(s)) = (cap.map(|i| self.table.get_mut(i)), tokens) {
             slot.get_or_insert(s);
         }
+        // A graph with sizes of its own, such as an export that takes the past from the host, mentions none of these.
+        let own = [sizes::BATCH, sizes::TOKENS, sizes::CAPACITY];
+        for i in own.iter().filter_map(|n| at(n)) {
+            let name = self.plan.sizes.get(i).map(|z| z.name.as_str());
+            let symbols = self.program.inputs.iter().flat_map(|p| &p.shape).flat_map(Dim::symbols);
+            let mentioned = symbols.map(|s| s.to_string()).any(|s| Some(s.as_str()) == name);
+            if let (false, Some(slot)) = (mentioned, self.table.get_mut(i)) {
+                slot.get_or_insert(1);
+            }
+        }
     }
 
     fn ranges(&mut self, values: &[u64]) {
@@ -193,6 +203,13 @@ impl<'a> Binder<'a> {
             }
             if let Some(m) = bound.filter(|m| v > m) {
                 self.fault(format!("size {} is {v}, at most {m} is possible", z.name));
+            }
+        }
+        for (sum, max) in &self.program.limits {
+            match self.plan.eval(sum, values) {
+                Ok(v) if v <= *max => {}
+                Ok(v) => self.fault(format!("{sum} is {v}, at most {max} is possible")),
+                Err(e) => self.fault(format!("{sum}: {e}")),
             }
         }
     }

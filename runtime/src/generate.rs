@@ -6,6 +6,8 @@
 
 use crate::binding::{INPUT_IDS, KEY_MASK};
 use crate::prompt::Batch;
+use crate::recompute;
+use crate::rows::Rows;
 use crate::sampler::{Sampler, Sampling, argmax};
 use crate::session::{POS_OFFSET, Session, state, state_len};
 use crate::{Error, Result, Tensor};
@@ -148,10 +150,7 @@ impl Session {
     ) -> Result<Generation> {
         let plan = Arc::clone(&self.plan);
         if plan.model.task != Task::Decoder {
-            return Err(Error::Task {
-                model: plan.model.name.clone(),
-                reason: "does not generate text; use `run`".into(),
-            });
+            return recompute::generate(self, prompts, options, on_token);
         }
         let batch = Batch::new(prompts, plan.model.vocab)?;
         let mut run = Run::new(self, plan, &batch, options)?;
@@ -171,15 +170,14 @@ impl Session {
 }
 
 /// A generation in progress.
-struct Run<'o> {
+struct Run {
     plan: Arc<Plan>,
-    options: &'o GenerateOptions,
     prefill: usize,
     decode: usize,
     samplers: Vec<Sampler>,
     /// Tokens chosen last, one a row.
     next: Vec<i32>,
-    rows: Vec<Row>,
+    rows: Rows,
     /// Values of the plan's sizes.
     sizes: Vec<u64>,
     at: Places,
@@ -190,12 +188,6 @@ struct Run<'o> {
     decode_time: Duration,
 }
 
-#[derive(Clone, Default)]
-struct Row {
-    tokens: Vec<u32>,
-    finish: Option<Finish>,
-}
-
 /// Places of the decoder's sizes in the table.
 struct Places {
     batch: usize,
@@ -204,8 +196,8 @@ struct Places {
     capacity: usize,
 }
 
-impl<'o> Run<'o> {
-    fn new(session: &mut Session, plan: Arc<Plan>, batch: &Batch, options: &'o GenerateOptions) -> Result<Run<'o>> {
+impl Run {
+    fn new(session: &mut Session, plan: Arc<Plan>, batch: &Batch, options: &GenerateOptions) -> Result<Run> {
         let size = |n: &str| {
             let reason = || format!("is a decoder without the size {n}");
             plan.size_index(n).ok_or_else(|| Error::Task { model: plan.model.name.clone(), reason: reason() })
@@ -260,12 +252,11 @@ impl<'o> Run<'o> {
             ..GenerateStats::default()
         };
         let mut run = Run {
-            options,
             prefill,
             decode,
             samplers,
             next: Vec::new(),
-            rows: vec![Row::default(); batch.rows()],
+            rows: Rows::new(batch.rows(), &plan, options),
             sizes: table,
             at,
             past: 0,
@@ -386,43 +377,20 @@ impl<'o> Run<'o> {
 
     /// Hands the chosen tokens on. Whether there is a row to go on with.
     fn accept(&mut self, on_token: &mut dyn FnMut(NewToken) -> ControlFlow<()>) -> bool {
-        let eos = if self.options.ignore_eos { &[][..] } else { &self.plan.model.eos };
-        let first = self.stats.decode_steps == 0;
-        for (row, (r, t)) in self.rows.iter_mut().zip(&self.next).enumerate() {
-            if r.finish.is_some() {
-                continue;
-            }
-            let id = *t as u32;
-            r.tokens.push(id);
-            if !first {
-                self.stats.decode_tokens += 1;
-            }
-            if eos.contains(&id) || self.options.stop.contains(&id) {
-                r.finish = Some(Finish::Stop);
-            } else if r.tokens.len() >= self.options.max_new_tokens {
-                r.finish = Some(Finish::Length);
-            }
-            if on_token(NewToken { row, id }).is_break() {
-                self.end(Finish::Cancelled);
-                return false;
-            }
+        let taken = self.rows.take(&self.next, on_token);
+        if self.stats.decode_steps > 0 {
+            self.stats.decode_tokens += taken.tokens;
         }
-        self.rows.iter().any(|r| r.finish.is_none())
+        taken.go_on
     }
 
     /// Whether another token fits the context.
     fn room(&mut self) -> bool {
         let fits = self.past < context(&self.plan);
         if !fits {
-            self.end(Finish::ContextFull);
+            self.rows.end(Finish::ContextFull);
         }
         fits
-    }
-
-    fn end(&mut self, why: Finish) {
-        for r in self.rows.iter_mut().filter(|r| r.finish.is_none()) {
-            r.finish = Some(why);
-        }
     }
 
     fn finish(mut self, prompt_tokens: u64) -> Result<Generation> {
@@ -437,13 +405,8 @@ impl<'o> Run<'o> {
         self.stats.prompt_tokens = prompt_tokens;
         self.stats.prefill_seconds = self.prefill_time.as_secs_f64();
         self.stats.decode_seconds = self.decode_time.as_secs_f64();
-        let rows =
-            self.rows.into_iter().map(|r| Completion { tokens: r.tokens, finish: r.finish.unwrap_or(Finish::Length) });
-        Ok(Generation {
-            rows: rows.collect(),
-            pad: self.plan.model.eos.first().copied().unwrap_or(0),
-            stats: self.stats,
-        })
+        let pad = self.plan.model.eos.first().copied().unwrap_or(0);
+        Ok(Generation { rows: self.rows.completions(), pad, stats: self.stats })
     }
 }
 
@@ -456,7 +419,8 @@ fn last_of_each<T>(values: &[T], rows: usize, width: usize) -> impl Iterator<Ite
 fn context(plan: &Plan) -> u64 {
     let stated = if plan.model.context > 0 { plan.model.context } else { u64::MAX };
     let cache = plan.sizes.iter().find(|z| z.name == sizes::CAPACITY).and_then(|z| z.max);
-    stated.min(cache.unwrap_or(u64::MAX))
+    let limits = plan.programs.iter().filter(|p| p.name != "forward").flat_map(|p| &p.limits).map(|(_, max)| *max);
+    limits.chain(cache).fold(stated, u64::min)
 }
 
 /// The largest value of a size in a program.

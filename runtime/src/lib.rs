@@ -13,6 +13,8 @@ mod generate;
 pub mod model_source;
 pub mod npz;
 mod prompt;
+mod recompute;
+mod rows;
 pub mod sampler;
 mod session;
 pub mod tensor;

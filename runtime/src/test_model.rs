@@ -33,6 +33,7 @@ fn program(name: &str, tokens: &str, logits: &str) -> Program {
         name: name.into(),
         fixed: vec![],
         at_most: vec![],
+        limits: Vec::new(),
         inputs: vec![port("input_ids", Storage::I32, tokens, BufferRef::Value(0))],
         outputs: vec![port("logits", Storage::F32, logits, BufferRef::Value(1))],
         values: vec![value("ids", Storage::I32, tokens), value("logits", Storage::F32, logits)],
@@ -82,6 +83,7 @@ pub(crate) fn decoder(context: u64, eos: &[u32]) -> Plan {
             eos: eos.to_vec(),
             bos: None,
             tokenizer: None,
+            cache_obstacle: None,
         },
         sizes: vec![
             size("B", 1, None),

@@ -48,6 +48,7 @@ impl ModelBuilder {
                 eos: Vec::new(),
                 bos: None,
                 tokenizer: None,
+                cache_obstacle: None,
             },
             tables: Tables::default(),
             graphs: Vec::new(),
@@ -134,14 +135,14 @@ impl ModelBuilder {
         at_most: &[(&str, u64)],
         build: impl FnOnce(&mut GraphBuilder<'_>),
     ) {
-        let mut b = GraphBuilder { m: self, g: Graph::new(), scope: Vec::new() };
+        let mut b = GraphBuilder { m: self, g: Graph::new(), scope: Vec::new(), limits: Vec::new() };
         build(&mut b);
-        let graph = b.g;
+        let (graph, limits) = (b.g, b.limits);
         if graph.outputs.is_empty() {
             self.fault(name, "the graph has no output".into());
         }
         let own = |v: &[(&str, u64)]| v.iter().map(|(n, k)| ((*n).to_owned(), *k)).collect();
-        self.graphs.push(ModelGraph { name: name.into(), graph, fixed: own(fixed), at_most: own(at_most) });
+        self.graphs.push(ModelGraph { name: name.into(), graph, fixed: own(fixed), at_most: own(at_most), limits });
     }
     /// Notes a fault of the model.
     pub fn fault(&mut self, place: &str, fault: String) {
@@ -183,6 +184,7 @@ pub struct GraphBuilder<'a> {
     m: &'a mut ModelBuilder,
     g: Graph,
     scope: Vec<String>,
+    limits: Vec<(Dim, u64)>,
 }
 
 impl GraphBuilder<'_> {
@@ -196,6 +198,10 @@ impl GraphBuilder<'_> {
     /// The model's tables and facts.
     pub fn model(&mut self) -> &mut ModelBuilder {
         self.m
+    }
+    /// Runs in which the sum of sizes is larger are refused.
+    pub fn limit(&mut self, sum: Dim, max: u64) {
+        self.limits.push((sum, max));
     }
     /// The type of a value.
     pub fn ty(&self, v: ValueId) -> &TensorType {

@@ -8,6 +8,7 @@ pub mod activation;
 mod bind;
 mod blocks;
 pub mod builder;
+mod decoding;
 pub mod error;
 pub mod file;
 pub mod gguf;

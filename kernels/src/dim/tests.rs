@@ -38,6 +38,16 @@ fn split_rows_join_again() {
     assert_eq!(d("div(i0, S)*S*768 + mod(i0, S)*768 + i1").simplify(&b), d("i0*768 + i1"));
 }
 #[test]
+fn a_bound_that_names_another_size_moves_with_it() {
+    let mut b = Bounds::new();
+    b.set(Sym::Size("P".into()), 0, Some(d("64 - S")));
+    b.set(Sym::Size("S".into()), 1, None);
+    assert!(b.le(&d("P + S"), &d("64")));
+    assert!(!b.le(&d("P + S"), &d("63")));
+    assert!(b.le(&d("P"), &d("63")));
+}
+
+#[test]
 fn the_prover_uses_symbolic_upper_bounds() {
     let mut b = Bounds::new();
     b.axis(0, &d("S"));

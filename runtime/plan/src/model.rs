@@ -65,4 +65,7 @@ pub struct ModelInfo {
     pub bos: Option<u32>,
     /// `tokenizer.json`.
     pub tokenizer: Option<String>,
+    /// Why a model that takes the keys and values of earlier tokens runs only as the graph it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_obstacle: Option<String>,
 }

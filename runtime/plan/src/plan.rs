@@ -68,6 +68,9 @@ pub struct Program {
     pub fixed: Vec<(String, u64)>,
     /// Sizes this program bounds from above, such as B ≤ 4.
     pub at_most: Vec<(String, u64)>,
+    /// Sums of sizes this program bounds from above, such as P + S ≤ 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<(Dim, u64)>,
     /// What goes in.
     pub inputs: Vec<Port>,
     /// What comes out.

@@ -278,6 +278,11 @@ impl Cx<'_, '_, '_> {
             (_, Some(known)) => self.few_elements(v, known),
             (Data::Stored(id), None) => self.stored(*id, v),
             (Data::Known, None) => return unsupported("a value without elements"),
+            (Data::Past(..), None) => {
+                return unsupported(
+                    "reads the keys or values of earlier tokens other than to put new ones behind them",
+                );
+            }
         }?;
         Ok(id)
     }

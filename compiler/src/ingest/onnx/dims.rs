@@ -2,17 +2,30 @@
 
 use super::error::{Assumption, Res, Stop, malformed};
 use frit_kernels::dim::{Atom, Bounds, Dim, Sym};
+use frit_plan::sizes;
 use indexmap::IndexMap;
 
 /// What is assumed of sizes, and the names they go by.
 #[derive(Clone, Debug, Default)]
 pub struct Sizes {
     equal: IndexMap<String, Dim>,
-    at_most: IndexMap<String, u64>,
+    at_most: IndexMap<String, (Dim, u64)>,
     declared: IndexMap<String, Option<u64>>,
 }
 
 impl Sizes {
+    /// The sizes of a decoder that keeps a cache: they are never taken for others.
+    pub fn decoder() -> Sizes {
+        let mut out = Sizes::default();
+        for name in [sizes::BATCH, sizes::TOKENS, sizes::PAST] {
+            out.declared.insert(name.into(), None);
+        }
+        out
+    }
+    /// Takes an extent that the model names to be `d`; `false` when it is something else.
+    pub fn name(&mut self, model_name: &str, d: &Dim) -> bool {
+        self.declare(model_name) == *d || self.assume(Assumption::Equal(plain_name(model_name), d.clone()))
+    }
     /// Adds an assumption; `false` when it adds nothing.
     pub fn assume(&mut self, a: Assumption) -> bool {
         match a {
@@ -30,11 +43,14 @@ impl Sizes {
                 }
                 true
             }
-            Assumption::AtMost(name, max) => {
-                let known = self.at_most.get(&name).copied().unwrap_or(u64::MAX);
-                self.at_most.insert(name, max.min(known));
-                max < known
-            }
+            Assumption::AtMost(name, sum, max) => match self.at_most.get_mut(&name) {
+                Some((known, least)) => {
+                    let lower = *known == sum && max < *least;
+                    *least = if lower { max } else { *least };
+                    lower
+                }
+                None => self.at_most.insert(name, (sum, max)).is_none(),
+            },
         }
     }
     /// The expression with everything assumed equal put in.
@@ -52,16 +68,28 @@ impl Sizes {
     }
     /// Sizes that occur in `used`, with bounds: name, smallest, largest.
     pub fn bounds_of(&self, name: &str) -> (u64, Option<u64>) {
-        let min = u64::from(!name.to_ascii_lowercase().contains("past"));
-        (min, self.at_most.get(name).copied())
+        let min = u64::from(name != sizes::PAST && !name.to_ascii_lowercase().contains("past"));
+        (min, self.at_most.get(name).map(|(_, max)| *max))
+    }
+    /// Sums of sizes that are at most a number.
+    pub fn limits(&self) -> impl Iterator<Item = (Dim, u64)> {
+        self.at_most.values().filter(|(sum, _)| sum.as_size().is_none()).map(|(sum, max)| (self.resolve(sum), *max))
+    }
+    /// The size of a sum that is assumed to be bounded when the sum has to be: the one declared last.
+    pub fn bounded_part(&self, sum: &Dim) -> Option<String> {
+        let linear = |s: &Sym| sum.linear_in(s).is_some_and(|(c, _)| c.is(1));
+        let sizes = sum.symbols().into_iter().filter(|s| matches!(s, Sym::Size(_)) && linear(s));
+        sizes.map(|s| s.to_string()).max_by_key(|name| self.order(name))
     }
     /// What is known of all sizes.
     pub fn bounds(&self) -> Bounds {
         let mut b = Bounds::new();
         for name in self.declared.keys() {
-            let (min, max) = self.bounds_of(name);
+            let (min, _) = self.bounds_of(name);
             let int = |v: u64| i64::try_from(v).unwrap_or(i64::MAX);
-            b.set(Sym::Size(name.as_str().into()), int(min), max.map(|m| Dim::constant(int(m))));
+            let own = Dim::size(name);
+            let max = self.at_most.get(name).map(|(sum, max)| Dim::constant(int(*max)) + own - self.resolve(sum));
+            b.set(Sym::Size(name.as_str().into()), int(min), max);
         }
         b
     }
@@ -89,20 +117,18 @@ impl Sizes {
             (Some(x), _) if !b.mentions(&size(x)) => return by(x, &b),
             _ => {}
         }
-        for (m, _) in diff.terms() {
-            for atom in m {
-                let Atom::Min(x, y) = atom else { continue };
-                for (taken, other) in [(x, y), (y, x)] {
-                    if !replace(&diff, atom, taken).simplify(bounds).is(0) {
-                        continue;
-                    }
-                    if let (Some(name), Some(max)) = (taken.as_size(), other.as_const()) {
-                        let max = u64::try_from(max).unwrap_or(0);
-                        return Err(Stop::Assume(Assumption::AtMost(name.to_owned(), max)));
-                    }
-                    // Of two sizes, the shorter is never meant: they are one.
-                    return self.equate(taken, other, bounds).and_then(|_| fail());
+        for atom in clipped(&diff) {
+            let Atom::Min(x, y) = &atom else { continue };
+            for (taken, other) in [(x, y), (y, x)] {
+                if !replace(&diff, &atom, taken).simplify(bounds).is(0) {
+                    continue;
                 }
+                if let (Some(name), Some(max)) = (self.bounded_part(taken), other.as_const()) {
+                    let max = u64::try_from(max).unwrap_or(0);
+                    return Err(Stop::Assume(Assumption::AtMost(name, (**taken).clone(), max)));
+                }
+                // Of two sizes, the shorter is never meant: they are one.
+                return self.equate(taken, other, bounds).and_then(|_| fail());
             }
         }
         let mut names: Vec<Sym> = diff.symbols();
@@ -133,18 +159,34 @@ fn size(name: &str) -> Sym {
     Sym::Size(name.into())
 }
 
+/// The minima in an expression, those inside others too.
+fn clipped(d: &Dim) -> Vec<Atom> {
+    let mut out = Vec::new();
+    for a in d.terms().flat_map(|(m, _)| m) {
+        if let Atom::Min(x, y) | Atom::Max(x, y) | Atom::Div(x, y) | Atom::Mod(x, y) = a {
+            out.extend(clipped(x));
+            out.extend(clipped(y));
+        }
+        if matches!(a, Atom::Min(..)) {
+            out.push(a.clone());
+        }
+    }
+    out
+}
+
 fn replace(d: &Dim, atom: &Atom, by: &Dim) -> Dim {
     let mut out = Dim::zero();
     for (m, c) in d.terms() {
         let mut p = Dim::constant(c);
         for a in m {
+            let within = |x: &Dim| replace(x, atom, by);
             p = match a {
                 a if a == atom => &p * by,
                 Atom::Sym(s) => &p * &Dim::sym(s.clone()),
-                Atom::Div(x, y) => &p * &x.div(y),
-                Atom::Mod(x, y) => &p * &x.rem(y),
-                Atom::Max(x, y) => &p * &x.larger(y),
-                Atom::Min(x, y) => &p * &x.smaller(y),
+                Atom::Div(x, y) => &p * &within(x).div(&within(y)),
+                Atom::Mod(x, y) => &p * &within(x).rem(&within(y)),
+                Atom::Max(x, y) => &p * &within(x).larger(&within(y)),
+                Atom::Min(x, y) => &p * &within(x).smaller(&within(y)),
             };
         }
         out = out + p;
@@ -197,11 +239,21 @@ mod tests {
     #[test]
     fn a_clipped_size_is_bounded() {
         let mut s = sizes(&["bb", "ss"]);
-        let want = Assumption::AtMost("ss".into(), 64);
+        let want = Assumption::AtMost("ss".into(), d("ss"), 64);
         let found = s.equate(&d("bb*ss*48"), &d("bb*min(ss, 64)*48"), &s.bounds());
         assert_eq!(found, Err(Stop::Assume(want.clone())));
         assert!(s.assume(want.clone()) && !s.assume(want));
         assert_eq!(s.equate(&d("bb*ss"), &d("bb*min(ss, 64)"), &s.bounds()), Ok(d("bb*ss")));
+    }
+    #[test]
+    fn a_clipped_sum_is_bounded_as_a_whole() {
+        let mut s = sizes(&["seq", "past"]);
+        let slice = d("max(0, min(64, past + seq) - past)");
+        let want = Assumption::AtMost("past".into(), d("past + seq"), 64);
+        assert_eq!(s.equate(&slice, &d("seq"), &s.bounds()), Err(Stop::Assume(want.clone())));
+        assert!(s.assume(want.clone()) && !s.assume(want));
+        assert_eq!(s.equate(&slice, &d("seq"), &s.bounds()), Ok(d("seq")));
+        assert_eq!(s.limits().collect::<Vec<_>>(), [(d("past + seq"), 64)]);
     }
     #[test]
     fn numbers_that_differ_are_refused() {

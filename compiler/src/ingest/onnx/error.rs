@@ -10,8 +10,8 @@ use indexmap::IndexMap;
 pub enum Assumption {
     /// The size is this expression of other sizes.
     Equal(String, Dim),
-    /// The size is at most this.
-    AtMost(String, u64),
+    /// The sum, of which the size is a part, is at most this.
+    AtMost(String, Dim, u64),
 }
 
 /// Why a node was not imported.

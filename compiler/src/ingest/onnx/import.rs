@@ -4,6 +4,7 @@
 //! each reason is told once. Functions of the model and branches of `If` are put in place.
 
 use super::context::{Constants, Cx, KNOWN_FLOATS, KNOWN_INTS};
+use super::decoder::Role;
 use super::dims::Sizes;
 use super::elem::{Elem, code_name};
 use super::error::{EXPORT, REPAIR, Report, Res, Stop, malformed, unsupported};
@@ -55,7 +56,7 @@ fn plain_domain(d: &str) -> &str {
     if d == "ai.onnx" { "" } else { d }
 }
 
-/// Imports a model's graph into `b`.
+/// Imports a model's graph into `b`: as the file has it, or as a graph of a decoder.
 ///
 /// # Errors
 /// Only [`Stop::Assume`]: everything else is in the report.
@@ -66,6 +67,7 @@ pub fn run<'a>(
     constants: &mut Constants<'a>,
     sizes: &mut Sizes,
     given: &[(String, InputValue)],
+    role: Option<Role<'_>>,
     report: &mut Report,
 ) -> Res<()> {
     declare_all(graph, sizes);
@@ -83,9 +85,16 @@ pub fn run<'a>(
         exhausted: false,
     };
     i.survey(graph);
-    i.inputs(graph, given);
+    i.inputs(graph, given, role)?;
     i.body(graph)?;
-    i.outputs(graph)
+    match role {
+        None => i.outputs(graph)?,
+        Some(role) => i.decoder_outputs(role)?,
+    }
+    for (sum, max) in i.cx.sizes.limits().collect::<Vec<_>>() {
+        i.cx.b.limit(sum, max);
+    }
+    Ok(())
 }
 
 /// Declares the sizes of the inputs in their order, so that it does not depend on what is assumed of them.
@@ -103,7 +112,7 @@ fn declare_all(graph: &GraphProto, sizes: &mut Sizes) {
     }
 }
 
-fn size_name(input: &str, k: usize, param: Option<&str>) -> String {
+pub(super) fn size_name(input: &str, k: usize, param: Option<&str>) -> String {
     match param.map(str::trim) {
         Some(p) if !p.is_empty() && p != "?" => p.to_owned(),
         _ => format!("{input}_dim{k}"),
@@ -163,12 +172,20 @@ impl<'a> Importer<'a, '_, '_> {
         }
     }
 
-    fn inputs(&mut self, graph: &'a GraphProto, given: &[(String, InputValue)]) {
+    fn inputs(&mut self, graph: &'a GraphProto, given: &[(String, InputValue)], role: Option<Role<'_>>) -> Res<()> {
         let constants: IndexSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
         let mut names = IndexSet::new();
         for input in graph.input.iter().filter(|i| !constants.contains(i.name.as_str())) {
             let val = match self.input_type(input) {
                 Ok(_) if !names.insert(input.name.as_str()) => Err("is declared twice".to_owned()),
+                Ok((elem, shape)) if role.is_some() => {
+                    self.bound(&shape);
+                    match role.map(|r| r.input(&mut self.cx, &input.name, elem, &shape)) {
+                        Some(Err(Stop::Gap { problem, .. })) => Err(problem),
+                        Some(val) => Ok(val?),
+                        None => continue,
+                    }
+                }
                 Ok((elem, shape)) => {
                     self.bound(&shape);
                     let id = self.cx.b.input(&input.name, elem.scalar(), &shape);
@@ -196,6 +213,7 @@ impl<'a> Importer<'a, '_, '_> {
             let problem = format!("has {} dynamic sizes, at most {SIZES} are possible", used.len());
             self.report.other(Gap::file("the model", problem, "export it with more of its extents fixed"));
         }
+        Ok(())
     }
     /// Declares the sizes of a shape with their bounds, before anything is made of that shape.
     fn bound(&mut self, shape: &[Dim]) {
@@ -253,17 +271,24 @@ impl<'a> Importer<'a, '_, '_> {
         Ok(())
     }
 
+    fn decoder_outputs(&mut self, role: Role<'_>) -> Res<()> {
+        self.cx.b.place("logits");
+        let scopes = &self.scopes;
+        match role.outputs(&mut self.cx, &|name| look_up(scopes, name)) {
+            Err(Stop::Gap { problem, next }) => self.report.other(Gap::file("the decoder", problem, next)),
+            Err(Stop::Assume(a)) => return Err(Stop::Assume(a)),
+            Err(Stop::Poisoned) | Ok(()) => {}
+        }
+        Ok(())
+    }
+
     fn bind(&mut self, name: &str, val: Option<Val>) {
         if let (Some(scope), false) = (self.scopes.last_mut(), name.is_empty()) {
             scope.insert(name.to_owned(), val);
         }
     }
     fn look_up(&self, name: &str) -> Res<Val> {
-        match self.scopes.iter().rev().find_map(|s| s.get(name)) {
-            Some(Some(v)) => Ok(v.clone()),
-            Some(None) => Err(Stop::Poisoned),
-            None => malformed(format!("reads `{}`, which nothing before it makes", short(name))),
-        }
+        look_up(&self.scopes, name)
     }
 
     /// Constants and nodes of a graph, into the innermost scope.
@@ -458,6 +483,14 @@ impl<'a> Importer<'a, '_, '_> {
             carried.push(ops::stack(&mut self.cx, &parts)?);
         }
         Ok(carried)
+    }
+}
+
+fn look_up(scopes: &[Scope], name: &str) -> Res<Val> {
+    match scopes.iter().rev().find_map(|s| s.get(name)) {
+        Some(Some(v)) => Ok(v.clone()),
+        Some(None) => Err(Stop::Poisoned),
+        None => malformed(format!("reads `{}`, which nothing before it makes", short(name))),
     }
 }
 

@@ -5,8 +5,9 @@
 
 use super::elem::Elem;
 use super::stock::TensorId;
-use crate::graph::ValueId;
+use crate::graph::{KvSlotId, ValueId};
 use frit_kernels::dim::Dim;
+use frit_plan::KvPart;
 use std::rc::Rc;
 
 /// Elements that the importer knows.
@@ -44,6 +45,8 @@ pub enum Data {
     Stored(TensorId),
     /// Only in [`Val::known`]; nodes are made when somebody needs them.
     Known,
+    /// What a cache slot holds of earlier tokens; new ones can be put behind it, and nothing else.
+    Past(KvSlotId, KvPart),
 }
 
 /// A tensor.

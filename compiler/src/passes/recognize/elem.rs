@@ -164,10 +164,16 @@ impl<'a> Frame<'a> {
         };
         Some((x, inner.iter().map(|d| d.simplify(&self.bounds)).collect()))
     }
+    /// The element of `v` at `at`, `v` not looked into. On an axis of extent 1 there is one place.
+    pub fn leaf(&self, v: ValueId, at: &[Dim]) -> Elem {
+        let shape = &self.site.g.ty(v).shape;
+        let place = |(k, d): (usize, &Dim)| if shape.get(k).is_some_and(|e| e.is(1)) { Dim::zero() } else { d.clone() };
+        Elem::Leaf(v, at.iter().enumerate().map(place).collect())
+    }
     /// The element of `v` at `at`.
     pub fn elem(&self, v: ValueId, at: &[Dim]) -> Elem {
         let g = self.site.g;
-        let leaf = || Elem::Leaf(v, at.to_vec());
+        let leaf = || self.leaf(v, at);
         if self.leaves.contains(&v) || self.budget.get() == 0 {
             return leaf();
         }

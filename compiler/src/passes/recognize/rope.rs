@@ -95,7 +95,7 @@ fn rotation(s: &Site<'_>, v: ValueId, x: ValueId, style: RopeStyle) -> std::resu
         RopeStyle::Interleaved => [&Dim::constant(2) * &j, &Dim::constant(2) * &j + Dim::one()],
     };
     let at = |place: &Dim| -> Vec<Dim> { (0..lead.len()).map(Dim::axis).chain([place.clone()]).collect() };
-    let [x0, x1] = places.each_ref().map(|p| Elem::Leaf(x, at(p)));
+    let [x0, x1] = places.each_ref().map(|p| frame.leaf(x, &at(p)));
     let [y0, y1] = places.each_ref().map(|p| frame.elem(v, &at(p)));
     let ([c0, n0], [c1, n1]) = (pair(&y0, &x0, &x1).ok_or(Miss::Other)?, pair(&y1, &x1, &x0).ok_or(Miss::Other)?);
     if !c0.same(&c1, 1.0) {

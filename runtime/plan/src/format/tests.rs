@@ -83,6 +83,7 @@ fn model() -> (Plan, Tensors) {
             eos: vec![],
             bos: None,
             tokenizer: Some("{\"tokens\": [\"ä\"]}".into()),
+            cache_obstacle: None,
         },
         sizes: vec![
             SizeDecl { name: "B".into(), min: 1, max: None },
@@ -108,6 +109,7 @@ fn model() -> (Plan, Tensors) {
             name: "forward".into(),
             fixed: vec![],
             at_most: vec![("B".into(), 4)],
+            limits: Vec::new(),
             inputs: vec![port("x", 0)],
             outputs: vec![port("y", 1)],
             values: vec![value("x", 0), value("y", 1)],

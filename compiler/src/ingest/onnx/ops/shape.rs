@@ -213,6 +213,11 @@ pub fn join(cx: &mut Cx<'_, '_, '_>, parts: &[Val], axis: usize) -> Res<Val> {
             }
         }
     }
+    if let ([Val { data: Data::Past(slot, part), .. }, new], 2) = (parts, axis) {
+        let id = cx.node(new)?;
+        let all = cx.b.kv_append(*slot, *part, id);
+        return Ok(cx.val(all, new.elem));
+    }
     let known_vectors = parts.iter().all(|p| p.rank() == 1 && p.known_ints().is_some());
     let total: usize = parts.iter().filter_map(Val::known_ints).map(<[Dim]>::len).sum();
     if known_vectors && total as u64 <= KNOWN_INTS {

@@ -37,7 +37,8 @@ fn clamped(cx: &Cx<'_, '_, '_>, at: &Dim, extent: &Dim) -> Res<Dim> {
         return Ok(at);
     }
     if let (Some(name), Some(max)) = (at.as_size(), extent.as_const()) {
-        return Err(Stop::Assume(Assumption::AtMost(name.to_owned(), u64::try_from(max).unwrap_or(0))));
+        let max = u64::try_from(max).unwrap_or(0);
+        return Err(Stop::Assume(Assumption::AtMost(name.to_owned(), at.clone(), max)));
     }
     Ok(cx.simplify(&at.larger(&Dim::zero()).smaller(extent)))
 }

@@ -1,0 +1,73 @@
+//! What every decoder shares whatever it was read from: the states that the token loop sets, what is visible, where
+//! tokens stand, and the choice of the next one.
+
+use super::builder::{GraphBuilder, ModelBuilder};
+use crate::graph::ValueId;
+use frit_kernels::dim::Dim;
+use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::spec::{BinaryOp, ReduceOp};
+use frit_plan::sizes;
+
+/// A way to run a decoder that keeps a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Tokens from the host.
+    Prefill,
+    /// The token that was chosen last.
+    Decode,
+}
+
+/// Declares the sizes of a decoder; its cache holds `context` tokens at most.
+pub fn declare_sizes(m: &mut ModelBuilder, context: u64) {
+    m.size(sizes::BATCH, 1, None);
+    m.size(sizes::TOKENS, 1, None);
+    m.size(sizes::PAST, 0, None);
+    m.size(sizes::CAPACITY, 1, Some(context));
+}
+
+/// `[B, S]` I32: the tokens of this run.
+pub fn tokens(b: &mut GraphBuilder<'_>, phase: Phase, input: &str) -> ValueId {
+    let shape = [Dim::size(sizes::BATCH), Dim::size(sizes::TOKENS)];
+    match phase {
+        Phase::Prefill => b.input(input, Scalar::I32, &shape),
+        Phase::Decode => {
+            let state = next_token(b);
+            let token = b.state(state);
+            let [_, tokens] = shape;
+            b.slice(token, 1, Dim::zero(), tokens)
+        }
+    }
+}
+
+fn next_token(b: &mut GraphBuilder<'_>) -> crate::graph::StateId {
+    b.model().state("next_token", Storage::I32, &[Dim::size(sizes::BATCH), Dim::one()])
+}
+
+/// `[B, P + S]` Bool: which keys are tokens and not padding.
+pub fn visible(b: &mut GraphBuilder<'_>) -> ValueId {
+    let shape = [Dim::size(sizes::BATCH), Dim::size(sizes::CAPACITY)];
+    let state = b.model().state("key_mask", Storage::Bool, &shape);
+    let mask = b.state(state);
+    b.slice(mask, 1, Dim::zero(), Dim::size(sizes::PAST) + Dim::size(sizes::TOKENS))
+}
+
+/// `[B, S]` I32: the positions of this run's tokens, counted from the first token of a row that is no padding.
+pub fn positions(b: &mut GraphBuilder<'_>) -> ValueId {
+    let batch = Dim::size(sizes::BATCH);
+    let state = b.model().state("pos_offset", Storage::I32, std::slice::from_ref(&batch));
+    let at = b.iota(&[batch.clone(), Dim::size(sizes::TOKENS)], 1, Dim::size(sizes::PAST));
+    let offset = b.state(state);
+    let offset = b.reshape(offset, &[batch, Dim::one()]);
+    let at = b.add(at, offset);
+    let zero = b.i32(0);
+    b.binary(BinaryOp::Max, at, zero)
+}
+
+/// Ends a run: `logits` are `[B, 1, V]` F32, those of the last token; the most likely token is the next one.
+pub fn choose(b: &mut GraphBuilder<'_>, logits: ValueId, vocab: u64) {
+    let logits = b.reshape(logits, &[Dim::size(sizes::BATCH), Dim::from(vocab)]);
+    let token = b.reduce(ReduceOp::ArgMax, logits, &[1], true);
+    let state = next_token(b);
+    b.output("logits", logits);
+    b.output_to("next_token", token, Some(state));
+}

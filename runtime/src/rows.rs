@@ -1,0 +1,69 @@
+//! The rows of a generation: what each has said, and whether it goes on.
+
+use crate::generate::{Completion, Finish, GenerateOptions, NewToken};
+use frit_plan::Plan;
+use std::ops::ControlFlow;
+
+/// Rows in progress.
+pub(crate) struct Rows {
+    rows: Vec<Row>,
+    ends: Vec<u32>,
+    most: usize,
+}
+
+#[derive(Clone, Default)]
+struct Row {
+    tokens: Vec<u32>,
+    finish: Option<Finish>,
+}
+
+/// What became of chosen tokens.
+pub(crate) struct Taken {
+    /// How many went to rows that had not ended.
+    pub tokens: u64,
+    /// Whether there is a row to go on with.
+    pub go_on: bool,
+}
+
+impl Rows {
+    pub fn new(count: usize, plan: &Plan, options: &GenerateOptions) -> Rows {
+        let eos = if options.ignore_eos { &[][..] } else { &plan.model.eos };
+        let ends = eos.iter().chain(&options.stop).copied().collect();
+        Rows { rows: vec![Row::default(); count], ends, most: options.max_new_tokens }
+    }
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+    /// Gives each row that goes on its token, and the caller too.
+    pub fn take(&mut self, next: &[i32], on_token: &mut dyn FnMut(NewToken) -> ControlFlow<()>) -> Taken {
+        let mut tokens = 0;
+        for (row, (r, t)) in self.rows.iter_mut().zip(next).enumerate() {
+            if r.finish.is_some() {
+                continue;
+            }
+            let id = *t as u32;
+            r.tokens.push(id);
+            tokens += 1;
+            if self.ends.contains(&id) {
+                r.finish = Some(Finish::Stop);
+            } else if r.tokens.len() >= self.most {
+                r.finish = Some(Finish::Length);
+            }
+            if on_token(NewToken { row, id }).is_break() {
+                self.end(Finish::Cancelled);
+                return Taken { tokens, go_on: false };
+            }
+        }
+        Taken { tokens, go_on: self.rows.iter().any(|r| r.finish.is_none()) }
+    }
+    /// Ends all rows that go on.
+    pub fn end(&mut self, why: Finish) {
+        for r in self.rows.iter_mut().filter(|r| r.finish.is_none()) {
+            r.finish = Some(why);
+        }
+    }
+    pub fn completions(self) -> Vec<Completion> {
+        let done = |r: Row| Completion { tokens: r.tokens, finish: r.finish.unwrap_or(Finish::Length) };
+        self.rows.into_iter().map(done).collect()
+    }
+}
