@@ -87,7 +87,7 @@ fn describe(graph: &Graph, v: ValueId) -> String {
 
 /// The layer number in an origin such as `layers.3.mlp`, `h.3.attn` or `encoder.layer.3`.
 pub fn layer_of(origin: &str) -> Option<u32> {
-    origin.split('.').find_map(|p| p.parse().ok())
+    origin.split(['.', '/']).find_map(|p| p.parse().ok())
 }
 
 /// The report of one program.

@@ -199,12 +199,6 @@ impl<'a> Editor<'a> {
         }
         true
     }
-    /// Takes an input and an output out of the interface, for values that the session keeps by itself from now on. The
-    /// nodes stay until nothing uses them.
-    pub fn retire(&mut self, input: &str, output: &str) {
-        self.graph.inputs.retain(|i| i.name != input);
-        self.graph.outputs.retain(|o| o.name != output);
-    }
     /// Removes nodes that neither outputs, nor inputs, nor effects depend on; gives their number.
     pub fn erase_dead(&mut self) -> usize {
         if self.log.fuel.is_spent() {

@@ -45,9 +45,12 @@ impl Sizes {
             }
             Assumption::AtMost(name, sum, max) => match self.at_most.get_mut(&name) {
                 Some((known, least)) => {
-                    let lower = *known == sum && max < *least;
-                    *least = if lower { max } else { *least };
-                    lower
+                    let covers = (sum.clone() - known.clone()).terms().all(|(_, c)| c >= 0);
+                    let tighter = covers && max <= *least && (sum != *known || max < *least);
+                    if tighter {
+                        (*known, *least) = (sum, max);
+                    }
+                    tighter
                 }
                 None => self.at_most.insert(name, (sum, max)).is_none(),
             },
@@ -251,7 +254,9 @@ mod tests {
         let slice = d("max(0, min(64, past + seq) - past)");
         let want = Assumption::AtMost("past".into(), d("past + seq"), 64);
         assert_eq!(s.equate(&slice, &d("seq"), &s.bounds()), Err(Stop::Assume(want.clone())));
+        assert!(s.assume(Assumption::AtMost("past".into(), d("past"), 64)));
         assert!(s.assume(want.clone()) && !s.assume(want));
+        assert!(!s.assume(Assumption::AtMost("past".into(), d("past"), 64)));
         assert_eq!(s.equate(&slice, &d("seq"), &s.bounds()), Ok(d("seq")));
         assert_eq!(s.limits().collect::<Vec<_>>(), [(d("past + seq"), 64)]);
     }

@@ -6,7 +6,6 @@
 mod activation;
 mod attention;
 mod elem;
-pub mod kv_cache;
 mod lint;
 mod mask;
 mod norm;

@@ -4,7 +4,6 @@ mod activation;
 mod attention;
 mod exports;
 mod kit;
-mod kv_cache;
 mod lint;
 mod norm;
 mod rope;

@@ -377,7 +377,7 @@ impl CpuExecutor {
                 };
                 let len = code.length(k, &s.sizes);
                 let none = View::Shared(&[]);
-                read[k] = view.first(len).unwrap_or(none);
+                read[k] = if len == 0 { View::Nothing } else { view.first(len).unwrap_or(none) };
                 write[k] = a.write.and_then(|n| View::Shared(written[n]).first(len)).unwrap_or(none);
             }
             let n = step.args.len();

@@ -64,6 +64,8 @@ pub enum View<'a> {
     Half(bool, &'a [u16]),
     /// Quantised blocks.
     Blocks(Storage, &'a [u8]),
+    /// An argument without elements. It reads as zeros, since a select may look at the branch that it does not take.
+    Nothing,
 }
 
 /// A buffer as words that several tasks may write.
@@ -119,6 +121,11 @@ impl Run {
     }
 }
 
+fn zeros<T: Default>(to: &mut [T]) -> bool {
+    to.fill_with(T::default);
+    true
+}
+
 #[inline(always)]
 fn gather<T, U>(from: &[T], at: &[i32], to: &mut [U], f: impl Fn(&T) -> U) -> bool {
     let lo = at.iter().fold(i32::MAX, |m, i| m.min(*i));
@@ -138,6 +145,7 @@ impl<'a> View<'a> {
             View::I32(v) => v.len(),
             View::Shared(v) => v.len(),
             View::Half(_, v) => v.len(),
+            View::Nothing => 0,
             View::Blocks(s, v) => v.len() / s.block_bytes() as usize * s.block_elems() as usize,
         }
     }
@@ -148,6 +156,7 @@ impl<'a> View<'a> {
             View::I32(v) => View::I32(v.get(..n)?),
             View::Shared(v) => View::Shared(v.get(..n)?),
             View::Half(b, v) => View::Half(b, v.get(..n)?),
+            View::Nothing => return (n == 0).then_some(self),
             View::Blocks(..) => return (n <= self.len()).then_some(self),
         })
     }
@@ -160,6 +169,7 @@ impl<'a> View<'a> {
             View::Half(false, v) => run.copy(v, to, |x| half_to_f32(*x)),
             View::Half(true, v) => run.copy(v, to, |x| bf16_to_f32(*x)),
             View::I32(v) => run.copy(v, to, |x| *x as f32),
+            View::Nothing => zeros(to),
             View::Blocks(s, v) => {
                 if !run.check(to.len(), self.len()) {
                     return false;
@@ -185,6 +195,7 @@ impl<'a> View<'a> {
             View::Half(false, v) => gather(v, at, to, |x| half_to_f32(*x)),
             View::Half(true, v) => gather(v, at, to, |x| bf16_to_f32(*x)),
             View::I32(v) => gather(v, at, to, |x| *x as f32),
+            View::Nothing => zeros(to),
             View::Blocks(s, v) => to
                 .iter_mut()
                 .zip(at)
@@ -197,6 +208,7 @@ impl<'a> View<'a> {
         match self {
             View::I32(v) => run.copy(v, to, |x| *x),
             View::Shared(v) => run.copy(v, to, |x| x.load(Relaxed) as i32),
+            View::Nothing => zeros(to),
             _ => false,
         }
     }
@@ -206,6 +218,7 @@ impl<'a> View<'a> {
         match self {
             View::I32(v) => gather(v, at, to, |x| *x),
             View::Shared(v) => gather(v, at, to, |x| x.load(Relaxed) as i32),
+            View::Nothing => zeros(to),
             _ => false,
         }
     }
