@@ -6,6 +6,7 @@ use frit_plan::Task;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::slice::from_ref;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
@@ -128,10 +129,10 @@ fn keeps_its_cache(model: &str, backend: BackendChoice) {
     }
 
     let (prompt, want) = golden(model);
-    assert_eq!(continued(&mut session, std::slice::from_ref(&prompt), want.len(), 128), [want.clone()]);
-    assert_eq!(continued(&mut session, std::slice::from_ref(&prompt), want.len(), 4), [want.clone()]);
+    assert_eq!(continued(&mut session, from_ref(&prompt), want.len(), 128), from_ref(&want));
+    assert_eq!(continued(&mut session, from_ref(&prompt), want.len(), 4), from_ref(&want));
     let short = prompt[prompt.len() - 4..].to_vec();
-    let alone = continued(&mut session, std::slice::from_ref(&short), 5, 128).remove(0);
+    let alone = continued(&mut session, from_ref(&short), 5, 128).remove(0);
     let both = continued(&mut session, &[short, prompt], 5, 3);
     assert_eq!(both, [alone, want[..5].to_vec()]);
 }
@@ -204,7 +205,7 @@ fn the_positions_of_a_table_bound_the_sequence() {
     let mut session = Session::builder().backend(BackendChoice::Cpu).load(&path).unwrap();
     let (prompt, _) = golden("gpt2");
     let options = GenerateOptions { max_new_tokens: 200, ignore_eos: true, ..GenerateOptions::default() };
-    let made = session.generate(&[prompt.clone()], &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let made = session.generate(from_ref(&prompt), &options, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!((made.rows[0].finish, made.rows[0].tokens.len()), (Finish::ContextFull, 64 - prompt.len() + 1));
 
     let forward = session.plan().programs.iter().find(|p| p.name == "forward").unwrap();
@@ -218,9 +219,9 @@ fn an_export_without_a_cache_generates_by_recomputing() {
     let mut session =
         Session::builder().backend(BackendChoice::Cpu).load(&fixtures().join("onnx/llama_gqa.onnx")).unwrap();
     let (prompt, want) = golden("llama_gqa");
-    assert_eq!(continued(&mut session, &[prompt.clone()], want.len(), 128), [want.clone()]);
+    assert_eq!(continued(&mut session, from_ref(&prompt), want.len(), 128), from_ref(&want));
     let short = prompt[..3].to_vec();
-    let alone = continued(&mut session, std::slice::from_ref(&short), 4, 128).remove(0);
+    let alone = continued(&mut session, from_ref(&short), 4, 128).remove(0);
     assert_eq!(continued(&mut session, &[prompt, short], 4, 128)[1], alone);
 }
 
