@@ -151,7 +151,7 @@ fn texts(plan: &Plan, main: &str, tier: Tier, text: impl Fn(&KernelSpec, &str) -
     let used: BTreeSet<u32> = plan.program(main).unwrap().steps.iter().map(|s| s.kernel).collect();
     let kernels = plan.kernels().zip(0..).filter(|(_, i)| used.contains(i)).map(|(k, _)| k);
     kernels
-        .map(|k| format!("// ==== {}\n{}\n", k.name, text(&k.spec, &k.variant(tier).unwrap().wgsl).trim_end()))
+        .map(|k| format!("// ==== {}\n{}\n", k.name, text(&k.spec, &k.variant(tier).unwrap().text).trim_end()))
         .collect()
 }
 
@@ -209,7 +209,7 @@ fn execute(plan: &Plan) -> usize {
         for tier in TIERS {
             let caps = Capabilities::webgpu(tier);
             let r = render(&k.spec, &caps).unwrap();
-            assert_eq!(r.text, k.variant(tier).unwrap().wgsl, "{}", k.name);
+            assert_eq!(r.text, k.variant(tier).unwrap().text, "{}", k.name);
             kernel::validate(&r, &caps);
             let got = kernel::gpu::run(&case, &r, 1).expect("these tests need a Vulkan, Metal or DirectX 12 adapter");
             for (i, a) in k.spec.args.iter().enumerate().filter(|(_, a)| a.written) {

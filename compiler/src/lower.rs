@@ -39,7 +39,7 @@ impl Default for CompileOptions {
     fn default() -> Self {
         CompileOptions {
             fusion: FusionOptions::default(),
-            targets: vec![Capabilities::webgpu(Tier::Cpu), Capabilities::webgpu(Tier::Gpu)],
+            targets: vec![Capabilities::webgpu(Tier::Cpu), Capabilities::webgpu(Tier::Gpu), Capabilities::cuda()],
             outline: true,
             skip_passes: Vec::new(),
             rewrite_fuel: None,
@@ -331,11 +331,15 @@ impl Lowering<'_> {
         for caps in &self.options.targets {
             let r = templates::render(spec, caps)
                 .map_err(|e| Error::Unsupported { region: spec.name.clone(), reason: e.to_string() })?;
+            let dynamic_shared_bytes = u32::try_from(r.dynamic_shared_bytes())
+                .map_err(|e| Error::Unsupported { region: spec.name.clone(), reason: e.to_string() })?;
             variants.push(Variant {
                 tier: caps.tier,
                 schedule: Schedule { template: r.template.into(), workgroup: r.workgroup, tile: r.tile },
                 grid: r.grid,
-                wgsl: r.text,
+                architecture: caps.architecture,
+                dynamic_shared_bytes,
+                text: r.text,
             });
         }
         let n = self.names.entry(spec.name.clone()).or_insert(0);

@@ -34,11 +34,36 @@ impl Tier {
     }
 }
 
+/// An NVIDIA instruction set that PTX is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Architecture {
+    /// `sm_80`: this GPU and every later one.
+    #[serde(rename = "sm_80")]
+    Sm80,
+}
+
+impl Architecture {
+    /// The name as PTX writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Architecture::Sm80 => "sm_80",
+        }
+    }
+    /// Whether a GPU of this compute capability (major, minor) runs such texts.
+    pub fn runs_on(self, capability: (u32, u32)) -> bool {
+        match self {
+            Architecture::Sm80 => capability >= (8, 0),
+        }
+    }
+}
+
 /// Limits and features that legality and schedules read. [`Capabilities::webgpu`] is the default legality profile.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
     /// Shape of schedule.
     pub tier: Tier,
+    /// The instruction set, where texts are written for one.
+    pub architecture: Option<Architecture>,
     /// Storage buffers a shader stage may bind.
     pub limit_storage_buffers: u32,
     /// Uniform buffers a shader stage may bind.
@@ -66,6 +91,7 @@ impl Capabilities {
     pub const fn webgpu(tier: Tier) -> Self {
         Capabilities {
             tier,
+            architecture: None,
             limit_storage_buffers: 8,
             limit_uniform_buffers: 12,
             limit_workgroup_bytes: 16384,
@@ -83,6 +109,7 @@ impl Capabilities {
     pub const fn cuda() -> Self {
         Capabilities {
             tier: Tier::Cuda,
+            architecture: Some(Architecture::Sm80),
             limit_storage_buffers: 64,
             limit_uniform_buffers: 12,
             limit_workgroup_bytes: 99 << 10,

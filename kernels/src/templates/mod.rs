@@ -57,6 +57,16 @@ pub struct Rendered {
     pub text: String,
 }
 
+impl Rendered {
+    /// Workgroup memory that a launch must ask for, in bytes; 0 where the text declares it all.
+    pub fn dynamic_shared_bytes(&self) -> u64 {
+        match self.language {
+            Language::Wgsl => 0,
+            Language::Ptx => ptx::dynamic_shared_bytes(&self.module),
+        }
+    }
+}
+
 /// Why a kernel has no rendering.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -1,8 +1,8 @@
-//! Kernels of a plan: meaning, and one text for each tier of target.
+//! Kernels of a plan: meaning, and a text for each target.
 
 use frit_kernels::dim::Dim;
 use frit_kernels::spec::KernelSpec;
-use frit_kernels::target::Tier;
+use frit_kernels::target::{Architecture, Tier};
 use serde::{Deserialize, Serialize};
 
 /// A kernel: its meaning and its renderings.
@@ -17,23 +17,32 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The text for a tier.
+    /// The first text for a tier.
     pub fn variant(&self, tier: Tier) -> Option<&Variant> {
         self.variants.iter().find(|v| v.tier == tier)
     }
+    /// The PTX for a GPU of this compute capability (major, minor): that of the newest instruction set it has.
+    pub fn ptx(&self, capability: (u32, u32)) -> Option<&Variant> {
+        let runs = |v: &&Variant| v.tier == Tier::Cuda && v.architecture.is_some_and(|a| a.runs_on(capability));
+        self.variants.iter().filter(runs).max_by_key(|v| v.architecture)
+    }
 }
 
-/// One rendering of a kernel for a tier.
+/// One rendering of a kernel for a target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Variant {
-    /// The tier it was scheduled for.
+    /// The tier it was scheduled for; it settles the language.
     pub tier: Tier,
+    /// The instruction set that PTX is written for; WGSL has none.
+    pub architecture: Option<Architecture>,
     /// How it was scheduled.
     pub schedule: Schedule,
     /// Workgroups per dimension over the sizes of a launch; each at least 1 and already folded under the limit.
     pub grid: [Dim; 3],
-    /// WGSL.
-    pub wgsl: String,
+    /// Workgroup memory that a launch must ask for, in bytes; 0 where the text declares it all.
+    pub dynamic_shared_bytes: u32,
+    /// The kernel in the tier's language, entry point `main`.
+    pub text: String,
 }
 
 /// A schedule in readable form: the template's name and its parameters.

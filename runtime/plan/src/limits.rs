@@ -35,5 +35,7 @@ pub const EXPRESSIONS: usize = 100_000;
 pub const ARGUMENTS: usize = 256;
 /// Bytes of one kernel's text for one target.
 pub const TEXT_BYTES: usize = 4 << 20;
+/// Workgroup memory that a launch asks for, in bytes: the largest that an NVIDIA GPU has.
+pub const SHARED_BYTES: u64 = 227 << 10;
 /// Invocations of a workgroup.
 pub const INVOCATIONS: u64 = 1024;

@@ -8,7 +8,7 @@ use frit_kernels::target::Tier;
 use serde::{Deserialize, Serialize};
 
 /// Version of the plan's types; another number is refused on load.
-pub const PLAN_VERSION: u32 = 1;
+pub const PLAN_VERSION: u32 = 2;
 
 /// Names of the sizes that decoders use, in table order.
 pub mod sizes {
@@ -105,10 +105,10 @@ impl Plan {
     pub fn kernels(&self) -> impl Iterator<Item = &Kernel> {
         self.kernels.iter()
     }
-    /// Name and WGSL of every kernel for a tier, in stable order: what a test of a model's kernels compares with its
+    /// Name and text of every kernel for a tier, in stable order: what a test of a model's kernels compares with its
     /// snapshots. Names, order and texts depend on the model and the compiler's version alone.
     pub fn texts(&self, tier: Tier) -> impl Iterator<Item = (&str, &str)> {
-        self.kernels.iter().filter_map(move |k| Some((k.name.as_str(), k.variant(tier)?.wgsl.as_str())))
+        self.kernels.iter().filter_map(move |k| Some((k.name.as_str(), k.variant(tier)?.text.as_str())))
     }
     /// The value of a size expression when the sizes of [`Plan::sizes`] have `values`.
     ///

@@ -3,9 +3,12 @@
 //! to a buffer of its kind that is long enough for it.
 
 use crate::limits;
-use crate::{BufferRef, Kernel, KvPart, PLAN_VERSION, Placement, Plan, Port, Program, Step, WeightDecl, WeightSource};
+use crate::{
+    BufferRef, Kernel, KvPart, PLAN_VERSION, Placement, Plan, Port, Program, Step, Variant, WeightDecl, WeightSource,
+};
 use frit_kernels::dim::{Dim, Sym, product};
 use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::emit::Language;
 use frit_kernels::spec::{Anchor, Arg, Space};
 use std::collections::{HashMap, HashSet};
 
@@ -15,6 +18,10 @@ use std::collections::{HashMap, HashSet};
 pub struct PlanError {
     /// Each with its place.
     pub faults: Vec<String>,
+}
+
+fn target_name(v: &Variant) -> String {
+    v.architecture.map_or_else(|| v.tier.name().to_owned(), |a| format!("{} {}", v.tier.name(), a.name()))
 }
 
 /// Faults reported at most; further ones follow from these more often than not.
@@ -239,12 +246,21 @@ impl Check<'_> {
             self.dims(&place, &a.causal_offset);
         }
         for (i, v) in k.variants.iter().enumerate() {
-            let first = !k.variants.iter().take(i).any(|w| w.tier == v.tier);
-            self.ensure(first, || format!("{place} has two texts for {}", v.tier.name()));
+            let target = (v.tier, v.architecture);
+            let first = !k.variants.iter().take(i).any(|w| (w.tier, w.architecture) == target);
+            self.ensure(first, || format!("{place} has two texts for {}", target_name(v)));
+            let is_ptx = v.tier.language() == Language::Ptx;
+            self.ensure(is_ptx == v.architecture.is_some(), || {
+                format!("{place}: the text for {} has the wrong instruction set", target_name(v))
+            });
+            let shared = u64::from(v.dynamic_shared_bytes);
+            self.ensure(shared <= limits::SHARED_BYTES && (is_ptx || shared == 0), || {
+                format!("{place}: {shared} bytes of workgroup memory for {}", target_name(v))
+            });
             let invocations = v.schedule.workgroup.iter().try_fold(1u64, |p, n| p.checked_mul(u64::from(*n)));
             let ok = invocations.is_some_and(|n| (1..=limits::INVOCATIONS).contains(&n));
             self.ensure(ok, || format!("{place}: a workgroup of {:?}", v.schedule.workgroup));
-            self.ensure(v.wgsl.len() <= limits::TEXT_BYTES, || format!("{place}: a text of {} bytes", v.wgsl.len()));
+            self.ensure(v.text.len() <= limits::TEXT_BYTES, || format!("{place}: a text of {} bytes", v.text.len()));
             self.dims(&place, &v.grid);
         }
     }

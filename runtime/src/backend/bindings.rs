@@ -5,6 +5,7 @@
 //! each argument in its binding; then the uniform `sizes`, the plan's table of sizes.
 
 use crate::{Error, Result};
+use frit_kernels::emit::Language;
 use frit_kernels::spec::{KernelSpec, Space};
 use frit_kernels::target::Tier;
 use frit_plan::{Kernel, Variant};
@@ -45,11 +46,14 @@ pub(crate) fn slots(spec: &KernelSpec) -> Vec<Slot> {
     out
 }
 
-/// The text of a kernel that suits `tier`: every variant is right on every tier, one is the faster.
+/// The text of a kernel that suits `tier`: every variant in the tier's language is right, one is the faster.
 pub(crate) fn variant(kernel: &Kernel, tier: Tier) -> Result<&Variant> {
-    kernel.variant(tier).or(kernel.variants.first()).ok_or_else(|| Error::Kernel {
-        backend: "wgpu",
-        kernel: kernel.name.clone(),
-        reason: "the artifact holds no WGSL for it".into(),
+    let readable = |v: &&Variant| v.tier.language() == tier.language();
+    kernel.variant(tier).or(kernel.variants.iter().find(readable)).ok_or_else(|| {
+        let (backend, language) = match tier.language() {
+            Language::Wgsl => ("wgpu", "WGSL"),
+            Language::Ptx => ("cuda", "PTX"),
+        };
+        Error::Kernel { backend, kernel: kernel.name.clone(), reason: format!("the plan holds no {language} for it") }
     })
 }

@@ -7,12 +7,10 @@ use super::packed::{self, NoTensors};
 use super::{Backend, Counters, Executor, Extent, Progress};
 use crate::tensor::Data;
 use crate::{Error, Result, Tensor};
-use frit_kernels::dim::Dim;
 use frit_kernels::emit;
 use frit_kernels::spec::Space;
-use frit_kernels::target::{Capabilities, Tier};
-use frit_kernels::templates::render;
-use frit_plan::{Kernel, Placement, Plan, Port, Step, TensorSource};
+use frit_kernels::target::Tier;
+use frit_plan::{Placement, Plan, Port, Step, TensorSource};
 use frit_simt::{Argument, Buffer, Language, Launch, Options, Region, Violation};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,40 +46,6 @@ impl Checks {
             f(k);
         }
     }
-}
-
-/// What is executed of a kernel.
-#[derive(Debug)]
-struct Text {
-    language: Language,
-    text: String,
-    workgroup: [u32; 3],
-    grid: [Dim; 3],
-    dynamic_shared_bytes: u32,
-}
-
-/// The text of a kernel for a tier: the plan's WGSL, or PTX rendered from what the kernel means.
-fn text_of(kernel: &Kernel, tier: Tier) -> Result<Text> {
-    if tier != Tier::Cuda {
-        let v = variant(kernel, tier)?;
-        return Ok(Text {
-            language: Language::Wgsl,
-            text: v.wgsl.clone(),
-            workgroup: v.schedule.workgroup,
-            grid: v.grid.clone(),
-            dynamic_shared_bytes: 0,
-        });
-    }
-    let refused = |reason: String| Error::Kernel { backend: "simt", kernel: kernel.name.clone(), reason };
-    let r = render(&kernel.spec, &Capabilities::cuda()).map_err(|e| refused(e.to_string()))?;
-    let shared = emit::ptx::dynamic_shared_bytes(&r.module);
-    Ok(Text {
-        language: Language::Ptx,
-        text: r.text,
-        workgroup: r.workgroup,
-        grid: r.grid,
-        dynamic_shared_bytes: u32::try_from(shared).map_err(|e| refused(e.to_string()))?,
-    })
 }
 
 /// The checking interpreter as a backend.
@@ -136,7 +100,7 @@ impl Backend for SimtBackend {
         }
         let side = bytemuck::cast_slice(&packed::side(&plan, &layout, 0, source, extent)?).to_vec();
         let e = SimtExecutor {
-            texts: plan.kernels.iter().map(|k| text_of(k, self.tier)).collect::<Result<_>>()?,
+            tier: self.tier,
             options: self.options.clone(),
             checks: self.checks.clone(),
             own,
@@ -171,7 +135,7 @@ impl Memory {
 }
 
 struct SimtExecutor {
-    texts: Vec<Text>,
+    tier: Tier,
     options: Options,
     checks: Checks,
     plan: Arc<Plan>,
@@ -209,6 +173,11 @@ impl SimtExecutor {
         let at = step.kernel as usize;
         let kernel = plan.kernels.get(at).ok_or_else(|| super::layout::no_kernel(step))?;
         let refused = |reason: String| Error::Kernel { backend: "simt", kernel: kernel.name.clone(), reason };
+        let text = variant(kernel, self.tier)?;
+        let language = match text.tier.language() {
+            emit::Language::Wgsl => Language::Wgsl,
+            emit::Language::Ptx => Language::Ptx,
+        };
         let places = self.memory()?.layout.places(&plan, program, step)?;
         let lens = kernel.spec.args.iter().map(|a| Ok(plan.eval(&a.len, sizes)?)).collect::<Result<Vec<u64>>>()?;
         let mut arguments = Vec::new();
@@ -228,16 +197,15 @@ impl SimtExecutor {
                     let mut table: Vec<u32> = sizes.iter().map(|s| u32::try_from(*s).unwrap_or(u32::MAX)).collect();
                     table.resize(SIZES_BYTES as usize / 4, 0);
                     let table = words(&table);
-                    match self.texts.get(at).map(|t| t.language) {
-                        Some(Language::Ptx) => (Argument::Buffer(Buffer::input("sizes", table)), None),
-                        _ => (Argument::Bytes(table), None),
+                    match language {
+                        Language::Ptx => (Argument::Buffer(Buffer::input("sizes", table)), None),
+                        Language::Wgsl => (Argument::Bytes(table), None),
                     }
                 }
             };
             arguments.push(argument);
             homes.push(home);
         }
-        let text = self.texts.get(at).ok_or_else(|| super::layout::no_kernel(step))?;
         let mut grid = [0u32; 3];
         for (g, d) in grid.iter_mut().zip(&text.grid) {
             let v = plan.eval(d, sizes)?;
@@ -249,9 +217,9 @@ impl SimtExecutor {
         let launch = Launch {
             kernel: &kernel.name,
             text: &text.text,
-            language: text.language,
+            language,
             entry: Some("main"),
-            workgroup: text.workgroup,
+            workgroup: text.schedule.workgroup,
             grid,
             arguments,
             dynamic_shared_bytes: text.dynamic_shared_bytes,

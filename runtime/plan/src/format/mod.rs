@@ -28,7 +28,7 @@ use crate::PlanError;
 use std::path::{Path, PathBuf};
 
 /// Version of the container's layout; another number is refused on load.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const KEY_VERSION: &str = "frit.version";
 const KEY_PLAN: &str = "frit.plan";
@@ -58,7 +58,7 @@ pub enum FormatError {
         reason: String,
     },
     /// The file was written by a newer or much older Frit.
-    #[error("{path}: {part} has version {found}; this build reads version {supported}", path = path.display())]
+    #[error("{path}: {part} has version {found}; this build reads version {supported}: compile the model again", path = path.display())]
     Version {
         /// The file.
         path: PathBuf,

@@ -226,7 +226,7 @@ fn an_altered_part_is_named() {
     };
     assert!(changed("ä".as_bytes(), b"xx").contains("the tokenizer does not match its hash"));
     assert!(changed(b"architecture", b"architektur_").contains("bad.frit"));
-    assert!(changed(b"frit.version\":\"1", b"frit.version\":\"9").contains("version 9"));
+    assert!(changed(b"frit.version\":\"2", b"frit.version\":\"9").contains("version 9"));
     assert!(changed(b"none", b"nine").contains("the plan does not match its hash"));
     let mut b = bytes.clone();
     *b.last_mut().unwrap() ^= 1;
@@ -285,7 +285,7 @@ fn a_plan_that_contradicts_itself_is_refused() {
         ("undeclared", |p| p.kernels[0].spec.args[0].len = "W".parse().unwrap()),
         ("made of nothing", |p| p.weights[0].source = WeightSource::Parts(vec![])),
         ("sets size `B`", |p| p.programs[0].fixed.push(("B".into(), 0))),
-        ("version 2", |p| p.version = 2),
+        ("version 3", |p| p.version = 3),
     ];
     for (want, change) in cases {
         let (mut plan, _) = model();

@@ -66,6 +66,6 @@ fn one(gpu: &Gpu, kernel: &Kernel, tier: Tier) -> Result<Pipeline> {
         count: None,
     };
     let entries: Vec<_> = slots.iter().enumerate().map(entry).collect();
-    let (pipeline, group) = gpu.pipeline(&kernel.name, &variant(kernel, tier)?.wgsl, &entries)?;
+    let (pipeline, group) = gpu.pipeline(&kernel.name, &variant(kernel, tier)?.text, &entries)?;
     Ok(Pipeline { pipeline, group, slots })
 }

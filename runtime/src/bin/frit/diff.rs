@@ -62,7 +62,7 @@ fn change(name: &str, old: &PhaseReport, new: &PhaseReport) -> Change {
 }
 
 fn texts(plan: &Plan) -> BTreeMap<&str, String> {
-    let text = |k: &frit_plan::Kernel| k.variants.iter().map(|v| v.wgsl.as_str()).collect::<String>();
+    let text = |k: &frit_plan::Kernel| k.variants.iter().map(|v| v.text.as_str()).collect::<String>();
     plan.kernels.iter().map(|k| (k.name.as_str(), text(k))).collect()
 }
 

@@ -13,6 +13,8 @@ use std::path::PathBuf;
 enum Emit {
     /// The WGSL text.
     Wgsl,
+    /// The PTX text.
+    Ptx,
     /// What the kernel computes, as JSON.
     Spec,
 }
@@ -92,10 +94,11 @@ pub fn main(a: &Args) -> Result<()> {
             let names: Vec<&str> = plan.kernels().map(|k| k.name.as_str()).collect();
             bail!("there is no kernel `{name}`\nhint: one of {}", names.join(", "));
         };
+        let tier = if let Emit::Ptx = a.emit { Tier::Cuda } else { tier };
         match (a.emit, k.variant(tier)) {
             (Emit::Spec, _) => println!("{}", serde_json::to_string_pretty(&k.spec)?),
-            (Emit::Wgsl, Some(v)) => print!("{}", v.wgsl),
-            (Emit::Wgsl, None) => bail!("`{name}` has no text for the tier {}", tier.name()),
+            (_, Some(v)) => print!("{}", v.text),
+            (_, None) => bail!("`{name}` has no text for the tier {}", tier.name()),
         }
         return Ok(());
     }

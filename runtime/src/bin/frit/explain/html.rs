@@ -75,7 +75,7 @@ fn phase(out: &mut String, plan: &Plan, program: &Program, p: &PhaseReport, coun
 fn region(out: &mut String, plan: &Plan, i: usize, r: &RegionReport, n: &dyn Fn(&frit_kernels::dim::Dim) -> i64) {
     let y = i * STEP + 10;
     let kernel = plan.kernels.iter().find(|k| k.name == r.kernel);
-    let text = kernel.and_then(|k| k.variant(Tier::Gpu).or(k.variants.first())).map_or("", |v| v.wgsl.as_str());
+    let text = kernel.and_then(|k| k.variant(Tier::Gpu).or(k.variants.first())).map_or("", |v| v.text.as_str());
     let title = format!(
         "K{} {}\n{}\nsaves {} and {} launches; weights {}, activations {}; {} bindings; class {}\n\n{text}",
         r.id,
