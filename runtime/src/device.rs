@@ -6,13 +6,15 @@ use crate::{Error, Result};
 /// A choice of backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackendChoice {
-    /// A graphics card when there is one, else the processor.
+    /// An NVIDIA GPU when there is one, else another graphics card, else the processor.
     #[default]
     Auto,
     /// The processor.
     Cpu,
     /// Whatever adapter wgpu finds, software ones included.
     Wgpu,
+    /// An NVIDIA GPU through its driver.
+    Cuda,
 }
 
 impl std::str::FromStr for BackendChoice {
@@ -22,7 +24,8 @@ impl std::str::FromStr for BackendChoice {
             "auto" => Ok(BackendChoice::Auto),
             "cpu" => Ok(BackendChoice::Cpu),
             "wgpu" => Ok(BackendChoice::Wgpu),
-            _ => Err(Error::NoBackend { backend: s.into(), reason: "the choices are auto, cpu, wgpu".into() }),
+            "cuda" => Ok(BackendChoice::Cuda),
+            _ => Err(Error::NoBackend { backend: s.into(), reason: "the choices are auto, cpu, wgpu, cuda".into() }),
         }
     }
 }
@@ -36,7 +39,8 @@ impl BackendChoice {
         match self {
             BackendChoice::Cpu => cpu(),
             BackendChoice::Wgpu => wgpu(false),
-            BackendChoice::Auto => match wgpu(true) {
+            BackendChoice::Cuda => cuda(),
+            BackendChoice::Auto => match cuda().or_else(|_| wgpu(true)) {
                 Ok(b) if b.is_hardware() => Ok(b),
                 _ => cpu(),
             },
@@ -46,6 +50,19 @@ impl BackendChoice {
 
 fn cpu() -> Result<Box<dyn Backend>> {
     Ok(Box::new(crate::backend::cpu::CpuBackend::new()))
+}
+
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<Box<dyn Backend>> {
+    Ok(Box::new(crate::backend::cuda::CudaBackend::new()?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Result<Box<dyn Backend>> {
+    Err(Error::NoBackend {
+        backend: "cuda".into(),
+        reason: "this build has no CUDA backend; build it with `--features cuda`".into(),
+    })
 }
 
 #[cfg(feature = "wgpu")]

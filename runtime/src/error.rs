@@ -100,6 +100,12 @@ pub enum Error {
     /// The device failed; the session is of no further use.
     #[error("device: {0}")]
     Device(String),
+    /// The device's context failed for good: every later call of this process fails as well.
+    #[error("device: {cause}; the session is of no further use, nor is the GPU to this process")]
+    Poisoned {
+        /// The call that failed first.
+        cause: String,
+    },
     /// A size expression of the plan has no value.
     #[error("plan: {0}")]
     Size(#[from] frit_kernels::dim::DimError),

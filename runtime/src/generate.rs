@@ -13,6 +13,7 @@ use crate::session::{POS_OFFSET, Session, state, state_len};
 use crate::{Error, Result, Tensor};
 use frit_plan::{Plan, Program, Task, sizes};
 use serde::Serialize;
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -177,6 +178,8 @@ struct Run {
     samplers: Vec<Sampler>,
     /// Tokens chosen last, one a row.
     next: Vec<i32>,
+    /// Tokens chosen after these, by steps that ran ahead of the host.
+    ahead: VecDeque<Vec<i32>>,
     rows: Rows,
     /// Values of the plan's sizes.
     sizes: Vec<u64>,
@@ -256,6 +259,7 @@ impl Run {
             decode,
             samplers,
             next: Vec::new(),
+            ahead: VecDeque::new(),
             rows: Rows::new(batch.rows(), &plan, options),
             sizes: table,
             at,
@@ -308,15 +312,44 @@ impl Run {
 
     fn decode(&mut self, session: &mut Session) -> Result<()> {
         let start = Instant::now();
-        self.set(self.at.tokens, 1);
-        self.set(self.at.past, self.past);
-        let reads_ids =
-            self.plan.programs.get(self.decode).is_some_and(|p| p.inputs.iter().any(|i| i.name == INPUT_IDS));
-        let ids = Tensor::i32(&[self.rows.len() as u64, 1], self.next.clone())?;
-        self.run(session, self.decode, reads_ids.then_some(&ids), true)?;
+        if self.ahead.is_empty() {
+            self.set(self.at.tokens, 1);
+            self.set(self.at.past, self.past);
+            self.run_ahead(session)?;
+        }
+        if let Some(next) = self.ahead.pop_front() {
+            self.next = next;
+        } else {
+            let reads_ids =
+                self.plan.programs.get(self.decode).is_some_and(|p| p.inputs.iter().any(|i| i.name == INPUT_IDS));
+            let ids = Tensor::i32(&[self.rows.len() as u64, 1], self.next.clone())?;
+            self.run(session, self.decode, reads_ids.then_some(&ids), true)?;
+        }
         self.past += 1;
         self.stats.decode_steps += 1;
         self.decode_time += start.elapsed();
+        Ok(())
+    }
+
+    /// Runs several steps at once where the device chooses the tokens and feeds them to itself, and the backend is the
+    /// faster for it.
+    fn run_ahead(&mut self, session: &mut Session) -> Result<()> {
+        let Some(g) = self.plan.programs.get(self.decode) else { return Ok(()) };
+        let wanted = g.outputs.iter().position(|p| p.name == NEXT_TOKEN);
+        let (Some(wanted), true, true) = (wanted, g.inputs.is_empty(), self.samplers.is_empty()) else { return Ok(()) };
+        let room = context(&self.plan).saturating_sub(self.past);
+        let steps = session.executor.steps_ahead().min(self.rows.left()).min(room);
+        if steps < 2 {
+            return Ok(());
+        }
+        for t in session.executor.run_ahead(self.decode, &self.sizes, self.at.past, steps, wanted)? {
+            match t.as_i32() {
+                Some(tokens) if tokens.len() >= self.rows.len() => {
+                    self.ahead.push_back(last_of_each(tokens, self.rows.len(), 1).copied().collect());
+                }
+                _ => return Err(Error::Device("fewer tokens than rows".into())),
+            }
+        }
         Ok(())
     }
 

@@ -34,6 +34,11 @@ impl Rows {
     pub fn len(&self) -> usize {
         self.rows.len()
     }
+    /// Tokens that some row still wants.
+    pub fn left(&self) -> u64 {
+        let going = self.rows.iter().filter(|r| r.finish.is_none());
+        going.map(|r| self.most.saturating_sub(r.tokens.len()) as u64).max().unwrap_or(0)
+    }
     /// Gives each row that goes on its token, and the caller too.
     pub fn take(&mut self, next: &[i32], on_token: &mut dyn FnMut(NewToken) -> ControlFlow<()>) -> Taken {
         let mut tokens = 0;

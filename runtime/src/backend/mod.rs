@@ -4,13 +4,17 @@
 //! [`Extent`] allows. The [`Executor`] it gives runs programs. After the first run of a program with given bounds,
 //! running it again makes no pipeline, bind group or buffer ([`Counters`] tell).
 
-#[cfg(any(feature = "wgpu", feature = "verify"))]
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "verify"))]
 pub(crate) mod bindings;
 pub mod cpu;
-#[cfg(any(feature = "wgpu", feature = "verify"))]
+#[cfg(any(feature = "cuda", feature = "verify"))]
+pub mod cuda;
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "verify"))]
 pub(crate) mod layout;
-#[cfg(any(feature = "wgpu", feature = "verify"))]
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "verify"))]
 pub(crate) mod packed;
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "verify"))]
+pub(crate) mod ports;
 #[cfg(feature = "verify")]
 pub mod simt;
 pub(crate) mod weights;
@@ -31,7 +35,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// A kind of device.
 pub trait Backend {
-    /// `cpu`, `wgpu`.
+    /// `cpu`, `wgpu`, `cuda`.
     fn name(&self) -> &'static str;
     /// The device, for people.
     fn device(&self) -> String;
@@ -76,6 +80,33 @@ pub trait Executor: Send {
     /// # Errors
     /// Sizes beyond the extent, or a failed device.
     fn run(&mut self, program: usize, sizes: &[u64], inputs: &[&Tensor], wanted: &[usize]) -> Result<Vec<Tensor>>;
+    /// How many runs of a program that feeds itself this executor does best without the host in between.
+    fn steps_ahead(&self) -> u64 {
+        1
+    }
+    /// Runs a program without inputs `steps` times, with the size `advance` (index into [`Plan::sizes`]) one larger each
+    /// time, and returns output `wanted` of every run in order.
+    ///
+    /// # Errors
+    /// As [`Executor::run`], which is what it is made of.
+    fn run_ahead(
+        &mut self,
+        program: usize,
+        sizes: &[u64],
+        advance: usize,
+        steps: u64,
+        wanted: usize,
+    ) -> Result<Vec<Tensor>> {
+        let mut sizes = sizes.to_vec();
+        let mut out = Vec::new();
+        for _ in 0..steps {
+            out.extend(self.run(program, &sizes, &[], &[wanted])?);
+            if let Some(v) = sizes.get_mut(advance) {
+                *v += 1;
+            }
+        }
+        Ok(out)
+    }
     /// What has been created and moved so far.
     fn counters(&self) -> Counters;
     /// Bytes held on the device: weights, cache, arenas.

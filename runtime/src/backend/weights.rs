@@ -22,7 +22,7 @@ pub(crate) struct Assembled {
 
 impl Assembled {
     /// The elements as floats; `None` for quantised blocks.
-    #[cfg(any(test, feature = "wgpu", feature = "verify"))]
+    #[cfg(any(test, feature = "cuda", feature = "wgpu", feature = "verify"))]
     pub fn to_f32(&self) -> Option<Vec<f32>> {
         decode(self.storage, &self.bytes)
     }

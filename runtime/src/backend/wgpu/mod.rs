@@ -15,16 +15,16 @@ mod weights;
 
 pub use device::{ADAPTER_VARIABLE, Selection};
 
-use super::layout::{Home, Layout, Place, elements};
+use super::layout::{Layout, elements};
+use super::ports::{self, check_inputs, check_outputs, check_sizes};
 use super::{Backend, Counters, Executor, Extent, Progress};
-use crate::{Error, Result, Tensor, tensor::Data};
+use crate::{Error, Result, Tensor};
 use device::Gpu;
-use frit_kernels::dtype::Scalar;
 use frit_kernels::target::Tier;
-use frit_plan::{BufferRef, Placement, Plan, Port, Program, TensorSource};
+use frit_plan::{Placement, Plan, TensorSource};
 
 use pipeline::Pipeline;
-use readback::{Staging, Wanted};
+use readback::Staging;
 use replay::{Buffers, Replay};
 use std::sync::Arc;
 use std::time::Duration;
@@ -226,7 +226,7 @@ impl WgpuExecutor {
             n => Some(self.staging.reserve(&self.gpu, n, replay.output_bytes)?),
         };
 
-        let writes = replay::writes(&given);
+        let writes = ports::writes(&given);
         let mut targets = Vec::new();
         for w in &writes {
             targets.push(bound.buffers.get(&self.weights, w.home)?);
@@ -259,7 +259,7 @@ impl WgpuExecutor {
         }
         let result = match staging {
             Some(staging) => {
-                let read = self.gpu.read(staging, bytes, index, |b| readback::tensors(&outputs, b))?;
+                let read = self.gpu.read(staging, bytes, index, |b| ports::tensors(&outputs, b))?;
                 self.pending = None;
                 read
             }
@@ -269,7 +269,7 @@ impl WgpuExecutor {
                     Some(i) => self.gpu.wait(i)?,
                     None => self.gpu.tidy()?,
                 }
-                readback::tensors(&outputs, &[])
+                ports::tensors(&outputs, &[])
             }
         };
         self.sizes = Some(table);
@@ -331,87 +331,4 @@ impl Executor for WgpuExecutor {
         let records: u64 = bound.programs.iter().flatten().map(|p| p.record_bytes).sum();
         [weights, cache, arenas + records + self.staging.bytes()]
     }
-}
-
-/// The table of sizes, if the executor serves them.
-fn check_sizes(plan: &Plan, program: &Program, extent: &Extent, sizes: &[u64]) -> Result<[u32; 16]> {
-    if sizes.len() != plan.sizes.len() {
-        let expected = plan.sizes.len().to_string();
-        return Err(Error::Shape { what: "number of sizes".into(), expected, found: sizes.len().to_string() });
-    }
-    let mut table = [0; 16];
-    for (((decl, v), most), to) in plan.sizes.iter().zip(sizes).zip(&extent.0).zip(&mut table) {
-        let what = || format!("size {} of program `{}`", decl.name, program.name);
-        let bounds = program.at_most.iter().filter(|(n, _)| *n == decl.name).map(|(_, m)| *m);
-        let limit = bounds.chain([*most, u64::from(u32::MAX)]).min().unwrap_or(*most);
-        if *v > limit {
-            return Err(Error::Limit { what: what(), wanted: *v, limit });
-        }
-        if let Some((_, f)) = program.fixed.iter().find(|(n, f)| *n == decl.name && f != v) {
-            return Err(Error::Shape { what: what(), expected: f.to_string(), found: v.to_string() });
-        }
-        *to = u32::try_from(*v).unwrap_or(u32::MAX);
-    }
-    Ok(table)
-}
-
-fn check_inputs<'a>(
-    plan: &Plan,
-    program: &Program,
-    places: &[Place],
-    sizes: &[u64],
-    inputs: &[&'a Tensor],
-) -> Result<Vec<(Place, bool, &'a Tensor)>> {
-    if inputs.len() != program.inputs.len() {
-        let names: Vec<&str> = program.inputs.iter().map(|p| p.name.as_str()).collect();
-        let line = format!("program `{}` takes {:?}, {} tensors given", program.name, names, inputs.len());
-        return Err(Error::Inputs(vec![line]));
-    }
-    let mut out = Vec::new();
-    for ((port, place), tensor) in program.inputs.iter().zip(places).zip(inputs) {
-        let shape = port_shape(plan, port, place, sizes)?;
-        let is_float = matches!(tensor.data(), Data::F32(_));
-        if tensor.shape() != shape || is_float != (port.storage.scalar() == Scalar::F32) {
-            return Err(Error::Shape {
-                what: format!("input `{}`", port.name),
-                expected: format!("{} {shape:?}", port.storage),
-                found: format!("{} {:?}", if is_float { "f32" } else { "i32" }, tensor.shape()),
-            });
-        }
-        out.push((*place, matches!(port.buffer, BufferRef::Value(_)), *tensor));
-    }
-    Ok(out)
-}
-
-fn check_outputs(
-    plan: &Plan,
-    program: &Program,
-    places: &[Place],
-    sizes: &[u64],
-    wanted: &[usize],
-) -> Result<Vec<Wanted>> {
-    let mut out = Vec::new();
-    for i in wanted {
-        let (Some(port), Some(place)) = (program.outputs.get(*i), places.get(*i)) else {
-            return Err(Error::Plan(format!("program `{}` has no output {i}", program.name)));
-        };
-        let shape = port_shape(plan, port, place, sizes)?;
-        let elems = shape.iter().product();
-        let is_float = matches!(place.home, Home::Arena | Home::Kv(_));
-        if is_float != (port.storage.scalar() == Scalar::F32) {
-            return Err(Error::Plan(format!("output `{}` is {}, its buffer is not", port.name, port.storage)));
-        }
-        out.push(Wanted { place: *place, shape, elems, storage: port.storage });
-    }
-    Ok(out)
-}
-
-/// The shape of a port under `sizes`, if its buffer has room for it.
-fn port_shape(plan: &Plan, port: &Port, place: &Place, sizes: &[u64]) -> Result<Vec<u64>> {
-    let elems = elements(plan, &port.shape, sizes)?;
-    if elems > place.room {
-        let what = format!("elements of `{}`", port.name);
-        return Err(Error::Limit { what, wanted: elems, limit: place.room });
-    }
-    port.shape.iter().map(|d| Ok(plan.eval(d, sizes)?)).collect()
 }

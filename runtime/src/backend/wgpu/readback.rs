@@ -1,22 +1,11 @@
 //! Outputs on their way back: one persistent staging buffer.
 
-use super::super::layout::Place;
 use super::device::Gpu;
-use crate::{Error, Result, Tensor, tensor::Data};
-use frit_kernels::dtype::Storage;
+use crate::{Error, Result};
 use wgpu::BufferUsages as Usage;
 
 /// Staging buffers are at once made for all outputs of a program when these take no more bytes than this.
 const GENEROUS_BYTES: u64 = 16 << 20;
-
-/// An output of this run.
-#[derive(Debug)]
-pub(super) struct Wanted {
-    pub place: Place,
-    pub shape: Vec<u64>,
-    pub elems: u64,
-    pub storage: Storage,
-}
 
 /// The staging buffer; it grows and never shrinks.
 #[derive(Debug, Default)]
@@ -39,21 +28,4 @@ impl Staging {
     pub fn bytes(&self) -> u64 {
         self.buffer.as_ref().map_or(0, wgpu::Buffer::size)
     }
-}
-
-/// Takes the outputs, one behind the other, apart.
-pub(super) fn tensors(wanted: &[Wanted], bytes: &[u8]) -> Result<Vec<Tensor>> {
-    let mut rest = bytes;
-    let mut out = Vec::new();
-    for w in wanted {
-        let (here, behind) = rest.split_at_checked(w.elems as usize * 4).unwrap_or((rest, &[]));
-        rest = behind;
-        let words = here.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
-        let data = match w.storage {
-            Storage::F32 => Data::F32(words.map(f32::from_ne_bytes).collect()),
-            _ => Data::I32(words.map(i32::from_ne_bytes).collect()),
-        };
-        out.push(Tensor::new(w.shape.clone(), data)?);
-    }
-    Ok(out)
 }

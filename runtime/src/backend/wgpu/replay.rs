@@ -3,17 +3,15 @@
 use super::super::Extent;
 use super::super::bindings::{SIZES_BYTES, Slot, variant};
 use super::super::layout::{Home, Layout, Place, RECORD_ALIGN, elements, largest, no_kernel, record};
+use super::super::ports::port_places;
 use super::device::Gpu;
 use super::pipeline::Pipeline;
 use super::weights::DeviceWeights;
-use crate::{Error, Result, Tensor, tensor::Data};
+use crate::{Error, Result};
 use frit_kernels::dim::Dim;
 use frit_kernels::target::Tier;
-use frit_plan::{BufferRef, Plan, Program};
+use frit_plan::{Plan, Program};
 use wgpu::BufferUsages as Usage;
-
-/// Inputs no further apart than this go into one write.
-const JOIN_BYTES: u64 = 4096;
 
 /// What depends on the extent, without weights.
 #[derive(Debug)]
@@ -128,13 +126,6 @@ impl Replay {
             launches.push(Launch { kernel, grid, group });
         }
 
-        let ports = |list: &[frit_plan::Port], what: &str| -> Result<Vec<Place>> {
-            let one = |p: &frit_plan::Port| match p.buffer {
-                BufferRef::Weight(_) => Err(Error::Plan(format!("{what} `{}` is a weight", p.name))),
-                b => layout.place(plan, at, b),
-            };
-            list.iter().map(one).collect()
-        };
         let sizes = largest(plan, program, extent);
         let mut output_bytes = 0u64;
         for p in &program.outputs {
@@ -143,8 +134,8 @@ impl Replay {
         Ok(Replay {
             launches,
             grids,
-            inputs: ports(&program.inputs, "input")?,
-            outputs: ports(&program.outputs, "output")?,
+            inputs: port_places(plan, layout, at, &program.inputs)?,
+            outputs: port_places(plan, layout, at, &program.outputs)?,
             output_bytes,
             record_bytes: bytes.len() as u64,
         })
@@ -190,39 +181,4 @@ impl Replay {
             gpu.dispatch(&mut pass, grid);
         }
     }
-}
-
-/// One write: where, and the bytes.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Write {
-    pub home: Home,
-    pub offset_bytes: u64,
-    pub bytes: Vec<u8>,
-}
-
-/// Joins inputs to few writes. Between two values of a program nothing lives when it starts, so that a small gap is
-/// written over; other buffers are joined only where they touch.
-pub(super) fn writes(inputs: &[(Place, bool, &Tensor)]) -> Vec<Write> {
-    let mut order: Vec<_> = inputs.iter().filter(|(_, _, t)| !t.shape().contains(&0)).collect();
-    order.sort_by_key(|(p, _, _)| (p.home, p.offset));
-    let mut out: Vec<(Write, bool)> = Vec::new();
-    for (place, is_value, tensor) in order {
-        let bytes: &[u8] = match tensor.data() {
-            Data::F32(v) => bytemuck::cast_slice(v),
-            Data::I32(v) => bytemuck::cast_slice(v),
-        };
-        let offset_bytes = place.offset * 4;
-        if let Some((w, all_values)) = out.last_mut()
-            && w.home == place.home
-            && let Some(gap) = offset_bytes.checked_sub(w.offset_bytes + w.bytes.len() as u64)
-            && (gap == 0 || (*all_values && *is_value && gap <= JOIN_BYTES))
-        {
-            w.bytes.resize(w.bytes.len() + gap as usize, 0);
-            w.bytes.extend_from_slice(bytes);
-            *all_values &= *is_value;
-        } else {
-            out.push((Write { home: place.home, offset_bytes, bytes: bytes.to_vec() }, *is_value));
-        }
-    }
-    out.into_iter().map(|(w, _)| w).collect()
 }

@@ -1,12 +1,13 @@
 //! Tiny hand-made plans with hand-written WGSL, run on whatever adapter there is.
 
+use super::super::layout::{Home, Place};
 use super::*;
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Storage;
 use frit_kernels::spec::{Anchor, Arg, Exprs, KernelSpec, Space};
 use frit_plan::{
-    InputFill, Kernel, KvPart, KvSlotDecl, ModelInfo, Part, RopePart, Schedule, SizeDecl, SlotLayout, StateDecl, Step,
-    Task, TensorData, ValueDecl, Variant, WeightDecl, WeightSource,
+    BufferRef, InputFill, Kernel, KvPart, KvSlotDecl, ModelInfo, Part, Port, Program, RopePart, Schedule, SizeDecl,
+    SlotLayout, StateDecl, Step, Task, TensorData, ValueDecl, Variant, WeightDecl, WeightSource,
 };
 use half::f16;
 use std::collections::HashMap;
@@ -39,7 +40,9 @@ fn kernel(name: &str, args: Vec<Arg>, wgsl: &str) -> Kernel {
         tier,
         schedule: Schedule { template: "map".into(), workgroup: [1, 1, 1], tile: Vec::new() },
         grid: [d("B"), Dim::one(), Dim::one()],
-        wgsl: wgsl.into(),
+        architecture: None,
+        dynamic_shared_bytes: 0,
+        text: wgsl.into(),
     };
     Kernel { name: name.into(), spec, variants: vec![variant(Tier::Cpu), variant(Tier::Gpu)] }
 }
@@ -419,7 +422,7 @@ fn invalid_text_is_a_kernel_error() {
     ] {
         let mut plan = add_plan();
         for v in plan.kernels.get_mut(1).unwrap().variants.iter_mut() {
-            v.wgsl = wgsl.into();
+            v.text = wgsl.into();
         }
         let b = backend();
         match bind(&b, plan, &nothing(), &[4, 4]).err() {
@@ -505,7 +508,7 @@ fn joined_inputs_keep_their_offsets() {
     let at = |home, offset| Place { home, offset, room: 64 };
     let t = Tensor::i32(&[2], vec![7, 8]).unwrap();
     let empty = Tensor::i32(&[0], vec![]).unwrap();
-    let far = replay::writes(&[
+    let far = ports::writes(&[
         (at(Home::Ints, 5000), true, &t),
         (at(Home::Ints, 64), true, &t),
         (at(Home::Ints, 68), true, &t),

@@ -39,7 +39,7 @@ pub struct Args {
     /// Go on after the model's end-of-text token.
     #[arg(long)]
     ignore_eos: bool,
-    /// auto, cpu or wgpu.
+    /// auto, cpu, wgpu or cuda.
     #[arg(long, default_value = "auto")]
     backend: BackendChoice,
     /// Print one JSON object instead of text.

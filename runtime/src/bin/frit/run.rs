@@ -15,7 +15,7 @@ pub struct Args {
     /// Where the outputs are written, as .npz.
     #[arg(long)]
     output: PathBuf,
-    /// auto, cpu or wgpu.
+    /// auto, cpu, wgpu or cuda.
     #[arg(long, default_value = "auto")]
     backend: BackendChoice,
     /// Print a JSON object about the run.

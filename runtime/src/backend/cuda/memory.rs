@@ -1,0 +1,165 @@
+//! Device memory of a bound plan: counted before the first byte is reserved, reserved before the first token.
+
+use super::super::Extent;
+use super::super::bindings::SIZES_BYTES;
+use super::super::layout::{Home, Layout, is_symbolic};
+use super::super::packed::{self, NoTensors};
+use super::context::Context;
+use super::driver::Address;
+use crate::backend::Progress;
+use crate::{Error, Result};
+use frit_plan::{Placement, Plan, TensorSource, WeightDecl, sizes};
+
+/// Steps whose tokens the log holds; a power of two.
+pub(super) const LOG_LINES: u64 = 32;
+/// Left free for the driver: code, stack, graphs.
+const RESERVE_BYTES: u64 = 64 << 20;
+/// Bytes of one write of weights.
+const CHUNK_BYTES: usize = 64 << 20;
+
+/// Every buffer of a plan.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    own: Vec<Option<Address>>,
+    side: Option<Address>,
+    arena: Option<Address>,
+    ints: Option<Address>,
+    kv: Vec<Option<Address>>,
+    /// The table of sizes that kernels read.
+    pub sizes: Address,
+    /// Tokens of the last steps, [`LOG_LINES`] lines of [`Memory::log_rows`].
+    pub log: Address,
+    /// Sequences of a line of the log.
+    pub log_rows: u64,
+}
+
+/// Bytes of everything that `layout` asks for, the table of sizes and the log included.
+fn wanted_bytes(plan: &Plan, layout: &Layout, extent: &Extent) -> u64 {
+    let log = log_rows(plan, extent).saturating_mul(LOG_LINES * 4);
+    layout.bytes().into_iter().fold(SIZES_BYTES.saturating_add(log), u64::saturating_add)
+}
+
+fn log_rows(plan: &Plan, extent: &Extent) -> u64 {
+    plan.size_index(sizes::BATCH).and_then(|i| extent.0.get(i).copied()).unwrap_or(1).max(1)
+}
+
+fn within(limit: Option<u64>, free: u64, held: u64, wanted: u64) -> Result<()> {
+    let limit = limit.unwrap_or(u64::MAX).min(free.saturating_add(held).saturating_sub(RESERVE_BYTES));
+    if wanted > limit {
+        return Err(Error::Limit { what: "bytes of device memory".into(), wanted, limit });
+    }
+    Ok(())
+}
+
+impl Memory {
+    /// Reserves everything and uploads the weights.
+    pub fn load(
+        gpu: &mut Context,
+        plan: &Plan,
+        layout: &Layout,
+        source: &dyn TensorSource,
+        extent: &Extent,
+        progress: Progress<'_>,
+    ) -> Result<Memory> {
+        within(gpu.limit_bytes, gpu.free_bytes()?, 0, wanted_bytes(plan, layout, extent))?;
+        let mut m = Memory { sizes: gpu.alloc("sizes", SIZES_BYTES)?, ..Memory::default() };
+        for (w, bytes) in plan.weights.iter().zip(&layout.own_bytes) {
+            let home = (w.placement == Placement::Own).then(|| gpu.alloc(&w.name, *bytes)).transpose()?;
+            m.own.push(home);
+        }
+        m.reserve(gpu, plan, layout, extent)?;
+        let [total, ..] = layout.bytes();
+        let mut done = 0;
+        let mut put = |gpu: &mut Context, at: Address, bytes: &[u8]| -> Result<()> {
+            for (i, chunk) in bytes.chunks(CHUNK_BYTES).enumerate() {
+                gpu.write(at + (i * CHUNK_BYTES) as u64, chunk)?;
+                done += chunk.len() as u64;
+                progress(done.min(total), total);
+            }
+            Ok(())
+        };
+        for (w, at) in plan.weights.iter().zip(&m.own) {
+            if let Some(at) = at {
+                put(gpu, *at, &packed::own(plan, w, source, extent)?)?;
+            }
+        }
+        if let Some(at) = m.side {
+            put(gpu, at, bytemuck::cast_slice(&packed::side(plan, layout, 0, source, extent)?))?;
+        }
+        Ok(m)
+    }
+    /// Lays everything but the weights out again; the caller has waited for the device.
+    pub fn resize(
+        &mut self,
+        gpu: &mut Context,
+        plan: &Plan,
+        old: &Layout,
+        new: &Layout,
+        old_extent: &Extent,
+        extent: &Extent,
+    ) -> Result<()> {
+        let held = wanted_bytes(plan, old, old_extent);
+        within(gpu.limit_bytes, gpu.free_bytes()?, held, wanted_bytes(plan, new, extent))?;
+        let old_side = self.side.take();
+        let kv = std::mem::take(&mut self.kv);
+        for at in [self.arena.take(), self.ints.take()].into_iter().chain(kv).flatten() {
+            gpu.free(at)?;
+        }
+        gpu.free(self.log)?;
+        let symbolic = |w: &WeightDecl| w.placement == Placement::Own && is_symbolic(w);
+        for (w, at) in plan.weights.iter().zip(&mut self.own).filter(|(w, _)| symbolic(w)) {
+            if let Some(at) = at.take() {
+                gpu.free(at)?;
+            }
+            let bytes = packed::own(plan, w, &NoTensors, extent)?;
+            let home = gpu.alloc(&w.name, bytes.len() as u64)?;
+            gpu.write(home, &bytes)?;
+            *at = Some(home);
+        }
+        self.reserve(gpu, plan, new, extent)?;
+        if let (Some(from), Some(to)) = (old_side, self.side) {
+            let fixed = new.side_fixed_elems * 4;
+            gpu.copy(from, to, fixed)?;
+            let rest = packed::side(plan, new, new.side_fixed_elems, &NoTensors, extent)?;
+            gpu.write(to + fixed, bytemuck::cast_slice(&rest))?;
+            gpu.wait()?;
+            gpu.free(from)?;
+        }
+        Ok(())
+    }
+    fn reserve(&mut self, gpu: &mut Context, plan: &Plan, layout: &Layout, extent: &Extent) -> Result<()> {
+        let mut zeroed = |name: &str, elems: u64| -> Result<Option<Address>> {
+            if elems == 0 {
+                return Ok(None);
+            }
+            let at = gpu.alloc(name, elems * 4)?;
+            gpu.zero(at, elems * 4)?;
+            Ok(Some(at))
+        };
+        self.side = zeroed("side", layout.side_elems)?;
+        self.arena = zeroed("arena", layout.arena_elems)?;
+        self.ints = zeroed("ints", layout.ints_elems)?;
+        self.kv.clear();
+        for (i, slot) in plan.kv_slots.iter().enumerate() {
+            self.kv.push(zeroed(&slot.name, layout.kv_elems(i))?);
+        }
+        self.log_rows = log_rows(plan, extent);
+        self.log = zeroed("log", self.log_rows * LOG_LINES)?.unwrap_or_default();
+        Ok(())
+    }
+    /// The buffer behind `home`.
+    pub fn get(&self, home: Home) -> Result<Address> {
+        let found = match home {
+            Home::Arena => self.arena,
+            Home::Ints => self.ints,
+            Home::Side => self.side,
+            Home::Kv(i) => self.kv.get(i as usize).copied().flatten(),
+            Home::Own(w) => self.own.get(w as usize).copied().flatten(),
+        };
+        found.ok_or_else(|| Error::Plan(format!("nothing is bound to {home:?}")))
+    }
+    /// Bytes of the table of sizes and the log.
+    pub fn extra_bytes(&self) -> u64 {
+        SIZES_BYTES + self.log_rows * LOG_LINES * 4
+    }
+}

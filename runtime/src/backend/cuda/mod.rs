@@ -1,0 +1,305 @@
+//! The CUDA backend: PTX of a plan on an NVIDIA GPU.
+//!
+//! Binding a plan counts all device memory, then reserves it, and loads the weights; a program's kernels are loaded when
+//! it is prepared or first run, from a cache on disk where they have been assembled before. A decode step is recorded as
+//! one graph and replayed. Sizes, the position among them, lie in device memory; a step that chooses its token on the
+//! device ends with a kernel that keeps the token in a log and moves on by one, so that many steps run while the host
+//! waits once.
+//!
+//! The backend reaches a GPU only through [`driver::Driver`]. One implementation is CUDA's driver, loaded when it is asked
+//! for; another executes launches with the checking interpreter ([`CudaBackend::interpreted`]).
+
+mod cache;
+mod context;
+mod driver;
+#[cfg(feature = "verify")]
+mod interpreted;
+mod memory;
+#[cfg(feature = "cuda")]
+mod native;
+mod program;
+
+pub use cache::CACHE_VARIABLE;
+#[cfg(feature = "verify")]
+pub use interpreted::{Fault, Interpreted};
+
+use super::layout::{Layout, elements};
+use super::ports::{self, check_inputs, check_outputs, check_sizes};
+use super::{Backend, Counters, Executor, Extent, Progress};
+use crate::{Error, Result, Tensor};
+use cache::Cache;
+use context::Context;
+use driver::{DeviceInfo, Driver};
+use frit_plan::{Plan, TensorSource};
+use memory::{LOG_LINES, Memory};
+use program::{Ending, Kernels, Prepared};
+use std::sync::Arc;
+
+/// Steps that run without the host: enough to hide it, few enough that text still comes as a stream.
+const STEPS_AHEAD: u64 = 8;
+
+type Open = Arc<dyn Fn() -> Result<Box<dyn Driver>> + Send + Sync>;
+
+/// An NVIDIA GPU.
+pub struct CudaBackend {
+    open: Open,
+    info: DeviceInfo,
+    cache: Cache,
+    limit_bytes: Option<u64>,
+    is_hardware: bool,
+}
+
+impl CudaBackend {
+    /// Opens the first GPU.
+    ///
+    /// # Errors
+    /// [`Error::NoBackend`] when there is no driver, no GPU, or one that is too old.
+    #[cfg(feature = "cuda")]
+    pub fn new() -> Result<CudaBackend> {
+        let open: Open = Arc::new(|| Ok(Box::new(native::Native::open()?)));
+        Self::with(open, Cache::of_user(), true)
+    }
+    /// A GPU that is not there: the backend's own code, its launches executed by the checking interpreter.
+    ///
+    /// # Errors
+    /// None of its own.
+    #[cfg(feature = "verify")]
+    pub fn interpreted(device: &Interpreted) -> Result<CudaBackend> {
+        let shared = device.clone();
+        let open: Open = Arc::new(move || Ok(Box::new(shared.driver())));
+        Self::with(open, Cache::at(device.cache_folder()), false)
+    }
+    fn with(open: Open, cache: Cache, is_hardware: bool) -> Result<CudaBackend> {
+        let info = open()?.info().clone();
+        Ok(CudaBackend { open, info, cache, limit_bytes: None, is_hardware })
+    }
+    /// Refuses plans that need more device memory; it is counted before anything is allocated.
+    #[must_use]
+    pub fn with_memory_limit(mut self, bytes: u64) -> CudaBackend {
+        self.limit_bytes = Some(bytes);
+        self
+    }
+}
+
+impl Backend for CudaBackend {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+    fn device(&self) -> String {
+        let (major, minor) = self.info.capability;
+        let driver = self.info.driver;
+        format!("{}, sm_{major}{minor}, CUDA {}.{}", self.info.name, driver / 1000, driver % 1000 / 10)
+    }
+    fn is_hardware(&self) -> bool {
+        self.is_hardware
+    }
+    fn bind(
+        &self,
+        plan: Arc<Plan>,
+        source: &dyn TensorSource,
+        extent: &Extent,
+        progress: Progress<'_>,
+    ) -> Result<Box<dyn Executor>> {
+        let mut gpu = Context::new((self.open)()?, self.cache.clone(), self.limit_bytes);
+        let layout = Layout::new(&plan, extent)?;
+        let memory = Memory::load(&mut gpu, &plan, &layout, source, extent, progress)?;
+        gpu.wait()?;
+        let programs = plan.programs.iter().map(|_| None).collect();
+        let bound = Bound { extent: extent.clone(), layout, programs };
+        let kernels = Kernels::default();
+        Ok(Box::new(CudaExecutor { gpu, plan, memory, kernels, bound: Some(bound), sizes: None }))
+    }
+}
+
+/// What changes with the extent.
+struct Bound {
+    extent: Extent,
+    layout: Layout,
+    programs: Vec<Option<Prepared>>,
+}
+
+struct CudaExecutor {
+    gpu: Context,
+    plan: Arc<Plan>,
+    memory: Memory,
+    kernels: Kernels,
+    /// Absent after a resize that failed.
+    bound: Option<Bound>,
+    /// The table of sizes as the device has it.
+    sizes: Option<[u32; 16]>,
+}
+
+fn unbound() -> Error {
+    Error::Device("it has no buffers since a resize failed".into())
+}
+
+impl CudaExecutor {
+    /// Writes the table of sizes if the device has another one.
+    fn set_sizes(&mut self, table: [u32; 16]) -> Result<()> {
+        if self.sizes != Some(table) {
+            self.sizes = None;
+            self.gpu.write(self.memory.sizes, bytemuck::cast_slice(&table))?;
+            self.sizes = Some(table);
+        }
+        Ok(())
+    }
+    /// Runs `steps` steps and reads the log once.
+    fn steps(
+        &mut self,
+        program: usize,
+        sizes: &[u64],
+        advance: usize,
+        steps: u64,
+        wanted: usize,
+    ) -> Result<Vec<Tensor>> {
+        self.prepare(program)?;
+        let plan = Arc::clone(&self.plan);
+        let bound = self.bound.as_mut().ok_or_else(unbound)?;
+        let (Some(decl), Some(Some(ready))) = (plan.programs.get(program), bound.programs.get_mut(program)) else {
+            return Err(Error::Plan(format!("there is no program {program}")));
+        };
+        let past = sizes.get(advance).copied().unwrap_or(0);
+        let mut last = sizes.to_vec();
+        if let Some(v) = last.get_mut(advance) {
+            *v = past + steps - 1;
+        }
+        check_sizes(&plan, decl, &bound.extent, &last)?;
+        let mut table = check_sizes(&plan, decl, &bound.extent, sizes)?;
+        let outputs = check_outputs(&plan, decl, &ready.outputs, sizes, &[wanted])?;
+        self.set_sizes(table)?;
+        let bound = self.bound.as_mut().ok_or_else(unbound)?;
+        let Some(Some(ready)) = bound.programs.get_mut(program) else { return Err(unbound()) };
+        let mut at = sizes.to_vec();
+        self.sizes = None;
+        let ending = Ending::Advance { size: advance, output: wanted };
+        for step in 0..steps {
+            if let Some(v) = at.get_mut(advance) {
+                *v = past + step;
+            }
+            let grids = ready.grids(&plan, &at)?;
+            ready.run(&mut self.gpu, &mut self.kernels, &plan, &self.memory, &at, &grids, ending)?;
+        }
+        if let Some(v) = table.get_mut(advance) {
+            *v += steps as u32;
+        }
+        let line = self.memory.log_rows as usize * 4;
+        let mut log = vec![0u8; line * LOG_LINES as usize];
+        self.gpu.read(self.memory.log, &mut log)?;
+        self.sizes = Some(table);
+        let mut out = Vec::new();
+        for step in 0..steps {
+            let from = ((past + step) % LOG_LINES) as usize * line;
+            out.extend(ports::tensors(&outputs, log.get(from..from + line).unwrap_or_default())?);
+        }
+        Ok(out)
+    }
+}
+
+impl Executor for CudaExecutor {
+    fn prepare(&mut self, program: usize) -> Result<()> {
+        self.gpu.check()?;
+        let plan = Arc::clone(&self.plan);
+        let bound = self.bound.as_mut().ok_or_else(unbound)?;
+        let (Some(decl), Some(slot)) = (plan.programs.get(program), bound.programs.get_mut(program)) else {
+            return Err(Error::Plan(format!("there is no program {program}")));
+        };
+        if slot.is_none() {
+            let (gpu, kernels) = (&mut self.gpu, &mut self.kernels);
+            *slot = Some(Prepared::new(gpu, kernels, &plan, program, decl, &bound.layout, &self.memory)?);
+        }
+        Ok(())
+    }
+    fn resize(&mut self, extent: &Extent) -> Result<()> {
+        self.gpu.check()?;
+        let plan = Arc::clone(&self.plan);
+        let layout = Layout::new(&plan, extent)?;
+        self.gpu.wait()?;
+        let mut old = self.bound.take().ok_or_else(unbound)?;
+        for p in old.programs.iter_mut().flatten() {
+            p.forget(&mut self.gpu)?;
+        }
+        self.memory.resize(&mut self.gpu, &plan, &old.layout, &layout, &old.extent, extent)?;
+        let programs = plan.programs.iter().map(|_| None).collect();
+        self.bound = Some(Bound { extent: extent.clone(), layout, programs });
+        Ok(())
+    }
+    fn write_state(&mut self, state: usize, sizes: &[u64], data: &[i32]) -> Result<()> {
+        let bound = self.bound.as_ref().ok_or_else(unbound)?;
+        let (Some(decl), Some(place)) = (self.plan.states.get(state), bound.layout.state(state)) else {
+            return Err(Error::Plan(format!("there is no state {state}")));
+        };
+        let want = elements(&self.plan, &decl.shape, sizes)?;
+        if want != data.len() as u64 || want > place.room {
+            return Err(Error::Shape {
+                what: format!("state `{}`", decl.name),
+                expected: format!("{want} elements, at most {}", place.room),
+                found: format!("{} elements", data.len()),
+            });
+        }
+        let at = self.memory.get(place.home)? + place.offset * 4;
+        self.gpu.write(at, bytemuck::cast_slice(data))
+    }
+    fn run(&mut self, program: usize, sizes: &[u64], inputs: &[&Tensor], wanted: &[usize]) -> Result<Vec<Tensor>> {
+        self.prepare(program)?;
+        let plan = Arc::clone(&self.plan);
+        let bound = self.bound.as_ref().ok_or_else(unbound)?;
+        let (Some(decl), Some(Some(ready))) = (plan.programs.get(program), bound.programs.get(program)) else {
+            return Err(Error::Plan(format!("there is no program {program}")));
+        };
+        let table = check_sizes(&plan, decl, &bound.extent, sizes)?;
+        let given = check_inputs(&plan, decl, &ready.inputs, sizes, inputs)?;
+        let outputs = check_outputs(&plan, decl, &ready.outputs, sizes, wanted)?;
+        let grids = ready.grids(&plan, sizes)?;
+        self.set_sizes(table)?;
+        for w in ports::writes(&given) {
+            self.gpu.write(self.memory.get(w.home)? + w.offset_bytes, &w.bytes)?;
+        }
+        let bound = self.bound.as_mut().ok_or_else(unbound)?;
+        let Some(Some(ready)) = bound.programs.get_mut(program) else { return Err(unbound()) };
+        ready.run(&mut self.gpu, &mut self.kernels, &plan, &self.memory, sizes, &grids, Ending::Host)?;
+        let mut out = Vec::new();
+        for o in outputs {
+            let mut bytes = vec![0u8; o.elems as usize * 4];
+            self.gpu.read(self.memory.get(o.place.home)? + o.place.offset * 4, &mut bytes)?;
+            out.extend(ports::tensors(&[o], &bytes)?);
+        }
+        Ok(out)
+    }
+    fn steps_ahead(&self) -> u64 {
+        STEPS_AHEAD
+    }
+    fn run_ahead(
+        &mut self,
+        program: usize,
+        sizes: &[u64],
+        advance: usize,
+        steps: u64,
+        wanted: usize,
+    ) -> Result<Vec<Tensor>> {
+        let plan = Arc::clone(&self.plan);
+        let can = plan.programs.get(program).is_some_and(|p| p.inputs.is_empty() && program::can_be_logged(p, wanted));
+        let mut out = Vec::new();
+        let mut at = sizes.to_vec();
+        let mut left = steps;
+        while left > 0 {
+            let now = if can { left.min(LOG_LINES) } else { 1 };
+            out.extend(match can {
+                true => self.steps(program, &at, advance, now, wanted)?,
+                false => self.run(program, &at, &[], &[wanted])?,
+            });
+            if let Some(v) = at.get_mut(advance) {
+                *v += now;
+            }
+            left -= now;
+        }
+        Ok(out)
+    }
+    fn counters(&self) -> Counters {
+        self.gpu.counters
+    }
+    fn memory_bytes(&self) -> [u64; 3] {
+        let Some(bound) = &self.bound else { return [0; 3] };
+        let [weights, cache, arenas] = bound.layout.bytes();
+        [weights, cache, arenas + self.memory.extra_bytes()]
+    }
+}

@@ -1,0 +1,314 @@
+//! CUDA's driver, loaded when the first GPU is asked for. Nothing of CUDA is needed to build.
+
+use super::driver::{Address, DeviceInfo, Driver, DriverError, DriverResult, Function, Graph, Launch, Parameter};
+use crate::{Error, Result};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUjit_option as Jit, CUresult};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ptr;
+
+/// The oldest driver that takes everything used here: CUDA 12.0.
+const OLDEST_DRIVER: i32 = 12000;
+/// The oldest GPU that kernels are written for.
+const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
+/// Bytes of the assembler's log that are shown.
+const LOG_BYTES: usize = 8192;
+
+/// Calls a function of the driver and turns its code into a result.
+macro_rules! call {
+    ($f:ident($($a:expr),* $(,)?)) => {
+        // SAFETY: the library is there, `open` made sure. Handles given come from earlier calls and are dropped with
+        // `Native` only; pointers point to locals that live across the call; kernels get the parameters that their text
+        // declares, since `Launch` is made from the same plan.
+        check(stringify!($f), unsafe { sys::$f($($a),*) })
+    };
+}
+
+fn check(call: &'static str, r: CUresult) -> DriverResult<()> {
+    if r == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let told = |f: unsafe fn(CUresult, *mut *const c_char) -> CUresult| {
+        let mut text: *const c_char = ptr::null();
+        // SAFETY: the driver writes a pointer to a string of its own, which is never freed, or leaves it null.
+        unsafe {
+            let _ = f(r, &mut text);
+            if text.is_null() { String::new() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
+        }
+    };
+    let (name, text) = (told(sys::cuGetErrorName), told(sys::cuGetErrorString));
+    Err(DriverError { call, code: r as u32, name, text })
+}
+
+/// The first GPU, its primary context, one stream.
+pub(super) struct Native {
+    info: DeviceInfo,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    memory: BTreeSet<Address>,
+    modules: Vec<(sys::CUmodule, sys::CUfunction)>,
+    graphs: BTreeMap<Graph, sys::CUgraphExec>,
+    graphs_made: u64,
+}
+
+// SAFETY: handles of the driver may be used from any thread in which the context is current, which every method sees to.
+unsafe impl Send for Native {}
+
+impl Native {
+    /// Opens the first GPU.
+    pub fn open() -> Result<Native> {
+        let none = |reason: String| Error::NoBackend { backend: "cuda".into(), reason };
+        // SAFETY: loading NVIDIA's driver library runs its initialisers, as any program that uses a GPU does.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(none("this machine has no NVIDIA driver".into()));
+        }
+        let started = || -> DriverResult<(i32, i32)> {
+            let (mut driver, mut devices) = (0, 0);
+            call!(cuInit(0))?;
+            call!(cuDriverGetVersion(&mut driver))?;
+            call!(cuDeviceGetCount(&mut devices))?;
+            Ok((driver, devices))
+        };
+        let (driver, devices) = started().map_err(|e| none(e.to_string()))?;
+        if devices < 1 {
+            return Err(none("the NVIDIA driver finds no GPU".into()));
+        }
+        if driver < OLDEST_DRIVER {
+            let of = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
+            return Err(none(format!(
+                "the driver is for CUDA {}, at least {} is needed",
+                of(driver),
+                of(OLDEST_DRIVER)
+            )));
+        }
+        let opened = Native::first(driver).map_err(|e| none(e.to_string()))?;
+        if opened.info.capability < OLDEST_CAPABILITY {
+            let (major, minor) = opened.info.capability;
+            return Err(none(format!("{} is sm_{major}{minor}, at least sm_80 is needed", opened.info.name)));
+        }
+        Ok(opened)
+    }
+    fn first(driver: i32) -> DriverResult<Native> {
+        let mut device = 0;
+        call!(cuDeviceGet(&mut device, 0))?;
+        let mut name = [0 as c_char; 128];
+        call!(cuDeviceGetName(name.as_mut_ptr(), name.len() as i32 - 1, device))?;
+        let name: Vec<u8> = name.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+        let fact = |a: Attribute| -> DriverResult<u32> {
+            let mut v = 0;
+            call!(cuDeviceGetAttribute(&mut v, a, device))?;
+            Ok(v.unsigned_abs())
+        };
+        let info = DeviceInfo {
+            name: String::from_utf8_lossy(&name).into_owned(),
+            capability: (
+                fact(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                fact(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ),
+            driver,
+            shared_bytes: fact(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        };
+        let mut context = ptr::null_mut();
+        call!(cuDevicePrimaryCtxRetain(&mut context, device))?;
+        let mut n = Native {
+            info,
+            device,
+            context,
+            stream: ptr::null_mut(),
+            memory: BTreeSet::new(),
+            modules: Vec::new(),
+            graphs: BTreeMap::new(),
+            graphs_made: 0,
+        };
+        n.current()?;
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        call!(cuStreamCreate(&mut n.stream, flags))?;
+        Ok(n)
+    }
+    /// Makes the context that of the calling thread.
+    fn current(&self) -> DriverResult<()> {
+        call!(cuCtxSetCurrent(self.context))
+    }
+    fn give_back(&mut self) -> DriverResult<()> {
+        self.current()?;
+        if !self.stream.is_null() {
+            call!(cuStreamSynchronize(self.stream))?;
+        }
+        for g in std::mem::take(&mut self.graphs).into_values() {
+            call!(cuGraphExecDestroy(g))?;
+        }
+        for (m, _) in std::mem::take(&mut self.modules) {
+            call!(cuModuleUnload(m))?;
+        }
+        for a in std::mem::take(&mut self.memory) {
+            call!(cuMemFree_v2(a))?;
+        }
+        if !self.stream.is_null() {
+            call!(cuStreamDestroy_v2(self.stream))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Native {
+    fn drop(&mut self) {
+        // A context that failed gives nothing back; the process's end does.
+        let _ = self.give_back();
+        let _ = call!(cuDevicePrimaryCtxRelease_v2(self.device));
+    }
+}
+
+impl Driver for Native {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+    fn free_bytes(&mut self) -> DriverResult<u64> {
+        self.current()?;
+        let (mut free, mut total) = (0, 0);
+        call!(cuMemGetInfo_v2(&mut free, &mut total))?;
+        Ok(free as u64)
+    }
+    fn alloc(&mut self, bytes: u64) -> DriverResult<Address> {
+        self.current()?;
+        let mut at = 0;
+        call!(cuMemAlloc_v2(&mut at, bytes as usize))?;
+        self.memory.insert(at);
+        Ok(at)
+    }
+    fn free(&mut self, address: Address) -> DriverResult<()> {
+        self.current()?;
+        self.memory.remove(&address);
+        call!(cuMemFree_v2(address))
+    }
+    fn zero(&mut self, address: Address, bytes: u64) -> DriverResult<()> {
+        self.current()?;
+        call!(cuMemsetD8Async(address, 0, bytes as usize, self.stream))
+    }
+    fn write(&mut self, address: Address, bytes: &[u8]) -> DriverResult<()> {
+        self.current()?;
+        // from memory that is not pinned, the driver has copied everything when it comes back
+        call!(cuMemcpyHtoDAsync_v2(address, bytes.as_ptr().cast(), bytes.len(), self.stream))
+    }
+    fn copy(&mut self, from: Address, to: Address, bytes: u64) -> DriverResult<()> {
+        self.current()?;
+        call!(cuMemcpyDtoDAsync_v2(to, from, bytes as usize, self.stream))
+    }
+    fn read(&mut self, address: Address, to: &mut [u8]) -> DriverResult<()> {
+        self.current()?;
+        let copied = call!(cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), address, to.len(), self.stream));
+        call!(cuStreamSynchronize(self.stream))?;
+        copied
+    }
+    fn wait(&mut self) -> DriverResult<()> {
+        self.current()?;
+        call!(cuStreamSynchronize(self.stream))
+    }
+    fn assemble(&mut self, ptx: &str) -> DriverResult<Vec<u8>> {
+        self.current()?;
+        let mut text = [ptx.as_bytes(), &[0]].concat();
+        let mut log = vec![0u8; LOG_BYTES];
+        let mut options = [Jit::CU_JIT_ERROR_LOG_BUFFER, Jit::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
+        let mut link = ptr::null_mut();
+        call!(cuLinkCreate_v2(2, options.as_mut_ptr(), values.as_mut_ptr(), &mut link))?;
+        let (mut code, mut len) = (ptr::null_mut(), 0);
+        let made = call!(cuLinkAddData_v2(
+            link,
+            sys::CUjitInputType::CU_JIT_INPUT_PTX,
+            text.as_mut_ptr().cast(),
+            text.len(),
+            c"kernel".as_ptr(),
+            0,
+            ptr::null_mut(),
+            ptr::null_mut()
+        ))
+        .and_then(|()| call!(cuLinkComplete(link, &mut code, &mut len)));
+        let bytes = match made {
+            // SAFETY: the driver made `len` bytes at `code`, which live until the link is destroyed below.
+            Ok(()) => Ok(unsafe { std::slice::from_raw_parts(code.cast::<u8>(), len) }.to_vec()),
+            Err(mut e) => {
+                log.truncate(log.iter().position(|c| *c == 0).unwrap_or(0));
+                e.text = format!("{}\n{}", e.text, String::from_utf8_lossy(&log)).trim().to_owned();
+                Err(e)
+            }
+        };
+        call!(cuLinkDestroy(link)).and(bytes)
+    }
+    fn load(&mut self, code: &[u8], entry: &str, shared_bytes: u32) -> DriverResult<Function> {
+        self.current()?;
+        let entry = CString::new(entry).unwrap_or_default();
+        let (mut module, mut function) = (ptr::null_mut(), ptr::null_mut());
+        call!(cuModuleLoadData(&mut module, code.as_ptr().cast()))?;
+        let found = call!(cuModuleGetFunction(&mut function, module, entry.as_ptr()));
+        self.modules.push((module, function));
+        found?;
+        if shared_bytes > 0 {
+            let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            call!(cuFuncSetAttribute(function, most, shared_bytes as i32))?;
+        }
+        Ok(Function(self.modules.len() as u64 - 1))
+    }
+    fn launch(&mut self, l: &Launch) -> DriverResult<()> {
+        self.current()?;
+        let Some((_, function)) = self.modules.get(l.function.0 as usize) else {
+            let (name, text) = ("CUDA_ERROR_INVALID_HANDLE".to_owned(), "no such kernel".to_owned());
+            return Err(DriverError { call: "cuLaunchKernelEx", code: 400, name, text });
+        };
+        let address = |p: &Parameter| match p {
+            Parameter::Address(a) => ptr::from_ref(a).cast_mut().cast::<c_void>(),
+            Parameter::Block(b) => b.as_ptr().cast_mut().cast::<c_void>(),
+        };
+        let mut parameters: Vec<*mut c_void> = l.parameters.iter().map(address).collect();
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: l.grid[0],
+            gridDimY: l.grid[1],
+            gridDimZ: l.grid[2],
+            blockDimX: l.block[0],
+            blockDimY: l.block[1],
+            blockDimZ: l.block[2],
+            sharedMemBytes: l.shared_bytes,
+            hStream: self.stream,
+            attrs: &mut overlap,
+            numAttrs: u32::from(l.overlaps),
+        };
+        call!(cuLaunchKernelEx(&config, *function, parameters.as_mut_ptr(), ptr::null_mut()))
+    }
+    fn begin(&mut self) -> DriverResult<()> {
+        self.current()?;
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        call!(cuStreamBeginCapture_v2(self.stream, mode))
+    }
+    fn end(&mut self) -> DriverResult<Graph> {
+        self.current()?;
+        let (mut recorded, mut ready) = (ptr::null_mut(), ptr::null_mut());
+        call!(cuStreamEndCapture(self.stream, &mut recorded))?;
+        let made = call!(cuGraphInstantiateWithFlags(&mut ready, recorded, 0));
+        call!(cuGraphDestroy(recorded))?;
+        made?;
+        let graph = Graph(self.graphs_made);
+        self.graphs_made += 1;
+        self.graphs.insert(graph, ready);
+        Ok(graph)
+    }
+    fn replay(&mut self, graph: Graph) -> DriverResult<()> {
+        self.current()?;
+        match self.graphs.get(&graph) {
+            Some(g) => call!(cuGraphLaunch(*g, self.stream)),
+            None => Ok(()),
+        }
+    }
+    fn forget(&mut self, graph: Graph) -> DriverResult<()> {
+        self.current()?;
+        match self.graphs.remove(&graph) {
+            // the driver keeps what still runs until it is done
+            Some(g) => call!(cuGraphExecDestroy(g)),
+            None => Ok(()),
+        }
+    }
+}
