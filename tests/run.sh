@@ -6,7 +6,7 @@
 # Needs Rust (1.87 or newer), a C compiler and Python 3. What else is missing is installed: a software Vulkan driver and
 # pip through apt-get (as root or with sudo), rustfmt and clippy through rustup. One model of 98 MB is downloaded once
 # (fixtures/fetch.sh); FRIT_SMOLLM2 may name a copy of it instead. The assembler for PTX, 50 MB, is fetched with pip
-# (tests/tools.sh); FRIT_PTXAS may name one instead.
+# (tests/tools.sh); FRIT_PTXAS and FRIT_PTXAS_12 may name them instead.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -79,11 +79,11 @@ export FRIT_SMOLLM2
 echo "$FRIT_SMOLLM2"
 
 step "Assembler for NVIDIA GPUs"
-if [ -z "${FRIT_PTXAS:-}" ]; then
-    bin="$(bash tests/tools.sh)" || fail "ptxas could not be fetched; FRIT_PTXAS may name one instead."
-    FRIT_PTXAS="$bin/ptxas"
+if [ -z "${FRIT_PTXAS:-}" ] || [ -z "${FRIT_PTXAS_12:-}" ]; then
+    bin="$(bash tests/tools.sh)" || fail "ptxas could not be fetched; FRIT_PTXAS and FRIT_PTXAS_12 may name them instead."
+    FRIT_PTXAS="${FRIT_PTXAS:-$bin/ptxas}" FRIT_PTXAS_12="${FRIT_PTXAS_12:-$bin/ptxas-12}"
 fi
-export FRIT_PTXAS
+export FRIT_PTXAS FRIT_PTXAS_12
 "$FRIT_PTXAS" --version | tail -n 2
 
 step "cargo fmt"

@@ -29,15 +29,25 @@ fn an_encoder() {
     check("devset/bert", VerifyOptions { batch: 3, tokens: 11, ..Default::default() });
 }
 
+/// Exports of both exporters: one program each, every size of which takes the value of `tokens`.
+#[test]
+fn onnx_exports() {
+    for model in ["onnx/llama_gqa.onnx", "onnx/bert.onnx", "onnx/bert_ts.onnx", "onnx/gemma2_ts.onnx"] {
+        check(model, VerifyOptions { batch: 2, tokens: 5, new_tokens: 0, ..Default::default() });
+    }
+}
+
 /// Matrix units round both sides of a product to bf16, by up to 2⁻⁹ each; nine products lie behind one another from the
 /// ids to the logits of two layers, so that independent errors add up to √18 · 2⁻⁹ = 8e-3. The other targets do not round.
 #[test]
 fn quantised_weights() {
-    let loaded = support::compile(&support::load("devset/gguf/llama_Q8_0.gguf"));
-    for (tier, tolerance) in [(Tier::Cpu, 1e-4), (Tier::Gpu, 1e-4), (Tier::Cuda, 1e-2)] {
-        let options = VerifyOptions { tokens: 8, tolerance, new_tokens: 0, ..Default::default() };
-        let found = verify(&loaded, tier, &options).unwrap();
-        assert!(found.passed(), "{}: {:?}", found.tier, found.outputs);
+    for model in ["devset/gguf/llama_Q8_0.gguf", "devset/gguf/llama_Q4_0.gguf", "devset/gguf/llama_F16.gguf"] {
+        let loaded = support::compile(&support::load(model));
+        for (tier, tolerance) in [(Tier::Cpu, 1e-4), (Tier::Gpu, 1e-4), (Tier::Cuda, 1e-2)] {
+            let options = VerifyOptions { tokens: 8, tolerance, new_tokens: 0, ..Default::default() };
+            let found = verify(&loaded, tier, &options).unwrap();
+            assert!(found.passed(), "{model} {}: {:?}", found.tier, found.outputs);
+        }
     }
 }
 
@@ -48,8 +58,8 @@ fn a_fault_in_a_text_is_found() {
     let plan = std::sync::Arc::make_mut(&mut loaded.plan);
     let mut altered = 0;
     for v in plan.kernels.iter_mut().filter(|k| k.name.contains("attention")).flat_map(|k| &mut k.variants) {
-        altered += v.wgsl.matches("workgroupBarrier();").count();
-        v.wgsl = v.wgsl.replace("workgroupBarrier();", "");
+        altered += v.text.matches("workgroupBarrier();").count();
+        v.text = v.text.replace("workgroupBarrier();", "");
     }
     assert!(altered > 0);
     let found = verify(&loaded, Tier::Gpu, &VerifyOptions::default()).unwrap();

@@ -44,6 +44,36 @@ fn every_kernel_fits_in_registers() {
     }
 }
 
+/// The assembler of the major version before takes the same texts, for the GPUs it knows.
+#[test]
+fn the_assembler_before_takes_every_kernel_too() {
+    let older = Ptxas::find_older();
+    for (name, r) in rendered(&DECODER) {
+        for arch in ARCHITECTURES {
+            let used = older.assemble(&r.text, arch);
+            assert!(used.registers <= 255, "{name} {arch}");
+        }
+    }
+}
+
+/// The lowest version of PTX that has what a text uses, so that the oldest possible driver takes it.
+#[test]
+fn texts_ask_for_the_lowest_version() {
+    const NEEDS: [(&str, &str); 7] = [
+        (".L2::", "7.4"),
+        ("L1::no_allocate", "7.4"),
+        ("griddepcontrol", "7.8"),
+        ("stmatrix", "7.8"),
+        ("mbarrier", "8.0"),
+        ("cp.async.bulk", "8.0"),
+        ("wgmma", "8.0"),
+    ];
+    for (name, r) in rendered(&DECODER).into_iter().chain(rendered(&ODD)) {
+        let need = NEEDS.iter().filter(|(word, _)| r.text.contains(word)).map(|(_, v)| *v).max().unwrap_or("7.0");
+        assert!(r.text.contains(&format!("\n.version {need}\n")), "{name} needs {need}:\n{}", r.text);
+    }
+}
+
 #[test]
 fn kernels_of_odd_sizes_assemble() {
     let ptxas = Ptxas::find();

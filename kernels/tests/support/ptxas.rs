@@ -43,6 +43,23 @@ impl Ptxas {
         };
         Ptxas { tool, version: String::from_utf8_lossy(&output.stdout).into_owned() }
     }
+    /// The assembler of the major version before: the one that `FRIT_PTXAS_12` names, or `ptxas-12` beside the other.
+    pub fn find_older() -> Ptxas {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let beside = Ptxas::find().tool.with_file_name("ptxas-12");
+        let ours = root.join("tools/cuda/bin/ptxas-12");
+        let tool = std::env::var_os("FRIT_PTXAS_12").map(PathBuf::from).or(beside.exists().then_some(beside));
+        let tool = tool.unwrap_or(ours);
+        let Ok(output) = Command::new(&tool).arg("--version").output() else {
+            panic!(
+                "there is no ptxas 12 at {}: run `bash tests/tools.sh`, or name one in FRIT_PTXAS_12",
+                tool.display()
+            );
+        };
+        let version = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(version.contains("release 12."), "{version}");
+        Ptxas { tool, version }
+    }
     /// Whether it is the version that register counts were recorded with.
     pub fn is_of_goldens(&self) -> bool {
         self.version.contains(VERSION)

@@ -10,7 +10,7 @@ use frit_kernels::emit;
 use frit_kernels::spec::Space;
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates::Rendered;
-use frit_simt::{Argument, Buffer, Language, Launch, Options, Outcome, Region, run as execute};
+use frit_simt::{Argument, Buffer, Error, Language, Launch, Options, Outcome, Region, run as execute};
 
 /// The targets whose kernels are executed here.
 pub fn targets() -> Vec<Capabilities> {
@@ -28,6 +28,11 @@ pub fn expected(case: &Case, r: &Rendered) -> (Vec<Vec<f64>>, f64) {
 
 /// Runs a case; the outcome, and the numbers of every written argument.
 pub fn run(case: &Case, r: &Rendered, options: &Options) -> (Outcome, Vec<Vec<f64>>) {
+    try_run(case, r, options).unwrap_or_else(|e| panic!("{e}\n{}", r.text))
+}
+
+/// As [`run`]; an error for a text that cannot be run at all.
+pub fn try_run(case: &Case, r: &Rendered, options: &Options) -> Result<(Outcome, Vec<Vec<f64>>), Error> {
     let layout = Layout::new(case, r);
     let spec = &case.spec;
     let mut arguments: Vec<Argument> = layout
@@ -78,7 +83,7 @@ pub fn run(case: &Case, r: &Rendered, options: &Options) -> (Outcome, Vec<Vec<f6
         arguments,
         dynamic_shared_bytes: u32::try_from(emit::ptx::dynamic_shared_bytes(&r.module)).unwrap(),
     };
-    let outcome = execute(&launch, options).unwrap_or_else(|e| panic!("{e}\n{}", r.text));
+    let outcome = execute(&launch, options)?;
     let numbers = spec.args.iter().zip(&layout.place).zip(&case.data).map(|((a, (at, start)), d)| {
         let len = match d {
             Data::F32(v) => v.len(),
@@ -94,7 +99,7 @@ pub fn run(case: &Case, r: &Rendered, options: &Options) -> (Outcome, Vec<Vec<f6
         .collect()
     });
     let numbers = numbers.collect();
-    (outcome, numbers)
+    Ok((outcome, numbers))
 }
 
 /// What matrix units round their operands to.
