@@ -132,6 +132,8 @@ fn inspect_lists_kernels_and_prints_one() {
         let wgsl = succeeds(&["inspect", path(&gpt2), "--kernel", name, "--tier", tier]);
         assert!(wgsl.contains("@compute") && wgsl.contains("fn main"), "{wgsl}");
     }
+    let ptx = succeeds(&["inspect", path(&gpt2), "--kernel", name, "--emit", "ptx"]);
+    assert!(ptx.contains(".visible .entry main") && ptx.contains(".target sm_80"), "{ptx}");
     let spec: Value = json(&["inspect", path(&gpt2), "--kernel", name, "--emit", "spec"]);
     assert_eq!(
         spec["name"],
@@ -139,6 +141,35 @@ fn inspect_lists_kernels_and_prints_one() {
     );
     let said = refused(&["inspect", path(&gpt2), "--kernel", "no_such_kernel"]);
     assert!(said.contains("no_such_kernel") && said.contains(name), "{said}");
+}
+
+/// Every workload on a small model or a layer of a published shape; the random weights are written once.
+#[test]
+fn bench_times_every_workload() {
+    let folder = tempfile::tempdir().unwrap();
+    let gpt2 = fixture("devset/gpt2");
+    let once = ["--rounds", "2", "--warmup", "0", "--backend", "cpu", "--json"];
+    let bench = |args: &[&str]| json(&[&["bench"], args, &once].concat());
+    for (args, parts) in [
+        (&["decode", "--model", path(&gpt2), "--tokens", "5", "--new-tokens", "4"][..], "1 x 5 + 4 tokens"),
+        (&["prefill", "--model", path(&gpt2), "--tokens", "9"], "1 x 9 tokens"),
+        (&["gemm", "--tokens", "33"], "33 rows"),
+        (&["stream", "--tokens", "64"], "1 rows"),
+        (
+            &["encoder", "--layers", "1", "--batch", "2", "--tokens", "5", "--weights", path(folder.path())],
+            "2 x 5 tokens",
+        ),
+    ] {
+        let report = bench(args);
+        assert_eq!((&report["shape"], &report["backend"]), (&parts.into(), &"cpu".into()), "{args:?}");
+        let of = |key: &str| report[key].as_f64().unwrap();
+        assert!(0.0 < of("p10_ms") && of("p10_ms") <= of("median_ms") && of("median_ms") <= of("p90_ms"), "{report}");
+    }
+    let weights = folder.path().join("bert-base-1-1/model.safetensors");
+    assert!(std::fs::metadata(weights).unwrap().len() > 50_000_000);
+    let said = refused(&["bench", "decode", "--shape", "bert-base"]);
+    assert!(said.contains("no decoder"), "{said}");
+    assert!(refused(&["bench", "decode", "--shape", "gpt9"]).contains("smollm2-135m"));
 }
 
 /// Every hostile model of the fixtures: refused with a word its entry asks for.

@@ -4,6 +4,8 @@
 #[cfg(feature = "compiler")]
 mod analyze;
 #[cfg(feature = "compiler")]
+mod bench;
+#[cfg(feature = "compiler")]
 mod bisect;
 mod compile;
 mod diff;
@@ -52,6 +54,9 @@ enum Verb {
     Diff(diff::Args),
     /// Show weights, cache, programs and kernels.
     Inspect(inspect::Args),
+    /// Time decode, prefill, an encoder or a matrix product on any backend.
+    #[cfg(feature = "compiler")]
+    Bench(bench::Args),
     /// Execute every kernel's text on the CPU with all checks, and compare with the CPU backend.
     #[cfg(feature = "verify")]
     Verify(verify::Args),
@@ -92,6 +97,8 @@ fn main() -> ExitCode {
         Verb::Analyze(a) => analyze::main(&a),
         Verb::Diff(a) => diff::main(&a),
         Verb::Inspect(a) => inspect::main(&a),
+        #[cfg(feature = "compiler")]
+        Verb::Bench(a) => bench::main(&a),
         #[cfg(feature = "verify")]
         Verb::Verify(a) => verify::main(&a),
     };
