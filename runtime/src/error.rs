@@ -49,6 +49,9 @@ pub enum Error {
         /// The cause.
         cause: String,
     },
+    /// A chat template that cannot be used.
+    #[error("the model's chat template: {0}")]
+    Chat(String),
     /// Arrays that cannot be read.
     #[error("{path}: {reason}", path = path.display())]
     Npz {

@@ -7,6 +7,8 @@ pub mod backend;
 mod binding;
 #[cfg(feature = "compiler")]
 pub mod calibration;
+#[cfg(feature = "chat")]
+pub mod chat;
 mod device;
 pub mod error;
 mod generate;

@@ -84,6 +84,7 @@ pub(crate) fn decoder(context: u64, eos: &[u32]) -> Plan {
             bos: None,
             tokenizer: None,
             cache_obstacle: None,
+            chat: None,
         },
         sizes: vec![
             size("B", 1, None),

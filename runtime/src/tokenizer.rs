@@ -32,6 +32,13 @@ impl Tokenizer {
         }
         Ok(ids)
     }
+    /// Tokens of a text and nothing in front, for texts that hold their special tokens.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn encode_as_written(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.inner.encode(text, false).map_err(fault)?.get_ids().to_vec())
+    }
     /// The text of tokens, without special ones.
     ///
     /// # Errors

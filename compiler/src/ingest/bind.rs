@@ -97,6 +97,32 @@ impl<'a> Binder<'a> {
             None => WeightId(u32::MAX),
         }
     }
+    /// `count` tensors `name(i)` of one shape as one tensor with an axis more, called `name`.
+    pub fn take_stacked(
+        &mut self,
+        name: &str,
+        count: u64,
+        part: impl Fn(u64) -> String,
+        shape: &[Extent<'_>],
+    ) -> WeightId {
+        let mut storage = None;
+        let mut parts = Vec::new();
+        for i in 0..count {
+            let part = part(i);
+            let Some((own, _)) = self.check(&part, shape) else { return WeightId(u32::MAX) };
+            if *storage.get_or_insert(own) != own {
+                let problem = format!("is stored as {own}, unlike the tensors that it is used with");
+                self.gaps.push(Gap::tensor(&part, problem, "store them in one type"));
+                return WeightId(u32::MAX);
+            }
+            parts.push(part);
+        }
+        let shape: Vec<u64> = shape.iter().map(|(size, _)| *size).collect();
+        match storage {
+            Some(storage) => self.builder.stacked(name, parts, storage, &shape),
+            None => WeightId(u32::MAX),
+        }
+    }
     /// The tensor of that name if the file has it.
     pub fn take_if_there(&mut self, name: &str, shape: &[Extent<'_>]) -> Option<WeightId> {
         self.has(name).then(|| self.take(name, shape))

@@ -12,6 +12,7 @@ use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{BinaryOp, Literal, ReduceOp, UnaryOp};
 use frit_plan::{InputFill, KvPart, ModelInfo, RopePart, Task, TensorData, TensorSource};
+use indexmap::IndexMap;
 use std::sync::Arc;
 
 /// Builds a model: tables first, then one graph for each way to run it.
@@ -21,6 +22,7 @@ pub struct ModelBuilder {
     tables: Tables,
     graphs: Vec<ModelGraph>,
     memory: MemoryTensors,
+    stacks: IndexMap<String, Vec<String>>,
     source: Option<Arc<dyn TensorSource>>,
     faults: Vec<GraphError>,
 }
@@ -49,10 +51,12 @@ impl ModelBuilder {
                 bos: None,
                 tokenizer: None,
                 cache_obstacle: None,
+                chat: None,
             },
             tables: Tables::default(),
             graphs: Vec::new(),
             memory: MemoryTensors::default(),
+            stacks: IndexMap::new(),
             source: None,
             faults: Vec::new(),
         }
@@ -87,6 +91,12 @@ impl ModelBuilder {
         let shape = shape.iter().map(|d| Dim::from(*d)).collect();
         let data = WeightData::Tensor { name: of.into(), transpose: false };
         self.tables.weight(WeightInfo { names: vec![name.into()], storage, shape, data })
+    }
+    /// Tensors of the source as one, `[parts.len(), shape…]`; `shape` is that of each.
+    pub fn stacked(&mut self, name: &str, parts: Vec<String>, storage: Storage, shape: &[u64]) -> WeightId {
+        let whole: Vec<u64> = [parts.len() as u64].iter().chain(shape).copied().collect();
+        self.stacks.insert(name.into(), parts);
+        self.stored(name, storage, &whole)
     }
     /// A tensor stored as `[K, N]` that is used as `[N, K]`; plain storage types only. `shape` is the stored one.
     pub fn stored_transposed(&mut self, name: &str, storage: Storage, shape: [u64; 2]) -> WeightId {
@@ -162,7 +172,12 @@ impl ModelBuilder {
         if !self.faults.is_empty() {
             return Err(BuildError(self.faults));
         }
-        let source: Arc<dyn TensorSource> = match self.source {
+        let stacks = self.stacks;
+        let source = self.source.map(|s| match stacks.is_empty() {
+            true => s,
+            false => Arc::new(Stacked(stacks, s)) as Arc<dyn TensorSource>,
+        });
+        let source: Arc<dyn TensorSource> = match source {
             Some(s) if self.memory.0.is_empty() => s,
             Some(s) => Arc::new(Layered(self.memory, s)),
             None => Arc::new(self.memory),
@@ -176,6 +191,29 @@ struct Layered(MemoryTensors, Arc<dyn TensorSource>);
 impl TensorSource for Layered {
     fn read(&self, tensor: &str) -> Result<TensorData, Box<dyn std::error::Error + Send + Sync>> {
         if self.0.0.contains_key(tensor) { self.0.read(tensor) } else { self.1.read(tensor) }
+    }
+}
+
+/// Gives several tensors of a source as one.
+struct Stacked(IndexMap<String, Vec<String>>, Arc<dyn TensorSource>);
+
+impl TensorSource for Stacked {
+    fn read(&self, tensor: &str) -> Result<TensorData, Box<dyn std::error::Error + Send + Sync>> {
+        let Some(parts) = self.0.get(tensor) else { return self.1.read(tensor) };
+        let mut whole: Option<TensorData> = None;
+        for part in parts {
+            let part = self.1.read(part)?;
+            match &mut whole {
+                None => whole = Some(TensorData { shape: [1].iter().chain(&part.shape).copied().collect(), ..part }),
+                Some(whole) => {
+                    whole.bytes.extend_from_slice(&part.bytes);
+                    if let Some(count) = whole.shape.first_mut() {
+                        *count += 1;
+                    }
+                }
+            }
+        }
+        whole.ok_or_else(|| format!("tensor `{tensor}` is made of nothing").into())
     }
 }
 

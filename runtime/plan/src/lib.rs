@@ -16,7 +16,7 @@ mod weights;
 
 pub use buffer::{BufferRef, KvPart, KvSlotDecl, SlotLayout, StateDecl, ValueDecl};
 pub use kernel::{Kernel, Schedule, Variant};
-pub use model::{InputFill, ModelInfo, Port, Task};
+pub use model::{ChatInfo, InputFill, ModelInfo, Port, Task};
 pub use plan::{PLAN_VERSION, Plan, Program, SizeDecl, Step, sizes};
 pub use report::{AttentionCount, FusionReport, Ledger, PhaseReport, RefusedEdge, RegionReport};
 pub use validate::{PlanError, StoredShape};

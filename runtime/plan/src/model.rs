@@ -68,4 +68,18 @@ pub struct ModelInfo {
     /// Why a model that takes the keys and values of earlier tokens runs only as the graph it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_obstacle: Option<String>,
+    /// How a conversation is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatInfo>,
+}
+
+/// How a conversation is written for a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatInfo {
+    /// A Jinja template of `messages`.
+    pub template: String,
+    /// The text of the token that begins a text, which templates name `bos_token`.
+    pub bos: Option<String>,
+    /// The text of the token that ends one, which templates name `eos_token`.
+    pub eos: Option<String>,
 }

@@ -1,9 +1,11 @@
 //! Self-attention: projections, norms of queries and keys, rotation, cache, scores.
 
+use super::latent::Latent;
 use super::linear::Linear;
 use super::norm::Norm;
 use super::shared::Shared;
-use crate::graph::{AttentionAttrs, Float, ValueId};
+use super::sinks;
+use crate::graph::{AttentionAttrs, Float, ValueId, WeightId};
 use crate::ingest::builder::GraphBuilder;
 use frit_kernels::dim::Dim;
 use frit_kernels::spec::BinaryOp;
@@ -30,6 +32,8 @@ pub(crate) struct Attention {
     pub qk_norm: Option<QkNorm>,
     /// The number of the rotary tables in use; `None`: positions do not enter here.
     pub rope: Option<usize>,
+    /// `[H]`: a score for each head that takes part in the softmax and adds no value.
+    pub sinks: Option<WeightId>,
     pub output: Linear,
 }
 
@@ -39,16 +43,24 @@ pub(crate) enum Qkv {
     Separate([Linear; 3]),
     /// One projection whose result is cut in three.
     Fused(Linear, Packing),
+    /// Low-rank projections.
+    Latent(Box<Latent>),
 }
 
 /// How the result of a fused projection is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)]
 pub(crate) enum Packing {
     /// All queries, all keys, all values.
     Parts,
     /// For each key head: its query heads, the key, the value.
     Groups,
+    /// [`Packing::SHARDS`] times: a share of the queries, of the values, of the keys.
+    Shards,
+}
+
+impl Packing {
+    /// The parts of [`Packing::Shards`].
+    pub const SHARDS: u64 = 4;
 }
 
 /// Norms of queries and keys.
@@ -83,7 +95,10 @@ impl Attention {
                 has_mask: false,
                 has_bias: false,
             };
-            let y = b.attention(q, k, v, shared.mask, shared.bias, attrs);
+            let y = match self.sinks {
+                Some(sinks) => sinks::attend(b, self, shared, sinks, [q, k, v]),
+                None => b.attention(q, k, v, shared.mask, shared.bias, attrs),
+            };
             let y = b.transpose(y, &[0, 2, 1, 3]);
             let width = Dim::from(self.heads * self.value_dim);
             let y = b.reshape(y, &[shared.batch.clone(), shared.tokens.clone(), width]);
@@ -99,6 +114,7 @@ impl Attention {
                 let part = linear.apply(b, x);
                 self.clipped(b, part)
             }),
+            Qkv::Latent(latent) => return latent.apply(b, x, self.heads, self.value_dim),
             Qkv::Fused(all, Packing::Parts) => {
                 let all = all.apply(b, x);
                 let all = self.clipped(b, all);
@@ -109,6 +125,11 @@ impl Attention {
                 let all = all.apply(b, x);
                 let all = self.clipped(b, all);
                 return self.groups(b, shared, all);
+            }
+            Qkv::Fused(all, Packing::Shards) => {
+                let all = all.apply(b, x);
+                let all = self.clipped(b, all);
+                return self.shards(b, shared, all);
             }
         };
         let [q, k, v] = match &self.qk_norm {
@@ -146,6 +167,17 @@ impl Attention {
         [(0, group, self.heads), (group, 1, self.kv_heads), (group + 1, 1, self.kv_heads)].map(|(from, len, heads)| {
             let part = b.slice(all, 3, Dim::from(from), Dim::from(len));
             self.heads(b, shared, part, heads, self.head_dim)
+        })
+    }
+
+    /// Heads out of a projection in [`Packing::Shards`].
+    fn shards(&self, b: &mut GraphBuilder<'_>, shared: &Shared, all: ValueId) -> [ValueId; 3] {
+        let share = Dim::from(self.heads * self.head_dim / Packing::SHARDS);
+        let (batch, tokens) = (shared.batch.clone(), shared.tokens.clone());
+        let all = b.reshape(all, &[batch, tokens, Dim::from(Packing::SHARDS), Dim::from(3u64), share]);
+        [0u64, 2, 1].map(|at| {
+            let part = b.slice(all, 3, Dim::from(at), Dim::one());
+            self.heads(b, shared, part, self.heads, self.head_dim)
         })
     }
 

@@ -3,6 +3,7 @@
 use super::attention::Attention;
 use super::ffn::Ffn;
 use super::linear::Linear;
+use super::moe::Mixture;
 use super::norm::Norm;
 use super::rotary::Rope;
 use super::shared::Shared;
@@ -63,7 +64,7 @@ pub(crate) struct Layer {
     /// On what the attention gives, before it joins the residual.
     pub attended_norm: Option<Norm>,
     pub ffn_norm: Option<Norm>,
-    pub ffn: Ffn,
+    pub ffn: Feed,
     /// On what the feed-forward part gives, before it joins the residual.
     pub fed_norm: Option<Norm>,
     pub residual: Residual,
@@ -71,9 +72,15 @@ pub(crate) struct Layer {
     pub residual_scale: Option<f32>,
 }
 
+/// The feed-forward part of a layer.
+#[derive(Clone, Debug)]
+pub(crate) enum Feed {
+    Dense(Ffn),
+    Mixture(Box<Mixture>),
+}
+
 /// How the parts of a layer lie around the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)]
 pub(crate) enum Residual {
     /// `x += attention(norm(x)); x += ffn(norm(x))`.
     Sequential,
@@ -157,7 +164,10 @@ impl Layer {
             scaled(b, y, self.residual_scale)
         };
         let feed = |b: &mut GraphBuilder<'_>, x| {
-            let y = self.ffn.apply(b, x);
+            let y = match &self.ffn {
+                Feed::Dense(ffn) => ffn.apply(b, x),
+                Feed::Mixture(mixture) => mixture.apply(b, x),
+            };
             let y = normed(b, self.fed_norm.as_ref(), y);
             scaled(b, y, self.residual_scale)
         };

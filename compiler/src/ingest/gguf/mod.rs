@@ -1,5 +1,6 @@
 //! GGUF files: our own reader, the tensor types, the embedded tokenizer, the architectures.
 
+pub mod expand;
 pub mod metadata;
 mod model;
 mod pretokenizer;

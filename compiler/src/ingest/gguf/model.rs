@@ -11,7 +11,7 @@ use crate::graph::RopeStyle;
 use crate::ingest::activation::Activation;
 use crate::ingest::bind::{Binder, Extent, Stored};
 use crate::ingest::blocks::{
-    Attention, Decoder, Embedding, Ffn, Head, Layer, Linear, Norm, QkNorm, Qkv, Residual, Rope, Up,
+    Attention, Decoder, Embedding, Feed, Ffn, Head, Layer, Linear, Norm, QkNorm, Qkv, Residual, Rope, Up,
 };
 use crate::ingest::builder::ModelBuilder;
 use crate::ingest::error::{Error, Gap, Result};
@@ -134,7 +134,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
     decoder.build(&mut m);
     // A model runs on token ids even where its tokenizer is not understood.
     match tokenizer::convert(file.metadata()) {
-        Ok(Some(tokenizer)) => (m.info.eos, m.info.tokenizer) = (tokenizer.stops, Some(tokenizer.json)),
+        Ok(Some(t)) => (m.info.eos, m.info.tokenizer, m.info.chat) = (t.stops, Some(t.json), t.chat),
         _ => {
             let eos = file.metadata().u64("tokenizer.ggml.eos_token_id").ok().flatten();
             m.info.eos = eos.and_then(|id| u32::try_from(id).ok()).into_iter().collect();
@@ -447,11 +447,12 @@ fn layer(config: &Config, t: &mut Binder<'_>, i: u64) -> Layer {
             clip: None,
             qk_norm,
             rope: Some(0),
+            sinks: None,
             output,
         },
         attended_norm: None,
         ffn_norm: Some(norm(config, t, "post_attention_layernorm", &at("ffn_norm"), hidden)),
-        ffn: Ffn { name: "mlp", up: Up::Gated { gate, up }, act: Activation::Silu, down },
+        ffn: Feed::Dense(Ffn { name: "mlp", up: Up::Gated { gate, up }, act: Activation::Silu, down }),
         fed_norm: None,
         residual: Residual::Sequential,
         residual_scale: None,
@@ -463,6 +464,13 @@ impl TensorSource for GgufFile {
         let missing = || format!("there is no tensor `{tensor}`");
         let info = self.get(tensor).ok_or_else(missing)?;
         let bytes = self.bytes(tensor)?.ok_or_else(missing)?;
+        let bytes = match info.packed {
+            None => bytes,
+            Some(packed) => {
+                let values = packed.expand(&bytes).ok_or_else(|| format!("tensor `{tensor}` ends within a block"))?;
+                values.into_iter().flat_map(f32::to_le_bytes).collect()
+            }
+        };
         Ok(TensorData { storage: info.storage, shape: info.shape.clone(), bytes })
     }
 }

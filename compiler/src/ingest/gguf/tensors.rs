@@ -1,5 +1,6 @@
 //! The tensor table of a GGUF file: types, sizes, and where each tensor lies.
 
+use super::expand::Packed;
 use super::metadata::{Metadata, Value};
 use crate::ingest::error::{Error, Gap, Result};
 use crate::ingest::file::SourceFile;
@@ -20,6 +21,8 @@ pub struct TensorType {
     pub block_bytes: u64,
     /// The storage type, for the types that are read.
     pub storage: Option<Storage>,
+    /// What blocks are expanded from when they are read.
+    pub packed: Option<Packed>,
 }
 
 const fn read(id: u32, name: &'static str, storage: Storage) -> TensorType {
@@ -29,11 +32,17 @@ const fn read(id: u32, name: &'static str, storage: Storage) -> TensorType {
         block_elems: storage.block_elems(),
         block_bytes: storage.block_bytes(),
         storage: Some(storage),
+        packed: None,
     }
 }
 
+const fn expanded(id: u32, name: &'static str, packed: Packed) -> TensorType {
+    let (block_elems, block_bytes) = packed.block();
+    TensorType { id, name, block_elems, block_bytes, storage: Some(Storage::F32), packed: Some(packed) }
+}
+
 const fn other(id: u32, name: &'static str, block_elems: u64, block_bytes: u64) -> TensorType {
-    TensorType { id, name, block_elems, block_bytes, storage: None }
+    TensorType { id, name, block_elems, block_bytes, storage: None, packed: None }
 }
 
 /// Every type whose block is known; numbers that are missing were withdrawn.
@@ -46,20 +55,20 @@ pub const TYPES: [TensorType; 34] = [
     read(7, "Q5_1", Storage::Q5_1),
     read(8, "Q8_0", Storage::Q8_0),
     other(9, "Q8_1", 32, 36),
-    other(10, "Q2_K", 256, 84),
-    other(11, "Q3_K", 256, 110),
+    expanded(10, "Q2_K", Packed::Q2K),
+    expanded(11, "Q3_K", Packed::Q3K),
     read(12, "Q4_K", Storage::Q4K),
-    other(13, "Q5_K", 256, 176),
+    expanded(13, "Q5_K", Packed::Q5K),
     read(14, "Q6_K", Storage::Q6K),
-    other(15, "Q8_K", 256, 292),
+    expanded(15, "Q8_K", Packed::Q8K),
     other(16, "IQ2_XXS", 256, 66),
     other(17, "IQ2_XS", 256, 74),
     other(18, "IQ3_XXS", 256, 98),
     other(19, "IQ1_S", 256, 50),
-    other(20, "IQ4_NL", 32, 18),
+    expanded(20, "IQ4_NL", Packed::Iq4Nl),
     other(21, "IQ3_S", 256, 110),
     other(22, "IQ2_S", 256, 82),
-    other(23, "IQ4_XS", 256, 136),
+    expanded(23, "IQ4_XS", Packed::Iq4Xs),
     other(24, "I8", 1, 1),
     other(25, "I16", 1, 2),
     other(26, "I32", 1, 4),
@@ -69,13 +78,14 @@ pub const TYPES: [TensorType; 34] = [
     read(30, "BF16", Storage::Bf16),
     other(34, "TQ1_0", 256, 54),
     other(35, "TQ2_0", 256, 66),
-    other(39, "MXFP4", 32, 17),
+    expanded(39, "MXFP4", Packed::Mxfp4),
     other(40, "NVFP4", 64, 36),
     other(41, "Q1_0", 128, 18),
 ];
 
 /// The types that are read, for messages.
-pub const READ_TYPES: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q6_K";
+pub const READ_TYPES: &str =
+    "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K, IQ4_NL, IQ4_XS and MXFP4";
 
 /// One row of the table as the file has it, dimensions outermost first.
 #[derive(Clone, Debug)]
@@ -91,8 +101,10 @@ pub(super) struct TensorEntry {
 pub struct TensorInfo {
     /// Its name in the file.
     pub name: String,
-    /// How its elements are stored.
+    /// How its elements are stored once they are read.
     pub storage: Storage,
+    /// The blocks that they are expanded from.
+    pub packed: Option<Packed>,
     /// The dimensions, outermost first: the reverse of the file's order.
     pub shape: Vec<u64>,
     /// Its first byte, counted from the start of the file.
@@ -157,7 +169,7 @@ pub(super) fn place(
             return Err(blame("is there twice".into()));
         }
         spans.push((start, end, name.clone()));
-        tensors.insert(name.clone(), TensorInfo { name, storage, shape, offset: start, len });
+        tensors.insert(name.clone(), TensorInfo { name, storage, packed: kind.packed, shape, offset: start, len });
     }
     if !gaps.is_empty() {
         return Err(Error::Unsupported { path: file.path().to_owned(), gaps });

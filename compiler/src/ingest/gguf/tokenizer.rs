@@ -7,6 +7,7 @@
 use super::metadata::Metadata;
 use super::pretokenizer::{self, PreTokenizer};
 use crate::ingest::error::Gap;
+use frit_plan::ChatInfo;
 use rustc_hash::FxHashMap;
 use serde_json::{Map, Value, json};
 
@@ -29,8 +30,8 @@ pub struct Tokenizer {
     pub add_bos: bool,
     /// Whether a text is ended with `eos`.
     pub add_eos: bool,
-    /// The chat template, a Jinja text.
-    pub chat_template: Option<String>,
+    /// How a conversation is written.
+    pub chat: Option<ChatInfo>,
     /// Merges that were left out, since they name parts or results that the vocabulary lacks.
     pub dropped_merges: u64,
 }
@@ -122,7 +123,10 @@ pub fn convert(metadata: &Metadata) -> Result<Option<Tokenizer>, Gap> {
         stops,
         add_bos,
         add_eos,
-        chat_template: metadata.str("tokenizer.chat_template")?.map(str::to_owned),
+        chat: metadata.str("tokenizer.chat_template")?.map(|template| {
+            let text = |id: Option<u32>| id.and_then(|id| vocabulary.tokens.get(id as usize).cloned());
+            ChatInfo { template: template.to_owned(), bos: text(bos), eos: text(eos) }
+        }),
         dropped_merges,
     }))
 }

@@ -86,6 +86,13 @@ impl<'a> Fields<'a> {
             }
         }
     }
+    /// A whole number from 0 to the limit for dimensions; 0 when the field is missing.
+    pub fn size_or_zero(&mut self, path: &str) -> u64 {
+        match self.get(path).and_then(Value::as_u64) {
+            Some(0) | None if self.get(path).is_none_or(|v| v.as_u64() == Some(0)) => 0,
+            _ => self.size(path, None),
+        }
+    }
     /// A finite number for which `good` holds; `default` when the field is missing.
     pub fn number(&mut self, path: &str, default: Option<f64>, want: &str, good: impl Fn(f64) -> bool) -> f64 {
         match (self.get(path), default) {

@@ -64,7 +64,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
         limit_context(context, options, path)?;
     }
     network.build(&mut m);
-    (m.info.tokenizer, m.info.eos, m.info.bos) = (text.tokenizer, text.eos, text.bos);
+    (m.info.tokenizer, m.info.eos, m.info.bos, m.info.chat) = (text.tokenizer, text.eos, text.bos, text.chat);
     m.source(Arc::new(weights));
     m.finish().map_err(|e| Error::Internal { path: path.to_owned(), problem: e.to_string() })
 }

@@ -4,20 +4,44 @@ use super::fields::Fields;
 use crate::ingest::rope::{RopeConfig, RopeScaling};
 use serde_json::Value;
 
-/// Rotary positions: `rope_theta` and `rope_scaling`, or both in `rope_parameters`.
+/// What an architecture assumes where its configuration is silent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RopeDefaults {
+    pub theta: f64,
+    /// The field of the base.
+    pub theta_field: &'static str,
+    /// The context before it was made longer.
+    pub original_context: Option<u64>,
+    /// Names of scalings in old files, and those of today.
+    pub renamed: &'static [(&'static str, &'static str)],
+}
+
+impl Default for RopeDefaults {
+    fn default() -> Self {
+        RopeDefaults { theta: 1e4, theta_field: "rope_theta", original_context: None, renamed: &[] }
+    }
+}
+
+/// Rotary positions with the usual defaults.
 pub(crate) fn rope(f: &mut Fields<'_>, dim: u64, context: u64) -> RopeConfig {
+    rope_with(f, dim, context, RopeDefaults::default())
+}
+
+/// Rotary positions: `rope_theta` and `rope_scaling`, or both in `rope_parameters`.
+pub(crate) fn rope_with(f: &mut Fields<'_>, dim: u64, context: u64, defaults: RopeDefaults) -> RopeConfig {
     let table = if f.get("rope_scaling").is_none() && f.get("rope_parameters").is_some() {
         "rope_parameters"
     } else {
         "rope_scaling"
     };
     let at = |field: &str| format!("{table}.{field}");
-    let theta_path = if f.get(&at("rope_theta")).is_some() { at("rope_theta") } else { "rope_theta".to_owned() };
-    let theta = f.number(&theta_path, Some(10_000.0), "a number above 1", |v| v > 1.0);
-    RopeConfig { theta, dim, context, scaling: scaling(f, table, dim, context) }
+    let inside = at("rope_theta");
+    let theta_path = if f.get(&inside).is_some() { inside.as_str() } else { defaults.theta_field };
+    let theta = f.number(theta_path, Some(defaults.theta), "a number above 1", |v| v > 1.0);
+    RopeConfig { theta, dim, context, scaling: scaling(f, table, dim, context, defaults) }
 }
 
-fn scaling(f: &mut Fields<'_>, table: &str, dim: u64, context: u64) -> RopeScaling {
+fn scaling(f: &mut Fields<'_>, table: &str, dim: u64, context: u64, defaults: RopeDefaults) -> RopeScaling {
     let at = |field: &str| format!("{table}.{field}");
     match f.get(table) {
         None => return RopeScaling::Default,
@@ -34,7 +58,9 @@ fn scaling(f: &mut Fields<'_>, table: &str, dim: u64, context: u64) -> RopeScali
         f.gap(table, format!("has rope_type `{new}` and type `{old}`"), "remove the wrong one");
     }
     let original = |f: &mut Fields<'_>, default| f.size(&at("original_max_position_embeddings"), default);
-    match new.or(old) {
+    let kind =
+        new.or(old).map(|kind| defaults.renamed.iter().find(|(old, _)| *old == kind).map_or(kind, |(_, today)| today));
+    match kind {
         Some("default") => RopeScaling::Default,
         Some("linear") => RopeScaling::Linear { factor: f.positive(&at("factor"), None) },
         Some("dynamic") => {
@@ -71,8 +97,9 @@ fn scaling(f: &mut Fields<'_>, table: &str, dim: u64, context: u64) -> RopeScali
             }
         }
         Some("longrope") => {
-            let original_context =
-                f.get("original_max_position_embeddings").map(|_| f.size("original_max_position_embeddings", None));
+            let stated = f.get("original_max_position_embeddings").is_some();
+            let stated = stated.then(|| f.size("original_max_position_embeddings", None));
+            let original_context = stated.or(defaults.original_context);
             let factor = f.positive_or_none(&at("factor"));
             let attention_factor = f.positive_or_none(&at("attention_factor"));
             if factor.is_none() && attention_factor.is_none() && original_context.is_none() {

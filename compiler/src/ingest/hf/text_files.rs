@@ -4,6 +4,7 @@ use super::fields::Fields;
 use crate::ingest::error::{Error, Gap, Result};
 use crate::ingest::file::ModelDir;
 use crate::ingest::limits::Limits;
+use frit_plan::ChatInfo;
 use serde_json::{Map, Value};
 
 /// What a host must know to feed a model with text.
@@ -15,6 +16,8 @@ pub struct TextSettings {
     pub eos: Vec<u32>,
     /// The token put in front of a text, when the tokenizer does not do it by itself.
     pub bos: Option<u32>,
+    /// How a conversation is written.
+    pub chat: Option<ChatInfo>,
 }
 
 /// The JSON object in a file of that name; `None` when there is no such file.
@@ -28,7 +31,7 @@ pub fn object(dir: &ModelDir, name: &str, limits: &Limits) -> Result<Option<Map<
     }
 }
 
-/// Reads `generation_config.json`, `tokenizer_config.json` and `tokenizer.json` beside `config`.
+/// Reads `generation_config.json`, `tokenizer_config.json`, `tokenizer.json` and the chat template beside `config`.
 pub fn read(dir: &ModelDir, config: &Map<String, Value>, limits: &Limits) -> Result<(TextSettings, Vec<Gap>)> {
     let mut gaps = Vec::new();
     let mut ids = |file: &str, object: &Map<String, Value>, field: &str| {
@@ -47,7 +50,38 @@ pub fn read(dir: &ModelDir, config: &Map<String, Value>, limits: &Limits) -> Res
     let settings = object(dir, "tokenizer_config.json", limits)?.unwrap_or_default();
     let wanted = settings.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
     let bos = bos.filter(|bos| wanted && tokenizer.as_deref().is_some_and(|json| !puts_in_front(json, *bos)));
-    Ok((TextSettings { tokenizer, eos, bos }, gaps))
+    let chat = template(dir, &settings, limits)?.map(|template| ChatInfo {
+        template,
+        bos: token_text(&settings, "bos_token"),
+        eos: token_text(&settings, "eos_token"),
+    });
+    Ok((TextSettings { tokenizer, eos, bos, chat }, gaps))
+}
+
+/// The chat template: a file of its own, or a field of the tokenizer's settings, where of several the one named
+/// `default` is meant.
+fn template(dir: &ModelDir, settings: &Map<String, Value>, limits: &Limits) -> Result<Option<String>> {
+    const FIELD: &str = "chat_template";
+    if let Some(text) = dir.text("chat_template.jinja", limits.text_bytes)? {
+        return Ok(Some(text));
+    }
+    let own = object(dir, "chat_template.json", limits)?.unwrap_or_default();
+    let field = own.get(FIELD).or(settings.get(FIELD));
+    let named = |list: &Vec<Value>| {
+        let default = list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+        default.and_then(|t| t.get("template")).and_then(Value::as_str).map(str::to_owned)
+    };
+    Ok(match field {
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(Value::Array(list)) => named(list),
+        _ => None,
+    })
+}
+
+/// The text of a special token, which stands alone or in an object.
+fn token_text(settings: &Map<String, Value>, field: &str) -> Option<String> {
+    let token = settings.get(field)?;
+    token.as_str().or_else(|| token.get("content").and_then(Value::as_str)).map(str::to_owned)
 }
 
 /// Whether a tokenizer puts the token in front of texts by itself: its template for one text begins with it.

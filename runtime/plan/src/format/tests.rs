@@ -84,6 +84,7 @@ fn model() -> (Plan, Tensors) {
             bos: None,
             tokenizer: Some("{\"tokens\": [\"ä\"]}".into()),
             cache_obstacle: None,
+            chat: Some(ChatInfo { template: "{{ messages }}".into(), bos: None, eos: Some("</s>".into()) }),
         },
         sizes: vec![
             SizeDecl { name: "B".into(), min: 1, max: None },

@@ -76,6 +76,7 @@ fn plan(kernels: Vec<Kernel>, programs: Vec<Program>) -> Plan {
             bos: None,
             tokenizer: None,
             cache_obstacle: None,
+            chat: None,
         },
         sizes: vec![size("B"), size("T")],
         weights: Vec::new(),

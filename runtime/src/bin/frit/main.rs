@@ -7,6 +7,7 @@ mod analyze;
 mod bench;
 #[cfg(feature = "compiler")]
 mod bisect;
+mod chat;
 mod compile;
 mod diff;
 mod explain;
@@ -38,6 +39,8 @@ struct Cli {
 enum Verb {
     /// Continue a prompt and print the text as it comes.
     Generate(generate::Args),
+    /// Talk with a model through its chat template.
+    Chat(chat::Args),
     /// Run a model on tensors from an .npz file.
     Run(run::Args),
     /// Compile a model ahead of time to one .frit file.
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
     end_with_the_reader();
     let done = match Cli::parse().verb {
         Verb::Generate(a) => generate::main(&a),
+        Verb::Chat(a) => chat::main(&a),
         Verb::Run(a) => run::main(&a),
         Verb::Compile(a) => compile::main(&a),
         Verb::Explain(a) => explain::main(&a),

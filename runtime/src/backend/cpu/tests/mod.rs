@@ -314,6 +314,7 @@ pub fn empty_plan(sizes: &[(&str, u64)]) -> Plan {
             bos: None,
             tokenizer: None,
             cache_obstacle: None,
+            chat: None,
         },
         sizes: sizes.iter().map(decl).collect(),
         weights: Vec::new(),

@@ -4,7 +4,7 @@ use super::recipe::{FfnForm, LayerForm, NormForm, QkPlace, QkvForm, Recipe};
 use crate::graph::WeightId;
 use crate::ingest::bind::{Binder, Extent};
 use crate::ingest::blocks::{
-    Attention, Decoder, Embedding, Ffn, Head, Layer, Linear, Norm, Positions, QkNorm, Qkv, Rope, Up,
+    Attention, Decoder, Embedding, Feed, Ffn, Head, Layer, Linear, Norm, Positions, QkNorm, Qkv, Rope, Up,
 };
 use crate::ingest::hf::registry::{Architecture, Network};
 
@@ -21,11 +21,11 @@ impl Architecture for Recipe {
 }
 
 /// Names and extents while a model is bound.
-struct Site<'r, 'b, 't> {
-    recipe: &'r Recipe,
-    t: &'b mut Binder<'t>,
+pub(super) struct Site<'r, 'b, 't> {
+    pub recipe: &'r Recipe,
+    pub t: &'b mut Binder<'t>,
     prefix: &'static str,
-    hidden: Extent<'r>,
+    pub hidden: Extent<'r>,
 }
 
 /// Binds the tensors of a model; what is wrong is left in the binder.
@@ -59,7 +59,7 @@ fn decoder(recipe: &Recipe, t: &mut Binder<'_>) -> Decoder {
 }
 
 impl<'r> Site<'r, '_, '_> {
-    fn linear(&mut self, name: &'static str, stem: &str, out: Extent<'_>, from: Extent<'_>, bias: bool) -> Linear {
+    pub fn linear(&mut self, name: &'static str, stem: &str, out: Extent<'_>, from: Extent<'_>, bias: bool) -> Linear {
         let weight = match self.recipe.transposed {
             true => self.t.take_transposed(&format!("{stem}.weight"), from, out),
             false => self.t.take(&format!("{stem}.weight"), &[out, from]),
@@ -68,7 +68,7 @@ impl<'r> Site<'r, '_, '_> {
         Linear { name, weight, bias }
     }
 
-    fn norm_of(&mut self, name: &'static str, stem: &str, form: NormForm, shape: &[Extent<'_>]) -> Norm {
+    pub fn norm_of(&mut self, name: &'static str, stem: &str, form: NormForm, shape: &[Extent<'_>]) -> Norm {
         let gain = form.gain.then(|| self.t.take(&format!("{stem}.weight"), shape));
         let bias = form.bias.then(|| self.t.take(&format!("{stem}.bias"), shape));
         Norm { name, kind: form.kind, eps: form.eps, gain, one_plus: form.one_plus, bias }
@@ -111,6 +111,7 @@ impl<'r> Site<'r, '_, '_> {
     fn layer(&mut self, form: &LayerForm, stem: &str) -> Layer {
         let recipe = self.recipe;
         let names = &recipe.names;
+        let inner = (recipe.sizes.inner, names.fields.inner);
         let mut norm =
             |name: Option<&'static str>| name.map(|name| self.norm(name, &format!("{stem}.{name}"), recipe.norm));
         let [attention_norm, attended_norm, ffn_norm, fed_norm] =
@@ -120,7 +121,11 @@ impl<'r> Site<'r, '_, '_> {
             attention: self.attention(form, &format!("{stem}.{}", names.attention)),
             attended_norm,
             ffn_norm,
-            ffn: self.ffn(&if names.ffn.is_empty() { stem.to_owned() } else { format!("{stem}.{}", names.ffn) }),
+            ffn: match recipe.mixture.filter(|_| form.mixed) {
+                Some(mixture) => Feed::Mixture(Box::new(self.mixture(&mixture, &format!("{stem}.{}", mixture.name)))),
+                None if names.ffn.is_empty() => Feed::Dense(self.ffn("mlp", stem, inner)),
+                None => Feed::Dense(self.ffn(names.ffn, &format!("{stem}.{}", names.ffn), inner)),
+            },
             fed_norm,
             residual: recipe.residual,
             residual_scale: recipe.residual_scale,
@@ -132,21 +137,24 @@ impl<'r> Site<'r, '_, '_> {
         let hidden = self.hidden;
         let queries = (sizes.heads * sizes.head_dim, "num_attention_heads × head_dim");
         let keys = (sizes.kv_heads * sizes.head_dim, "num_key_value_heads × head_dim");
-        let qkv = match self.recipe.qkv {
-            QkvForm::Separate => {
+        let value_dim = self.recipe.latent.map_or(sizes.head_dim, |latent| latent.value);
+        let values = (sizes.heads * value_dim, "num_attention_heads × head_dim");
+        let qkv = match (self.recipe.latent, self.recipe.qkv) {
+            (Some(latent), _) => Qkv::Latent(Box::new(self.latent(&latent, stem))),
+            (None, QkvForm::Separate) => {
                 let [q, k, v] = names.qkv;
                 let parts = [(q, queries), (k, keys), (v, keys)];
                 Qkv::Separate(
                     parts.map(|(name, out)| self.linear(name, &format!("{stem}.{name}"), out, hidden, biases.qkv)),
                 )
             }
-            QkvForm::Packed(packing) => {
+            (None, QkvForm::Packed(packing)) => {
                 let all = (queries.0 + 2 * keys.0, "(num_attention_heads + 2 × num_key_value_heads) × head_dim");
                 let name = names.packed_qkv;
                 Qkv::Fused(self.linear(name, &format!("{stem}.{name}"), all, hidden, biases.qkv), packing)
             }
         };
-        let output = self.linear(names.output, &format!("{stem}.{}", names.output), hidden, queries, biases.output);
+        let output = self.linear(names.output, &format!("{stem}.{}", names.output), hidden, values, biases.output);
         let qk_norm = self.recipe.qk_norm.map(|(place, norm)| {
             let [q, k] = names.qk_norm;
             let head = (sizes.head_dim, "head_dim");
@@ -170,7 +178,7 @@ impl<'r> Site<'r, '_, '_> {
             heads: sizes.heads,
             kv_heads: sizes.kv_heads,
             head_dim: sizes.head_dim,
-            value_dim: sizes.head_dim,
+            value_dim,
             scale: form.scale,
             window: form.window,
             softcap: self.recipe.softcap,
@@ -178,15 +186,19 @@ impl<'r> Site<'r, '_, '_> {
             clip: self.recipe.clip,
             qk_norm,
             rope: form.rope,
+            sinks: self
+                .recipe
+                .sinks
+                .then(|| self.t.take(&format!("{stem}.sinks"), &[(sizes.heads, "number of heads")])),
             output,
         }
     }
 
-    fn ffn(&mut self, stem: &str) -> Ffn {
+    /// The feed-forward part at `stem`, of this inner size.
+    pub(super) fn ffn(&mut self, name: &'static str, stem: &str, inner: Extent<'_>) -> Ffn {
         let recipe = self.recipe;
-        let Recipe { sizes, names, biases, .. } = recipe;
+        let Recipe { names, biases, .. } = recipe;
         let hidden = self.hidden;
-        let inner = (sizes.inner, names.fields.inner);
         let mut linear =
             |name: &'static str, out, from| self.linear(name, &format!("{stem}.{name}"), out, from, biases.ffn);
         let up = match recipe.ffn {
@@ -195,11 +207,11 @@ impl<'r> Site<'r, '_, '_> {
                 Up::Gated { gate: linear(names.gate, inner, hidden), up: linear(names.up, inner, hidden) }
             }
             FfnForm::Packed => {
-                let both = (2 * sizes.inner, "2 × intermediate_size");
-                Up::Packed { gate_up: linear(names.packed_up, both, hidden), inner: sizes.inner }
+                let both = (2 * inner.0, "2 × intermediate_size");
+                Up::Packed { gate_up: linear(names.packed_up, both, hidden), inner: inner.0 }
             }
         };
         let down = linear(names.down, hidden, inner);
-        Ffn { name: names.ffn, up, act: recipe.act, down }
+        Ffn { name, up, act: recipe.act, down }
     }
 }

@@ -37,8 +37,8 @@ pub(super) fn read(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     Box::new(recipe(f))
 }
 
-/// Sizes by GPT-2's names or the common ones.
-pub(super) fn sizes(f: &mut Fields<'_>) -> Sizes {
+/// Sizes by GPT-2's names or the common ones, with `context` positions where none are given.
+pub(super) fn sizes(f: &mut Fields<'_>, context: u64) -> Sizes {
     let limits = f.limits();
     let hidden = renamed(f, "n_embd", "hidden_size", None, limits.dim);
     let heads = renamed(f, "n_head", "num_attention_heads", None, limits.dim);
@@ -51,12 +51,12 @@ pub(super) fn sizes(f: &mut Fields<'_>) -> Sizes {
         heads,
         kv_heads: heads,
         head_dim,
-        context: renamed(f, "n_positions", "max_position_embeddings", Some(1024), limits.dim),
+        context: renamed(f, "n_positions", "max_position_embeddings", Some(context), limits.dim),
     }
 }
 
 pub(crate) fn recipe(f: &mut Fields<'_>) -> Recipe {
-    let sizes = sizes(f);
+    let sizes = sizes(f, 1024);
     // The order of the operations and their precision, not the function.
     f.flag("reorder_and_upcast_attn", false);
     let act = activation(f, "activation_function", "gelu_new");

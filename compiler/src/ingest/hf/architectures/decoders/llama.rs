@@ -1,7 +1,7 @@
 //! Llama, Mistral, Qwen2 and Qwen3: RMS norms before each part, rotary positions, grouped queries, a gated feed-forward.
 
 use super::recipe::{Biases, HeadForm, NormForm, QkPlace, Recipe, SizeDefaults, Sizes};
-use crate::ingest::hf::common_fields::{activation, even_rotation, layer_types};
+use crate::ingest::hf::common_fields::{activation, layer_types, whole_rotation, window};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::rope;
@@ -14,6 +14,10 @@ pub(crate) enum Family {
     Mistral,
     Qwen2,
     Qwen3,
+    /// Qwen2 with mixtures of experts.
+    Qwen2Moe,
+    /// Qwen3 with mixtures of experts.
+    Qwen3Moe,
 }
 
 pub(super) fn read(f: &mut Fields<'_>, family: Family) -> Box<dyn Architecture> {
@@ -26,25 +30,23 @@ pub(crate) fn recipe(f: &mut Fields<'_>, family: Family) -> Recipe {
         Family::Mistral => (Some(8), 131_072, None),
         Family::Qwen2 => (Some(32), 32_768, None),
         Family::Qwen3 => (Some(32), 32_768, Some(128)),
+        Family::Qwen2Moe => (Some(16), 32_768, None),
+        Family::Qwen3Moe => (Some(4), 32_768, None),
     };
     let defaults = SizeDefaults { kv_heads, context: Some(context), head_dim, ..SizeDefaults::default() };
     let sizes = Sizes::read(f, defaults);
-    even_rotation(f, "head_dim", sizes.head_dim);
-    let partial = f.positive("partial_rotary_factor", Some(1.0));
-    if partial != 1.0 {
-        f.gap("partial_rotary_factor", format!("is {partial}; this architecture rotates whole heads"), "remove it");
-    }
+    whole_rotation(f, sizes.head_dim);
     let norm = NormForm::rms(f.positive("rms_norm_eps", Some(1e-6)));
     let act = activation(f, "hidden_act", "silu");
     let rope = rope(f, sizes.head_dim, sizes.context);
     let attention_bias = f.flag("attention_bias", false);
     let biases = Biases {
         qkv: match family {
-            Family::Qwen2 => true,
+            Family::Qwen2 | Family::Qwen2Moe => true,
             Family::Mistral => false,
-            Family::Llama | Family::Qwen3 => attention_bias,
+            Family::Llama | Family::Qwen3 | Family::Qwen3Moe => attention_bias,
         },
-        output: matches!(family, Family::Llama | Family::Qwen3) && attention_bias,
+        output: matches!(family, Family::Llama | Family::Qwen3 | Family::Qwen3Moe) && attention_bias,
         ffn: f.flag("mlp_bias", false) && family == Family::Llama,
         head: false,
     };
@@ -52,7 +54,7 @@ pub(crate) fn recipe(f: &mut Fields<'_>, family: Family) -> Recipe {
     let windows = windows(f, family, depth);
     Recipe {
         biases,
-        qk_norm: (family == Family::Qwen3).then_some((QkPlace::Heads, norm)),
+        qk_norm: matches!(family, Family::Qwen3 | Family::Qwen3Moe).then_some((QkPlace::Heads, norm)),
         head: HeadForm { tied: f.flag("tie_word_embeddings", false), ..HeadForm::default() },
         ..Recipe::new(sizes, depth, norm, act, Some(rope)).windows(windows)
     }
@@ -60,15 +62,18 @@ pub(crate) fn recipe(f: &mut Fields<'_>, family: Family) -> Recipe {
 
 /// The sliding window of each layer.
 fn windows(f: &mut Fields<'_>, family: Family, layers: usize) -> Vec<Option<u64>> {
-    let sliding = |f: &mut Fields<'_>| match f.present("sliding_window") && f.get("sliding_window").is_none() {
-        true => None,
-        false => Some(f.size("sliding_window", Some(4096))),
-    };
     match family {
         Family::Llama => vec![None; layers],
-        Family::Mistral => vec![sliding(f); layers],
+        Family::Mistral => vec![window(f, "sliding_window", Some(4096)); layers],
+        // All layers or none.
+        Family::Qwen2Moe | Family::Qwen3Moe => {
+            let on = f.flag("use_sliding_window", false);
+            let window = window(f, "sliding_window", Some(4096)).filter(|_| on);
+            vec![window; layers]
+        }
         Family::Qwen2 | Family::Qwen3 => {
-            let window = if f.flag("use_sliding_window", false) { sliding(f) } else { None };
+            let window =
+                if f.flag("use_sliding_window", false) { window(f, "sliding_window", Some(4096)) } else { None };
             let from = f.get("max_window_layers").and_then(Value::as_u64);
             if f.get("max_window_layers").is_some() && from.is_none() {
                 f.gap("max_window_layers", "is no whole number", "correct it");

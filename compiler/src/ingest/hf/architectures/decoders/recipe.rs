@@ -3,7 +3,7 @@
 
 use crate::graph::{NormKind, RopeStyle};
 use crate::ingest::activation::Activation;
-use crate::ingest::blocks::{Packing, Residual};
+use crate::ingest::blocks::{Groups, Packing, Residual, Scores};
 use crate::ingest::hf::common_fields::even_head_dim;
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::rope::RopeConfig;
@@ -32,6 +32,12 @@ pub(crate) struct Recipe {
     pub softcap: Option<f32>,
     pub ffn: FfnForm,
     pub act: Activation,
+    /// Of the layers whose feed-forward part is a mixture of experts.
+    pub mixture: Option<MixtureForm>,
+    /// Low-rank projections of queries, keys and values, in place of `qkv`.
+    pub latent: Option<LatentForm>,
+    /// Whether each head has a score that takes part in the softmax and adds no value, as tensor `sinks`.
+    pub sinks: bool,
     pub biases: Biases,
     pub residual: Residual,
     /// Factor on both parts of a layer where they join the residual.
@@ -98,6 +104,8 @@ pub(crate) struct LayerForm {
     pub rope: Option<usize>,
     /// Factor on the scores.
     pub scale: f32,
+    /// Whether the feed-forward part is a mixture of experts.
+    pub mixed: bool,
 }
 
 /// A kind of norm.
@@ -120,7 +128,6 @@ pub(crate) enum QkvForm {
 
 /// What a norm of queries and keys sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)]
 pub(crate) enum QkPlace {
     /// Each head, with one gain for all.
     Heads,
@@ -134,12 +141,76 @@ pub(crate) enum QkPlace {
 
 /// The kind of feed-forward part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)]
 pub(crate) enum FfnForm {
     Plain,
     Gated,
     /// Gated, with gate and up in one projection.
     Packed,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct MixtureForm {
+    /// Its name in the layer.
+    pub name: &'static str,
+    /// The router's name.
+    pub router: &'static str,
+    pub router_bias: bool,
+    pub experts: u64,
+    /// Experts for each token.
+    pub chosen: u64,
+    /// The inner size of an expert.
+    pub inner: u64,
+    /// The fields of the number of experts and of their inner size.
+    pub fields: [&'static str; 2],
+    pub scores: Scores,
+    /// The tensor that is added to the scores where experts are chosen.
+    pub correction: Option<&'static str>,
+    pub groups: Option<Groups>,
+    /// Whether the weights of a token's experts are divided by their sum.
+    pub normalise: bool,
+    /// Factor on the weights.
+    pub scale: f32,
+    pub tensors: ExpertTensors,
+    pub shared: Option<SharedForm>,
+}
+
+/// How the weights of experts are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExpertTensors {
+    /// Gate, up and down of each expert by itself.
+    Each([&'static str; 3]),
+    /// Those of all experts as one: gate and up packed, and down.
+    Packed([&'static str; 2]),
+    /// Those of all experts as one, stored `[K, N]`, gate and up in turns, with biases.
+    Interleaved,
+}
+
+/// An expert that every token passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SharedForm {
+    pub name: &'static str,
+    pub inner: u64,
+    /// The projection to its gate.
+    pub gate: Option<&'static str>,
+}
+
+/// Low-rank projections.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct LatentForm {
+    /// The rank of queries; `None`: they are projected at once.
+    pub q_rank: Option<u64>,
+    pub kv_rank: u64,
+    /// Elements of a head that are not rotated.
+    pub plain: u64,
+    /// Elements of a head that are rotated.
+    pub rotated: u64,
+    /// Elements of a value head.
+    pub value: u64,
+    /// Whether the projections to the ranks, and that of the output, have a bias.
+    pub bias: bool,
+    /// Of the norms between the projections.
+    pub eps: f32,
 }
 
 /// Which projections have a bias.
@@ -305,7 +376,7 @@ impl Recipe {
     /// A decoder like Llama: RMS norms before each part, a gated feed-forward, rotary positions by `rope` if there are
     /// any, no bias, a head of its own.
     pub fn new(sizes: Sizes, depth: usize, norm: NormForm, act: Activation, rope: Option<RopeConfig>) -> Recipe {
-        let layer = LayerForm { window: None, rope: rope.as_ref().map(|_| 0), scale: sizes.scale() };
+        let layer = LayerForm { window: None, rope: rope.as_ref().map(|_| 0), scale: sizes.scale(), mixed: false };
         Recipe {
             sizes,
             names: COMMON_NAMES,
@@ -321,6 +392,9 @@ impl Recipe {
             softcap: None,
             ffn: FfnForm::Gated,
             act,
+            mixture: None,
+            latent: None,
+            sinks: false,
             biases: Biases::default(),
             residual: Residual::Sequential,
             residual_scale: None,
@@ -330,6 +404,12 @@ impl Recipe {
         }
     }
 
+    /// Gives every layer these rotary tables.
+    pub fn rotated(mut self, rope: RopeConfig) -> Recipe {
+        self.ropes = vec![rope];
+        self.layers.iter_mut().for_each(|layer| layer.rope = Some(0));
+        self
+    }
     /// Sets the sliding window of each layer.
     pub fn windows(mut self, windows: Vec<Option<u64>>) -> Recipe {
         for (layer, window) in self.layers.iter_mut().zip(windows) {

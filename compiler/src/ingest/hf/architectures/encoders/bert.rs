@@ -173,6 +173,7 @@ fn layer(config: &BertConfig, t: &mut Binder<'_>, stem: &str) -> Layer {
             clip: None,
             qk_norm: None,
             rope: None,
+            sinks: None,
             output: linear(t, "output", &format!("{stem}.attention.output.dense"), hidden, hidden),
         },
         attention_norm: norm(config, t, "attention.output.LayerNorm", &format!("{stem}.attention.output.LayerNorm")),
