@@ -97,6 +97,13 @@ impl<'a> Binder<'a> {
             None => WeightId(u32::MAX),
         }
     }
+    /// The tensor of that name, stored `[K]` and used as `[1, K]`.
+    pub fn take_row(&mut self, name: &str, k: Extent<'_>) -> WeightId {
+        match self.check(name, &[k]) {
+            Some((storage, _)) => self.builder.stored(name, storage, &[1, k.0]),
+            None => WeightId(u32::MAX),
+        }
+    }
     /// `count` tensors `name(i)` of one shape as one tensor with an axis more, called `name`.
     pub fn take_stacked(
         &mut self,

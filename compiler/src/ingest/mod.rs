@@ -15,6 +15,7 @@ pub mod gguf;
 pub mod hf;
 pub mod limits;
 pub mod onnx;
+mod recipe;
 pub mod rope;
 
 pub use error::{Error, Gap, Place, Result};

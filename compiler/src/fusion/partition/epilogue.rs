@@ -73,6 +73,9 @@ impl Partitioner<'_> {
                 _ => Err((Refusal::Dup, "computed in another region already".into())),
             };
         }
+        if matches!(g.op(v), Op::KvAppend { .. }) {
+            return Err((Refusal::Effect, "the slot holds positions of earlier runs as well".into()));
+        }
         let shape_in = &g.ty(v).shape;
         match op {
             Op::Unary(_) | Op::Cast(_) => {}

@@ -1,6 +1,8 @@
 //! GGUF files: our own reader, the tensor types, the embedded tokenizer, the architectures.
 
 pub mod expand;
+mod families;
+mod keys;
 pub mod metadata;
 mod model;
 mod pretokenizer;

@@ -3,7 +3,7 @@ use super::*;
 use crate::ingest::activation::Activation;
 use crate::ingest::hf::architectures::decoders::gpt2;
 use crate::ingest::hf::architectures::decoders::llama::{self, Family};
-use crate::ingest::hf::architectures::decoders::recipe::{Biases, HeadForm, NormForm, Recipe};
+use crate::ingest::recipe::{Biases, HeadForm, NormForm, Recipe};
 use serde_json::json;
 
 fn reading(base: Value, extra: Value) -> Reading {

@@ -5,6 +5,7 @@ use super::fields::Fields;
 use crate::ingest::bind::Binder;
 use crate::ingest::blocks::Decoder;
 use crate::ingest::builder::ModelBuilder;
+use crate::ingest::recipe::{self, Recipe};
 
 /// A class of transformers that is read.
 pub(crate) struct Class {
@@ -51,5 +52,14 @@ impl Network for Decoder {
     }
     fn context(&mut self) -> Option<&mut u64> {
         Some(&mut self.context)
+    }
+}
+
+impl Architecture for Recipe {
+    fn bind(&self, t: &mut Binder<'_>) -> Box<dyn Network> {
+        Box::new(recipe::decoder(self, t))
+    }
+    fn ignorable(&self, name: &str) -> bool {
+        Recipe::ignorable(self, name)
     }
 }

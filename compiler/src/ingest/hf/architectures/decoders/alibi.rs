@@ -1,38 +1,16 @@
 //! BLOOM and MPT: no positions but a bias on the scores that falls with distance, by a slope for each head.
 
 use super::falcon;
-use super::recipe::{
-    Biases, COMMON_FIELDS, COMMON_NAMES, EmbeddingForm, FfnForm, HeadForm, Names, NormForm, QkvForm, Recipe,
-    SizeFields, Sizes,
-};
 use crate::ingest::activation::Activation;
 use crate::ingest::blocks::{Packing, Residual};
 use crate::ingest::hf::common_fields::{even_head_dim, only, only_text, renamed};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
-
-/// `2^(−8i/n)` for n heads; where n is no power of 2, those of the next lower one, then every second of the next higher.
-fn bloom_slopes(heads: u64) -> Vec<f32> {
-    let lower = 1u64 << heads.max(1).ilog2();
-    let slope = |of: u64, i: u64| (2f64).powf(-8.0 * i as f64 / of as f64) as f32;
-    let more = (0..heads.saturating_sub(lower)).map(|i| slope(2 * lower, 2 * i + 1));
-    (1..=lower).map(|i| slope(lower, i)).chain(more).collect()
-}
-
-/// Those of the next power of 2, every second of them first.
-fn mpt_slopes(heads: u64) -> Vec<f32> {
-    let upper = heads.next_power_of_two();
-    let slope = |i: u64| (2f64).powf(-8.0 * i as f64 / upper as f64) as f32;
-    match upper == heads {
-        true => (1..=heads).map(slope).collect(),
-        false => (1..=upper / 2)
-            .map(|i| 2 * i)
-            .chain((0..upper / 2).map(|i| 2 * i + 1))
-            .map(slope)
-            .take(heads as usize)
-            .collect(),
-    }
-}
+use crate::ingest::recipe::alibi::{bloom_slopes, mpt_slopes};
+use crate::ingest::recipe::{
+    Biases, COMMON_FIELDS, COMMON_NAMES, EmbeddingForm, FfnForm, HeadForm, Names, NormForm, QkvForm, Recipe,
+    SizeFields, Sizes,
+};
 
 /// The number of heads, for which slopes are made: bounded, since it comes from the file.
 fn slopes(f: &mut Fields<'_>, field: &str, heads: u64, of: fn(u64) -> Vec<f32>) -> Vec<f32> {
@@ -142,18 +120,4 @@ pub(super) fn mpt(f: &mut Fields<'_>) -> Box<dyn Architecture> {
         head: HeadForm { tied: f.flag("tie_word_embeddings", true), ..HeadForm::default() },
         ..Recipe::new(sizes, sizes.depth(f), norm, Activation::GeluErf, None).scale(scale)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{bloom_slopes, mpt_slopes};
-
-    #[test]
-    fn slopes_of_a_power_of_two_halve_evenly_and_others_come_from_its_neighbours() {
-        assert_eq!(bloom_slopes(4), [0.25, 0.0625, 0.015625, 0.00390625]);
-        assert_eq!(bloom_slopes(4), mpt_slopes(4));
-        assert_eq!(bloom_slopes(3), [0.0625, 0.00390625, 0.25]);
-        assert_eq!(mpt_slopes(3), [0.0625, 0.00390625, 0.25]);
-        assert_eq!(bloom_slopes(1), mpt_slopes(1));
-    }
 }

@@ -1,13 +1,14 @@
 //! Cohere 1 and 2 (Command R, Aya): layer norms without bias, one before both parts, which are parallel; neighbouring
 //! elements rotate together; a factor on the logits. The second rotates only where a layer has a window.
 
-use super::recipe::{Biases, HeadForm, Names, NormForm, QkPlace, Recipe, SizeDefaults, Sizes};
+use super::sizes::SizeDefaults;
 use crate::graph::RopeStyle;
 use crate::ingest::blocks::Residual;
 use crate::ingest::hf::common_fields::{activation, layer_windows, whole_rotation};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::rope;
+use crate::ingest::recipe::{Biases, HeadForm, Names, NormForm, QkPlace, Recipe, Sizes};
 
 fn base(f: &mut Fields<'_>) -> Recipe {
     let sizes = Sizes::read(f, SizeDefaults { context: Some(8192), ..SizeDefaults::default() });

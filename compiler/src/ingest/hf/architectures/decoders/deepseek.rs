@@ -2,13 +2,13 @@
 //! that every token passes.
 
 use super::mixtures::{MixtureDefaults, mixture, with_mixture};
-use super::recipe::{Biases, HeadForm, LatentForm, MixtureForm, NormForm, Recipe, SharedForm, Sizes};
 use crate::graph::RopeStyle;
 use crate::ingest::blocks::{Groups, Scores};
 use crate::ingest::hf::common_fields::{activation, even_rotation, only};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::rope;
+use crate::ingest::recipe::{Biases, HeadForm, LatentForm, MixtureForm, NormForm, Recipe, SharedForm, Sizes};
 use crate::ingest::rope::RopeScaling;
 
 fn recipe(f: &mut Fields<'_>, context: u64) -> Recipe {
@@ -63,7 +63,13 @@ fn experts(f: &mut Fields<'_>, count: u64, chosen: Option<u64>, scale: f64, shar
         true => None,
         false => Some(f.size("n_shared_experts", shared)),
     };
-    let shared = shared.map(|n| SharedForm { name: "shared_experts", inner: n.saturating_mul(form.inner), gate: None });
+    let shared = shared.map(|n| SharedForm {
+        name: "shared_experts",
+        parts: None,
+        inner: n.saturating_mul(form.inner),
+        gate: None,
+        flat_gate: false,
+    });
     MixtureForm { scale: f.positive("routed_scaling_factor", Some(scale)) as f32, shared, ..form }
 }
 

@@ -2,11 +2,12 @@
 //! any layer has one.
 
 use super::olmo::NORMED_BEHIND;
-use super::recipe::{QkPlace, Recipe, SizeDefaults};
 use super::relatives::{DEFAULTS, Defaults, llama};
+use super::sizes::SizeDefaults;
 use crate::ingest::hf::common_fields::{layer_windows, window};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
+use crate::ingest::recipe::{QkPlace, Recipe};
 
 pub(super) fn read(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     let sizes = SizeDefaults { kv_heads: Some(32), ..DEFAULTS.sizes };

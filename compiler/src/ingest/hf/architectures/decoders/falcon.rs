@@ -1,14 +1,14 @@
 //! Falcon with rotary positions: the first design (one key head, or one for each head), and the second (grouped keys,
 //! a norm for each of the parallel parts).
 
-use super::recipe::{
-    Biases, COMMON_FIELDS, COMMON_NAMES, FfnForm, HeadForm, Names, NormForm, QkvForm, Recipe, SizeFields, Sizes,
-};
 use crate::ingest::blocks::{Packing, Residual};
 use crate::ingest::hf::common_fields::{activation, even_head_dim, even_rotation, only, renamed};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::rope;
+use crate::ingest::recipe::{
+    Biases, COMMON_FIELDS, COMMON_NAMES, FfnForm, HeadForm, Names, NormForm, QkvForm, Recipe, SizeFields, Sizes,
+};
 
 pub(super) fn read(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     let limits = f.limits();

@@ -2,13 +2,12 @@
 //! second on norms on both sides of each part, and windows in some layers, which in the third have rotary tables of
 //! their own.
 
-use super::recipe::{
-    Biases, COMMON_NAMES, EmbeddingForm, HeadForm, Names, NormForm, QkPlace, Recipe, SizeDefaults, Sizes,
-};
+use super::sizes::SizeDefaults;
 use crate::ingest::hf::common_fields::{activation, layer_windows, only, whole_rotation};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::{RopeDefaults, rope, rope_with};
+use crate::ingest::recipe::{Biases, COMMON_NAMES, EmbeddingForm, HeadForm, Names, NormForm, QkPlace, Recipe, Sizes};
 use crate::ingest::rope::{RopeConfig, RopeScaling};
 use serde_json::Value;
 

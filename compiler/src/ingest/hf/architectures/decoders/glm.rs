@@ -1,12 +1,13 @@
 //! GLM and GLM 4: half of each head rotated in neighbouring pairs, gate and up in one projection; the latter with norms
 //! on both sides of each part.
 
-use super::recipe::{Biases, FfnForm, HeadForm, Names, NormForm, Recipe, SizeDefaults, Sizes};
+use super::sizes::SizeDefaults;
 use crate::graph::RopeStyle;
 use crate::ingest::hf::common_fields::{activation, rotary_part};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::rope;
+use crate::ingest::recipe::{Biases, FfnForm, HeadForm, Names, NormForm, Recipe, Sizes};
 
 fn recipe(f: &mut Fields<'_>) -> Recipe {
     let defaults =

@@ -1,13 +1,13 @@
 //! GPT-2: learned positions, layer norms, one projection for queries, keys and values, weights stored `[K, N]`.
 
-use super::recipe::{
-    Biases, COMMON_FIELDS, COMMON_NAMES, EmbeddingForm, FfnForm, HeadForm, Names, NormForm, PositionForm, QkvForm,
-    Recipe, SizeFields, Sizes,
-};
 use crate::ingest::blocks::Packing;
 use crate::ingest::hf::common_fields::{activation, even_head_dim, renamed};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
+use crate::ingest::recipe::{
+    Biases, COMMON_FIELDS, COMMON_NAMES, EmbeddingForm, FfnForm, HeadForm, Names, NormForm, PositionForm, QkvForm,
+    Recipe, SizeFields, Sizes,
+};
 
 pub(super) const NAMES: Names = Names {
     fields: SizeFields {

@@ -1,11 +1,11 @@
 //! GPT-BigCode (StarCoder): GPT-2 with one key head, weights stored `[N, K]`.
 
 use super::gpt2;
-use super::recipe::{Biases, EmbeddingForm, FfnForm, HeadForm, NormForm, PositionForm, QkvForm, Recipe, Sizes};
 use crate::ingest::blocks::Packing;
 use crate::ingest::hf::common_fields::activation;
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
+use crate::ingest::recipe::{Biases, EmbeddingForm, FfnForm, HeadForm, NormForm, PositionForm, QkvForm, Recipe, Sizes};
 
 pub(super) fn read(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     let sizes = gpt2::sizes(f, 1024);

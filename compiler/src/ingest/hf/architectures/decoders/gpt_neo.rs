@@ -1,12 +1,12 @@
 //! GPT-Neo: GPT-2 with separate projections, scores without a factor, and a window in every local layer.
 
 use super::gpt2;
-use super::recipe::{
-    Biases, COMMON_FIELDS, EmbeddingForm, FfnForm, HeadForm, Names, NormForm, PositionForm, Recipe, SizeFields, Sizes,
-};
 use crate::ingest::hf::common_fields::{activation, even_head_dim, renamed};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
+use crate::ingest::recipe::{
+    Biases, COMMON_FIELDS, EmbeddingForm, FfnForm, HeadForm, Names, NormForm, PositionForm, Recipe, SizeFields, Sizes,
+};
 use serde_json::Value;
 
 pub(super) fn read(f: &mut Fields<'_>) -> Box<dyn Architecture> {

@@ -1,12 +1,13 @@
 //! GPT-OSS: attention with sinks, a window in every second layer, clamped experts with biases.
 
 use super::mixtures::{MixtureDefaults, mixture, with_mixture};
-use super::recipe::{Biases, ExpertTensors, MixtureForm, Recipe, SizeDefaults};
 use super::relatives::{DEFAULTS, Defaults, llama};
+use super::sizes::SizeDefaults;
 use crate::ingest::blocks::Scores;
 use crate::ingest::hf::common_fields::{layer_windows, only_text};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
+use crate::ingest::recipe::{Biases, ExpertTensors, MixtureForm, Recipe};
 
 pub(super) fn read(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     let sizes = SizeDefaults { kv_heads: Some(8), head_dim: Some(64), context: Some(131_072), ..DEFAULTS.sizes };

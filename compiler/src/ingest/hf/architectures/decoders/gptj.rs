@@ -2,12 +2,12 @@
 //! are parallel.
 
 use super::gpt2;
-use super::recipe::{Biases, FfnForm, HeadForm, Names, NormForm, QkvForm, Recipe};
 use crate::graph::RopeStyle;
 use crate::ingest::blocks::{Packing, Residual};
 use crate::ingest::hf::common_fields::{activation, even_rotation};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
+use crate::ingest::recipe::{Biases, FfnForm, HeadForm, Names, NormForm, QkvForm, Recipe};
 use crate::ingest::rope::{RopeConfig, RopeScaling};
 
 fn recipe(f: &mut Fields<'_>) -> Recipe {

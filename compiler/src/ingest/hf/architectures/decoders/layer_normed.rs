@@ -1,11 +1,12 @@
 //! Relatives of Llama with layer norms: Nemotron, StableLM and StarCoder2.
 
-use super::recipe::{Biases, FfnForm, HeadForm, Names, NormForm, Recipe, SizeDefaults, Sizes};
+use super::sizes::SizeDefaults;
 use crate::ingest::blocks::Residual;
 use crate::ingest::hf::common_fields::{activation, only, rotary_part, whole_rotation, window};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::rope;
+use crate::ingest::recipe::{Biases, FfnForm, HeadForm, Names, NormForm, Recipe, Sizes};
 
 /// Norms by `1 + gain`, half of each head rotated, a plain feed-forward.
 pub(super) fn nemotron(f: &mut Fields<'_>) -> Box<dyn Architecture> {

@@ -1,10 +1,11 @@
 //! Llama, Mistral, Qwen2 and Qwen3: RMS norms before each part, rotary positions, grouped queries, a gated feed-forward.
 
-use super::recipe::{Biases, HeadForm, NormForm, QkPlace, Recipe, SizeDefaults, Sizes};
+use super::sizes::SizeDefaults;
 use crate::ingest::hf::common_fields::{activation, layer_types, whole_rotation, window};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::rope;
+use crate::ingest::recipe::{Biases, HeadForm, NormForm, QkPlace, Recipe, Sizes};
 use serde_json::Value;
 
 /// Members of the family.

@@ -2,12 +2,13 @@
 //! Qwen3 MoE.
 
 use super::llama::{self, Family};
-use super::recipe::{Biases, ExpertTensors, MixtureForm, QkPlace, Recipe, SharedForm, SizeDefaults};
 use super::relatives::{DEFAULTS, Defaults, llama, multiplied};
+use super::sizes::SizeDefaults;
 use crate::ingest::blocks::Scores;
 use crate::ingest::hf::common_fields::window;
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
+use crate::ingest::recipe::{Biases, ExpertTensors, MixtureForm, QkPlace, Recipe, SharedForm};
 use serde_json::Value;
 
 /// What a family assumes where its configuration is silent.
@@ -126,7 +127,13 @@ pub(super) fn qwen2(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     let inner = f.size("shared_expert_intermediate_size", Some(5632));
     let form = MixtureForm {
         normalise: f.flag("norm_topk_prob", false),
-        shared: Some(SharedForm { name: "shared_expert", inner, gate: Some("shared_expert_gate") }),
+        shared: Some(SharedForm {
+            name: "shared_expert",
+            parts: None,
+            inner,
+            gate: Some("shared_expert_gate"),
+            flat_gate: false,
+        }),
         ..mixture(f, &defaults)
     };
     let sparse = sparse_layers(f, recipe.layers.len());

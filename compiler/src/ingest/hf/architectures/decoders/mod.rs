@@ -1,8 +1,6 @@
 //! Models that continue a text. A family reads its configuration into a recipe, which is all there is to it.
 
 mod alibi;
-mod assemble;
-mod assemble_parts;
 mod cohere;
 mod deepseek;
 mod exaone4;
@@ -21,8 +19,8 @@ mod mixtures;
 mod olmo;
 mod opt;
 mod phi;
-pub(in crate::ingest::hf) mod recipe;
 mod relatives;
+mod sizes;
 
 use super::super::registry::Class;
 use llama::Family;

@@ -1,11 +1,11 @@
 //! OLMo 1 to 3: the first with layer norms that have no weights, the others with norms behind each part and over all
 //! queries and keys of a token; the third has windows, in whose layers rotary positions are not scaled.
 
-use super::recipe::{Biases, COMMON_NAMES, Names, NormForm, QkPlace, Recipe};
 use super::relatives::{DEFAULTS, Defaults, llama};
 use crate::ingest::hf::common_fields::layer_windows;
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
+use crate::ingest::recipe::{Biases, COMMON_NAMES, Names, NormForm, QkPlace, Recipe};
 use crate::ingest::rope::{RopeConfig, RopeScaling};
 
 fn base(f: &mut Fields<'_>) -> Recipe {

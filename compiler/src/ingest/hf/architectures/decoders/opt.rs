@@ -1,14 +1,14 @@
 //! OPT: learned positions that count visible tokens from 2 on, norms before or behind each part, an embedding that may
 //! be narrower than the model.
 
-use super::recipe::{
-    Biases, COMMON_FIELDS, COMMON_NAMES, EmbeddingForm, FfnForm, HeadForm, Names, NormForm, PositionForm, Recipe,
-    SizeFields, Sizes,
-};
 use crate::ingest::blocks::Residual;
 use crate::ingest::hf::common_fields::{activation, even_head_dim};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
+use crate::ingest::recipe::{
+    Biases, COMMON_FIELDS, COMMON_NAMES, EmbeddingForm, FfnForm, HeadForm, Names, NormForm, PositionForm, Recipe,
+    SizeFields, Sizes,
+};
 
 pub(super) fn read(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     let limits = f.limits();

@@ -1,13 +1,14 @@
 //! Phi 1 to 2, with layer norms and parallel parts, and Phi 3, which is Llama with packed projections.
 
-use super::recipe::{
-    Biases, COMMON_NAMES, FfnForm, HeadForm, Names, NormForm, QkPlace, QkvForm, Recipe, SizeDefaults, Sizes,
-};
+use super::sizes::SizeDefaults;
 use crate::ingest::blocks::{Packing, Residual};
 use crate::ingest::hf::common_fields::{activation, rotary_part, window};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::{RopeDefaults, rope, rope_with};
+use crate::ingest::recipe::{
+    Biases, COMMON_NAMES, FfnForm, HeadForm, Names, NormForm, QkPlace, QkvForm, Recipe, Sizes,
+};
 
 pub(super) fn phi(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     let sizes = Sizes::read(f, SizeDefaults { context: Some(2048), ..SizeDefaults::default() });

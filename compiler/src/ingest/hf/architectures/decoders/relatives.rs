@@ -1,11 +1,12 @@
 //! Relatives of Llama that differ from it by little: Arcee, ERNIE 4.5, Granite, Helium, Hunyuan, Seed-OSS, SmolLM3.
 
-use super::recipe::{Biases, EmbeddingForm, FfnForm, HeadForm, Names, NormForm, QkPlace, Recipe, SizeDefaults, Sizes};
+use super::sizes::SizeDefaults;
 use crate::graph::RopeStyle;
 use crate::ingest::hf::common_fields::{activation, layer_windows, whole_rotation, window};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::{RopeDefaults, rope_with};
+use crate::ingest::recipe::{Biases, EmbeddingForm, FfnForm, HeadForm, Names, NormForm, QkPlace, Recipe, Sizes};
 use serde_json::Value;
 
 /// What a family assumes where its configuration is silent.

@@ -1,18 +1,15 @@
 //! From a recipe and the tensors of a file to blocks.
 
-use super::recipe::{FfnForm, LayerForm, NormForm, QkPlace, QkvForm, Recipe};
+use super::{FfnForm, LayerForm, NormForm, QkPlace, QkvForm, Recipe};
 use crate::graph::WeightId;
 use crate::ingest::bind::{Binder, Extent};
 use crate::ingest::blocks::{
     Attention, Decoder, Embedding, Feed, Ffn, Head, Layer, Linear, Norm, Positions, QkNorm, Qkv, Rope, Up,
 };
-use crate::ingest::hf::registry::{Architecture, Network};
 
-impl Architecture for Recipe {
-    fn bind(&self, t: &mut Binder<'_>) -> Box<dyn Network> {
-        Box::new(decoder(self, t))
-    }
-    fn ignorable(&self, name: &str) -> bool {
+impl Recipe {
+    /// Whether a tensor that no place asked for may be there.
+    pub fn ignorable(&self, name: &str) -> bool {
         let head = name.strip_prefix(self.names.head).is_some_and(|rest| rest == ".weight");
         (self.head.tied && head)
             || name.ends_with(".rotary_emb.inv_freq")
@@ -29,7 +26,7 @@ pub(super) struct Site<'r, 'b, 't> {
 }
 
 /// Binds the tensors of a model; what is wrong is left in the binder.
-fn decoder(recipe: &Recipe, t: &mut Binder<'_>) -> Decoder {
+pub(crate) fn decoder(recipe: &Recipe, t: &mut Binder<'_>) -> Decoder {
     let Recipe { sizes, names, .. } = recipe;
     let prefix = t.prefix(names.prefixes, &format!("{}.weight", names.embedding));
     let hidden = (sizes.hidden, names.fields.hidden);
@@ -51,11 +48,21 @@ fn decoder(recipe: &Recipe, t: &mut Binder<'_>) -> Decoder {
         embedding,
         ropes: ropes.collect(),
         alibi: recipe.alibi.clone(),
-        layers_name: names.layers,
+        layers_name: if names.layers == "blk" { "layers" } else { names.layers },
         layers,
         norm,
         head,
     }
+}
+
+/// What a part is called in the graph.
+pub(super) fn shown(name: &'static str, unnamed: &'static str) -> &'static str {
+    if name.is_empty() { unnamed } else { name }
+}
+
+/// A part inside of what stands at `stem`; an empty name is the same place.
+pub(super) fn inside(stem: &str, part: &str) -> String {
+    if part.is_empty() { stem.to_owned() } else { format!("{stem}.{part}") }
 }
 
 impl<'r> Site<'r, '_, '_> {
@@ -118,13 +125,15 @@ impl<'r> Site<'r, '_, '_> {
             [names.attention_norm, names.attended_norm, names.ffn_norm, names.fed_norm].map(&mut norm);
         Layer {
             attention_norm,
-            attention: self.attention(form, &format!("{stem}.{}", names.attention)),
+            attention: self.attention(form, &inside(stem, names.attention)),
             attended_norm,
             ffn_norm,
             ffn: match recipe.mixture.filter(|_| form.mixed) {
-                Some(mixture) => Feed::Mixture(Box::new(self.mixture(&mixture, &format!("{stem}.{}", mixture.name)))),
-                None if names.ffn.is_empty() => Feed::Dense(self.ffn("mlp", stem, inner)),
-                None => Feed::Dense(self.ffn(names.ffn, &format!("{stem}.{}", names.ffn), inner)),
+                Some(mixture) => Feed::Mixture(Box::new(self.mixture(&mixture, &inside(stem, mixture.name)))),
+                None => {
+                    let parts = [names.gate, names.up, names.down];
+                    Feed::Dense(self.ffn(shown(names.ffn, "mlp"), &inside(stem, names.ffn), parts, inner))
+                }
             },
             fed_norm,
             residual: recipe.residual,
@@ -174,7 +183,7 @@ impl<'r> Site<'r, '_, '_> {
             }
         });
         Attention {
-            name: names.attention,
+            name: shown(names.attention, "self_attn"),
             heads: sizes.heads,
             kv_heads: sizes.kv_heads,
             head_dim: sizes.head_dim,
@@ -195,23 +204,27 @@ impl<'r> Site<'r, '_, '_> {
     }
 
     /// The feed-forward part at `stem`, of this inner size.
-    pub(super) fn ffn(&mut self, name: &'static str, stem: &str, inner: Extent<'_>) -> Ffn {
+    pub(super) fn ffn(
+        &mut self,
+        name: &'static str,
+        stem: &str,
+        [gate, up_name, down]: [&'static str; 3],
+        inner: Extent<'_>,
+    ) -> Ffn {
         let recipe = self.recipe;
         let Recipe { names, biases, .. } = recipe;
         let hidden = self.hidden;
         let mut linear =
             |name: &'static str, out, from| self.linear(name, &format!("{stem}.{name}"), out, from, biases.ffn);
         let up = match recipe.ffn {
-            FfnForm::Plain => Up::Plain(linear(names.up, inner, hidden)),
-            FfnForm::Gated => {
-                Up::Gated { gate: linear(names.gate, inner, hidden), up: linear(names.up, inner, hidden) }
-            }
+            FfnForm::Plain => Up::Plain(linear(up_name, inner, hidden)),
+            FfnForm::Gated => Up::Gated { gate: linear(gate, inner, hidden), up: linear(up_name, inner, hidden) },
             FfnForm::Packed => {
                 let both = (2 * inner.0, "2 × intermediate_size");
                 Up::Packed { gate_up: linear(names.packed_up, both, hidden), inner: inner.0 }
             }
         };
-        let down = linear(names.down, hidden, inner);
+        let down = linear(down, hidden, inner);
         Ffn { name, up, act: recipe.act, down }
     }
 }

@@ -1,9 +1,9 @@
 //! The less common parts of a recipe: mixtures of experts and low-rank projections.
 
-use super::assemble::Site;
-use super::recipe::{ExpertTensors, LatentForm, MixtureForm, NormForm};
+use super::assemble::{Site, inside, shown};
+use super::{ExpertTensors, LatentForm, MixtureForm, NormForm};
 use crate::ingest::bind::Extent;
-use crate::ingest::blocks::{ExpertAct, ExpertLinear, ExpertUp, Experts, Latent, LatentQuery, Mixture, Router};
+use crate::ingest::blocks::{ExpertAct, ExpertLinear, ExpertUp, Experts, Latent, LatentQuery, Linear, Mixture, Router};
 
 /// The slope and the bound of the activation between interleaved projections.
 const CLAMPED: ExpertAct = ExpertAct::Clamped { slope: 1.702, limit: 7.0 };
@@ -45,6 +45,15 @@ impl Site<'_, '_, '_> {
                 let act = ExpertAct::Plain(self.recipe.act);
                 Experts { up: ExpertUp::Packed { gate_up, inner: form.inner }, act, down: all(down, hidden, inner) }
             }
+            ExpertTensors::Stacked([gate, up, down]) => {
+                let mut all = |name: &str, out: Extent<'_>, from: Extent<'_>| {
+                    let weight = self.t.take(&format!("{stem}.{name}.weight"), &[experts, out, from]);
+                    ExpertLinear { weight, transposed: false, bias: None }
+                };
+                let (gate, up) = (all(gate, inner, hidden), all(up, inner, hidden));
+                let act = ExpertAct::Plain(self.recipe.act);
+                Experts { up: ExpertUp::Gated { gate, up }, act, down: all(down, hidden, inner) }
+            }
             ExpertTensors::Interleaved => {
                 let mut all = |name: &str, out: Extent<'_>, from: Extent<'_>| {
                     let weight = self.t.take(&format!("{stem}.experts.{name}"), &[experts, from, out]);
@@ -58,12 +67,20 @@ impl Site<'_, '_, '_> {
         };
         let shared = form.shared.map(|shared| {
             let inner = (shared.inner, "inner size of the shared expert");
-            let ffn = self.ffn(shared.name, &format!("{stem}.{}", shared.name), inner);
+            let names = &self.recipe.names;
+            let parts = shared.parts.unwrap_or([names.gate, names.up, names.down]);
+            let ffn = self.ffn(shown(shared.name, "shared_expert"), &inside(stem, shared.name), parts, inner);
             let one = (1, "1");
-            let gate = shared.gate.map(|name| self.linear(name, &format!("{stem}.{name}"), one, hidden, false));
+            let gate = shared.gate.map(|name| match shared.flat_gate {
+                false => self.linear(name, &format!("{stem}.{name}"), one, hidden, false),
+                true => {
+                    let weight = self.t.take_row(&format!("{stem}.{name}.weight"), hidden);
+                    Linear { name, weight, bias: None }
+                }
+            });
             (ffn, gate)
         });
-        Mixture { name: form.name, router, experts, shared }
+        Mixture { name: shown(form.name, "mlp"), router, experts, shared }
     }
 
     pub(super) fn latent(&mut self, form: &LatentForm, stem: &str) -> Latent {
