@@ -1,6 +1,7 @@
 //! Every model in `fixtures/families` against its float64 goldens, on the CPU and on wgpu (the software adapter where
 //! there is no card). A folder there is one model in Hugging Face form with an `index.json`: an entry of the list
 //! `models` of `fixtures/devset/index.json`, its paths relative to `fixtures/families`. A new folder is a new test.
+#![allow(clippy::unwrap_used)]
 
 use frit::{BackendChoice, GenerateOptions, Session, Tensor, npz, visible_tokens};
 use serde_json::Value;
