@@ -1,6 +1,7 @@
 //! Whole models: what a prompt and a token take, fused and unfused, on the CPU and on wgpu.
 //!
-//! `cargo bench --bench end_to_end`; with `FRIT_SMOLLM2` (see `fixtures/fetch.sh`) also of the real model.
+//! `cargo bench --bench end_to_end` prints a table first, whose two builds were measured in turns within one run, so that a
+//! busy machine burdens both alike. With `FRIT_SMOLLM2` (see `fixtures/fetch.sh`) also of the real model.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -10,7 +11,7 @@ use frit_compiler::{CompileOptions, Compiler, ingest};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const BACKENDS: [BackendChoice; 2] = [BackendChoice::Cpu, BackendChoice::Wgpu];
 
@@ -29,24 +30,111 @@ fn decode(session: &mut Session, prompt: &[u32], tokens: usize) -> f64 {
     made.stats.decode_seconds
 }
 
+/// Rounds of a row of the table.
+const ROUNDS: usize = 7;
+
+/// A row of the table: medians of rounds in the order fused, unfused, unfused, fused. `run` gives the seconds of one turn
+/// and how many launches it made.
+fn row(what: &str, run: &mut dyn FnMut(usize) -> (f64, f64)) {
+    let mut rounds: Vec<[f64; 3]> = Vec::new();
+    let mut launches = [0.0; 2];
+    for _ in 0..ROUNDS {
+        let turns = [0, 1, 1, 0].map(|form| {
+            let (seconds, made) = run(form);
+            launches[form] = made;
+            seconds
+        });
+        let (fused, unfused) = ((turns[0] + turns[3]) / 2.0, (turns[1] + turns[2]) / 2.0);
+        rounds.push([unfused / fused, fused, unfused]);
+    }
+    let median = |i: usize| {
+        let mut v: Vec<f64> = rounds.iter().map(|r| r[i]).collect();
+        v.sort_by(f64::total_cmp);
+        v[ROUNDS / 2]
+    };
+    println!(
+        "| {what} | {} | {} | {:.1} % | {:.2} ms | {:.2} ms | {:.2} |",
+        launches[0],
+        launches[1],
+        100.0 * (1.0 - launches[0] / launches[1]),
+        median(1) * 1e3,
+        median(2) * 1e3,
+        median(0)
+    );
+}
+
+fn both(path: &Path, backend: BackendChoice) -> [Session; 2] {
+    [FusionOptions::default(), FusionOptions::unfused()]
+        .map(|fusion| Session::builder().backend(backend).open(&load(path, fusion)).unwrap())
+}
+
+fn decode_row(name: &str, path: &Path, backend: BackendChoice, tokens: usize) {
+    let mut sessions = both(path, backend);
+    let prompt: Vec<u32> = (0..16).map(|i| 5 + 31 * i).collect();
+    sessions.iter_mut().for_each(|s| {
+        decode(s, &prompt, tokens);
+    });
+    row(&format!("{name}, token, {backend:?}"), &mut |form| {
+        let session = &mut sessions[form];
+        let before = session.counters().dispatches;
+        decode(session, &prompt, 0);
+        let prompt_launches = session.counters().dispatches - before;
+        let before = session.counters().dispatches;
+        let seconds = decode(session, &prompt, tokens);
+        let made = session.counters().dispatches - before - prompt_launches;
+        (seconds / tokens as f64, made as f64 / tokens as f64)
+    });
+}
+
+fn ids(batch: u64, tokens: u64) -> Tensor {
+    let ids: Vec<i32> = (0..batch * tokens).map(|i| (3 + i * 17 % 190) as i32).collect();
+    Tensor::i32(&[batch, tokens], ids).unwrap()
+}
+
+fn forward_row(name: &str, path: &Path, backend: BackendChoice, batch: u64, tokens: u64) {
+    let mut sessions = both(path, backend);
+    let input = [("input_ids", ids(batch, tokens))];
+    sessions.iter_mut().for_each(|s| {
+        s.run(&input).unwrap();
+    });
+    row(&format!("{name}, {batch}x{tokens}, {backend:?}"), &mut |form| {
+        let session = &mut sessions[form];
+        let before = session.counters().dispatches;
+        let start = Instant::now();
+        session.run(&input).unwrap();
+        (start.elapsed().as_secs_f64(), (session.counters().dispatches - before) as f64)
+    });
+}
+
+fn table(fixtures: &Path) {
+    println!("| model, what, backend | launches fused | unfused | fewer | fused | unfused | ratio |");
+    println!("|---|---|---|---|---|---|---|");
+    let real = std::env::var_os("FRIT_SMOLLM2").map(PathBuf::from);
+    for backend in BACKENDS.into_iter().rev() {
+        decode_row("lexicon", &fixtures.join("lexicon"), backend, 32);
+        forward_row("lexicon", &fixtures.join("lexicon"), backend, 1, 128);
+        forward_row("BERT of the dev set", &fixtures.join("devset/bert"), backend, 8, 32);
+        if let Some(path) = &real {
+            decode_row("SmolLM2-135M", path, backend, 8);
+            forward_row("SmolLM2-135M", path, backend, 1, 32);
+        }
+    }
+}
+
 fn decoder(c: &mut Criterion, name: &str, path: &Path, tokens: usize) {
     let mut group = c.benchmark_group(format!("{name} token"));
     group.sample_size(10).throughput(Throughput::Elements(1));
     let prompt: Vec<u32> = (0..16).map(|i| 5 + 31 * i).collect();
-    for (form, fusion) in [("fused", FusionOptions::default()), ("unfused", FusionOptions::unfused())] {
-        let model = load(path, fusion);
-        for backend in BACKENDS {
-            let mut session = Session::builder().backend(backend).open(&model).unwrap();
-            decode(&mut session, &prompt, 2);
-            let phase = model.plan.report.phases.iter().find(|p| p.program == "decode").unwrap();
-            println!("{name} {form} on {}: {} launches a token", session.device(), phase.dispatches);
-            group.bench_function(BenchmarkId::new(form, session.backend()), |b| {
-                b.iter_custom(|n| {
-                    let all: f64 = (0..n).map(|_| decode(&mut session, &prompt, tokens)).sum();
-                    Duration::from_secs_f64(all / tokens as f64)
-                });
+    let model = load(path, FusionOptions::default());
+    for backend in BACKENDS {
+        let mut session = Session::builder().backend(backend).open(&model).unwrap();
+        decode(&mut session, &prompt, 2);
+        group.bench_function(BenchmarkId::from_parameter(session.backend()), |b| {
+            b.iter_custom(|n| {
+                let all: f64 = (0..n).map(|_| decode(&mut session, &prompt, tokens)).sum();
+                Duration::from_secs_f64(all / tokens as f64)
             });
-        }
+        });
     }
     group.finish();
 }
@@ -54,29 +142,24 @@ fn decoder(c: &mut Criterion, name: &str, path: &Path, tokens: usize) {
 fn forward(c: &mut Criterion, name: &str, path: &Path, batch: u64, tokens: u64) {
     let mut group = c.benchmark_group(format!("{name} forward {batch}x{tokens}"));
     group.sample_size(10).throughput(Throughput::Elements(batch * tokens));
-    let ids: Vec<i32> = (0..batch * tokens).map(|i| (3 + i * 17 % 190) as i32).collect();
-    let input = [("input_ids", Tensor::i32(&[batch, tokens], ids).unwrap())];
-    for (form, fusion) in [("fused", FusionOptions::default()), ("unfused", FusionOptions::unfused())] {
-        let model = load(path, fusion);
-        for backend in BACKENDS {
-            let mut session = Session::builder().backend(backend).open(&model).unwrap();
-            session.run(&input).unwrap();
-            println!("{name} {form}: {} launches", model.plan.program("forward").unwrap().steps.len());
-            group
-                .bench_function(BenchmarkId::new(form, session.backend()), |b| b.iter(|| session.run(&input).unwrap()));
-        }
+    let input = [("input_ids", ids(batch, tokens))];
+    let model = load(path, FusionOptions::default());
+    for backend in BACKENDS {
+        let mut session = Session::builder().backend(backend).open(&model).unwrap();
+        session.run(&input).unwrap();
+        group.bench_function(BenchmarkId::from_parameter(session.backend()), |b| {
+            b.iter(|| session.run(&input).unwrap());
+        });
     }
     group.finish();
 }
 
 fn all(c: &mut Criterion) {
     let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    table(&fixtures);
     decoder(c, "lexicon", &fixtures.join("lexicon"), 32);
     forward(c, "lexicon", &fixtures.join("lexicon"), 1, 128);
     forward(c, "bert (dev)", &fixtures.join("devset/bert"), 8, 32);
-    if let Some(path) = std::env::var_os("FRIT_SMOLLM2") {
-        decoder(c, "SmolLM2-135M", Path::new(&path), 8);
-    }
 }
 
 criterion_group!(benches, all);

@@ -85,7 +85,13 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
     );
     let groups = Dim::from(SIDE / 16);
     let grid = [groups.clone(), groups, Dim::one()];
-    Rendered { template: "naive", workgroup: [16, 16, 1], grid, text: wgsl, ..blocked(case) }
+    Rendered {
+        template: "naive",
+        workgroup: [16, 16, 1],
+        grid,
+        text: wgsl,
+        ..render(&case.spec, &Capabilities::webgpu(Tier::Gpu)).unwrap()
+    }
 }
 
 fn run(case: &Case, r: &Rendered, times: usize) -> gpu::Outcome {

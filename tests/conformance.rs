@@ -182,7 +182,10 @@ fn gemm_at_every_tail_of_rows_columns_and_sum() {
 fn gemv_at_every_tail_of_columns_and_sum() {
     for n in [1, 3, 4, 5, 7, 8, 9, 31, 33] {
         let loaded = check("gemv", &tokens(n, 24), &rows(24, &[1, 2, 5], n));
-        assert_eq!(templates(&loaded), BTreeSet::from(["gemv"]));
+        assert_eq!(templates(&loaded), BTreeSet::from(["gemv", "lanes"]));
+    }
+    for n in [63, 64, 65, 511, 512, 513, 520] {
+        check("gemv", &tokens(n, 40), &rows(40, &[1, 3], n));
     }
     for k in [1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 127, 128, 129, 257, 1000] {
         check("gemv", &tokens(6, k), &rows(k, &[1, 3], k));

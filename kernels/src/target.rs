@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
-    /// A driver that runs shaders on CPU cores: workgroup memory costs and does not help.
+    /// A driver that runs shaders on CPU cores, with subgroups of 8 or more: loads from buffers and workgroup memory go
+    /// one invocation at a time, texels and exchanges within a subgroup as vectors.
     Cpu,
     /// A GPU.
     Gpu,
@@ -82,12 +83,16 @@ pub struct Capabilities {
     pub has_f16: bool,
     /// Products of 16-bit matrices spread over subgroups of 32.
     pub has_matrix: bool,
-    /// The subgroup size where it is fixed.
+    /// Invocations that a kernel may take for a subgroup: the fixed size, or the least where a workgroup of so many is one
+    /// subgroup.
     pub subgroup_size: Option<u32>,
+    /// Whether weights are bound as textures.
+    pub has_texel_weights: bool,
 }
 
 impl Capabilities {
-    /// Base WebGPU limits for `tier`: 8 storage buffers, 16 KiB of workgroup memory, 256 invocations, 128 MiB bindings.
+    /// Base WebGPU limits for `tier`: 8 storage buffers, 16 KiB of workgroup memory, 256 invocations, 128 MiB bindings;
+    /// for [`Tier::Cpu`] also subgroups.
     pub const fn webgpu(tier: Tier) -> Self {
         Capabilities {
             tier,
@@ -101,7 +106,8 @@ impl Capabilities {
             offset_alignment_bytes: 256,
             has_f16: false,
             has_matrix: false,
-            subgroup_size: None,
+            subgroup_size: if matches!(tier, Tier::Cpu) { Some(8) } else { None },
+            has_texel_weights: matches!(tier, Tier::Cpu),
         }
     }
     /// What every NVIDIA GPU from `sm_80` on can do. A workgroup may use 99 KiB of shared memory, the least among them.
@@ -120,6 +126,7 @@ impl Capabilities {
             has_f16: true,
             has_matrix: true,
             subgroup_size: Some(32),
+            has_texel_weights: false,
         }
     }
 }

@@ -56,6 +56,17 @@ impl Buffer {
     }
 }
 
+/// A two-dimensional texture of 16-byte texels (`vec4<u32>`), only read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Texture {
+    /// Name in reports.
+    pub name: String,
+    /// Texels of a row.
+    pub width: u32,
+    /// Texels row by row; what is missing of the last row may not be read.
+    pub bytes: Vec<u8>,
+}
+
 /// One argument of a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Argument {
@@ -63,6 +74,8 @@ pub enum Argument {
     Buffer(Buffer),
     /// A uniform buffer in WGSL; a parameter by value in PTX.
     Bytes(Vec<u8>),
+    /// A texture in WGSL.
+    Texture(Texture),
 }
 
 /// One launch of one kernel.

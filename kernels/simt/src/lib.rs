@@ -31,7 +31,7 @@ mod wgsl;
 
 pub use counters::{Class, Counters};
 pub use error::Error;
-pub use launch::{Argument, Buffer, Language, Launch, Options, Outcome, Region};
+pub use launch::{Argument, Buffer, Language, Launch, Options, Outcome, Region, Texture};
 pub use report::{Address, Thread, Violation, ViolationKind};
 
 /// Runs a launch.

@@ -119,7 +119,7 @@ impl<'p> Machine<'p> {
             match (&launch.arguments[a], self.program.segments.iter().position(here)) {
                 (crate::Argument::Buffer(_), Some(s)) => self.memory.bytes(s),
                 (crate::Argument::Buffer(b), None) => b.bytes.clone(),
-                (crate::Argument::Bytes(_), _) => Vec::new(),
+                (crate::Argument::Bytes(_) | crate::Argument::Texture(_), _) => Vec::new(),
             }
         });
         let buffers = buffers.collect();

@@ -116,6 +116,7 @@ fn argument(a: Option<&Argument>, writable: bool) -> Segment {
         Some(Argument::Buffer(b)) => {
             (b.name.clone(), b.bytes.as_slice(), b.initialised, b.writable, b.regions.as_slice())
         }
+        Some(Argument::Texture(t)) => (t.name.clone(), t.bytes.as_slice(), true, false, &[] as &[_]),
         Some(Argument::Bytes(b)) => ("uniform".to_owned(), b.as_slice(), true, false, &[] as &[_]),
         None => (String::new(), &[] as &[u8], true, false, &[] as &[_]),
     };

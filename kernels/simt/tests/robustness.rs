@@ -45,12 +45,10 @@ fn without(text: &str, line: &str, occurrence: usize) -> Option<String> {
 }
 
 /// Barriers of a template that can be left out one at a time, counted from the last: behind its tree of sums, each first
-/// lane of a product reads only its own sum; at the end of a block of keys, each of two barriers does what the other
-/// does; the sums of matrix units lie apart from the tiles in front of them.
+/// lane of a product reads only its own sum; the sums of matrix units lie apart from the tiles in front of them.
 fn spare(template: &str) -> &'static [usize] {
     match template {
         "gemv" => &[0],
-        "attention" => &[0, 1],
         "gemm_matrix" => &[3],
         _ => &[],
     }
@@ -93,7 +91,7 @@ fn every_barrier_is_needed() {
             }
         }
     }
-    assert!(tried > 100, "{tried}");
+    assert!(tried > 70, "{tried}");
 }
 
 /// The text with its `n`-th wait satisfied by one group fewer.

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Run, floats};
-use frit_simt::ViolationKind as V;
+use frit_simt::{Argument, Texture, ViolationKind as V};
 
 const HEAD: &str = "
 @group(0) @binding(0) var<storage, read> x: array<f32>;
@@ -213,4 +213,28 @@ fn texts_and_launches_that_do_not_fit_are_errors() {
     let half = "enable f16; @group(0) @binding(0) var<storage, read_write> y: array<f16>;
 @compute @workgroup_size(1) fn main() { y[0] = 1h; }";
     assert!(error(Run::wgsl(half, [1, 1, 1]).output(1)).contains("not supported"));
+}
+
+/// Texel `column + row * 4` of a texture of 4 columns and 10 texels.
+fn texel(column: &str, row: &str) -> Run {
+    let text = format!(
+        "@group(0) @binding(0) var w: texture_2d<u32>;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+@compute @workgroup_size(8)
+fn main(@builtin(local_invocation_index) i: u32) {{
+    y[i] = f32(textureLoad(w, vec2<u32>({column}, {row}), 0).y);
+}}"
+    );
+    let bytes = (0..40u32).flat_map(u32::to_le_bytes).collect();
+    let texture = Texture { name: "w".into(), width: 4, bytes };
+    Run::wgsl(&text, [8, 1, 1]).argument(Argument::Texture(texture)).output(8)
+}
+
+#[test]
+fn a_texel_is_read_inside_its_row_and_its_texture() {
+    let left = texel("i & 3u", "i >> 2u").clean();
+    assert_eq!(left.floats(1), floats(8, |i| (4 * i + 1) as f32));
+    let wide = texel("i & 7u", "0u").run().only(|k| matches!(k, V::IndexOutOfBounds { .. }));
+    assert_eq!((wide.kind, wide.count), (V::IndexOutOfBounds { index: 4, len: 4 }, 4));
+    assert_eq!(texel("i & 3u", "1u + (i >> 2u)").run().only(|k| *k == V::ReadOutOfBounds).count, 2);
 }

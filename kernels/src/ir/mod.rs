@@ -27,7 +27,7 @@ pub use arena::{Arena, Handle};
 pub use builder::{Builder, IntoVal, Uniforms, Val, Var};
 pub use error::{BuildError, Error, Rule, Violation};
 pub use expr::{ArrayRef, Axis, BinaryOp, Builtin, Expr, Literal, TernaryOp, UnaryOp};
-pub use module::{Access, Array, Buffer, Field, Local, LocalKind, Module, UniformBlock};
+pub use module::{Access, Array, Buffer, Field, Local, LocalKind, Module, TEXELS_PER_ROW, UniformBlock};
 pub use stmt::{Barrier, Block, Collective, HalfFormat, Stmt, TileOp};
 pub use text::{parse, print};
 pub use types::{Scalar, Type, Width};

@@ -14,9 +14,15 @@ pub enum Access {
     ReadOnly,
     /// Read and written.
     ReadWrite,
+    /// Never written, and bound as a two-dimensional texture of `vec4<u32>`, [`TEXELS_PER_ROW`] elements a row; what
+    /// lies beyond the last element reads as anything.
+    Texels,
 }
 
-/// A storage buffer: a bound array whose length is known at launch.
+/// Elements in a row of a texture.
+pub const TEXELS_PER_ROW: u32 = 1024;
+
+/// A storage buffer or texture: a bound array whose length is known at launch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Buffer {
     /// Name in the text.

@@ -28,6 +28,8 @@ pub enum Collective {
     Min,
     /// Value of the lowest active invocation.
     BroadcastFirst,
+    /// Value of the invocation of that lane, which is active.
+    Broadcast(u32),
     /// Value of the invocation whose lane is this one's xor the mask.
     ShuffleXor(u32),
 }
@@ -40,6 +42,7 @@ impl Collective {
             Collective::Max => "subgroup_max",
             Collective::Min => "subgroup_min",
             Collective::BroadcastFirst => "subgroup_broadcast_first",
+            Collective::Broadcast(_) => "subgroup_broadcast",
             Collective::ShuffleXor(_) => "subgroup_shuffle_xor",
         }
     }

@@ -40,7 +40,7 @@ impl Uniformity {
             Expr::Local(local) => self.is_local_uniform(*local),
             Expr::Load { array, index } => {
                 let memory = match array {
-                    ArrayRef::Buffer(h) => module.buffers[*h].access == Access::ReadOnly,
+                    ArrayRef::Buffer(h) => module.buffers[*h].access != Access::ReadWrite,
                     ArrayRef::Workgroup(_) => false,
                     ArrayRef::Private(h) => self.is_private_uniform(*h),
                 };

@@ -153,6 +153,9 @@ impl<'m> Verifier<'m> {
         for buffer in module.buffers.values().filter(|b| !b.elem.is_storable()) {
             self.fault(Rule::Type, format!("buffer `{}` of {}", buffer.name, buffer.elem));
         }
+        for buffer in module.buffers.values().filter(|b| b.access == Access::Texels && b.elem != Type::VEC4_U32) {
+            self.fault(Rule::Type, format!("texture `{}` of {}", buffer.name, buffer.elem));
+        }
         for array in arrays {
             if !array.elem.is_storable() || array.len == 0 {
                 self.fault(Rule::Type, format!("array `{}` of {} {}", array.name, array.len, array.elem));
@@ -266,7 +269,7 @@ impl<'m> Verifier<'m> {
             Stmt::Store { array, index, value } => {
                 let name = module.array_name(*array);
                 if let ArrayRef::Buffer(h) = array
-                    && module.buffers[*h].access == Access::ReadOnly
+                    && module.buffers[*h].access != Access::ReadWrite
                 {
                     self.fault(Rule::Access, format!("store to read-only buffer `{name}`"));
                 }

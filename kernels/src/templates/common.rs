@@ -35,6 +35,21 @@ pub struct Scope {
     dims: HashMap<Dim, Val>,
     /// Index of a load or store: the part computed outside, and what is left to add.
     split: HashMap<(Option<ArgId>, Dim), (Val, Dim)>,
+    /// Loads along an axis whose values this invocation keeps, every [`Held::step`]-th from its lane on.
+    pub(super) held: Vec<Held>,
+}
+
+/// A load whose values at the places `lane`, `lane + step`, … of an axis an invocation keeps in an array of its own.
+#[derive(Clone, Copy)]
+pub(super) struct Held {
+    /// The load.
+    pub load: ExprId,
+    /// The axis.
+    pub axis: usize,
+    /// A power of two.
+    pub step: u32,
+    /// The values in order.
+    pub values: ArrayRef,
 }
 
 impl Scope {
@@ -110,7 +125,7 @@ pub struct KernelCtx<'a> {
     pub spec: &'a KernelSpec,
     /// What the target can do.
     pub caps: &'a Capabilities,
-    workgroup: [u32; 3],
+    pub(super) workgroup: [u32; 3],
     buffers: Vec<ArrayRef>,
     views: Vec<View>,
     record: Uniforms,
@@ -136,7 +151,11 @@ impl<'a> KernelCtx<'a> {
         let (mut buffers, mut views) = (Vec::new(), Vec::new());
         for (i, a) in spec.args.iter().enumerate() {
             let id = ArgId(i as u16);
-            let view = if a.space == Space::Weight { view(id, a) } else { View::Scalar };
+            let view = match (a.space, view(id, a)) {
+                (Space::Weight, view) if caps.has_texel_weights => View::Texels { aligned: view == View::Vec4 },
+                (Space::Weight, view) => view,
+                _ => View::Scalar,
+            };
             views.push(view);
             if let Some((_, r)) = bound.iter().find(|(s, _)| *s == a.space && a.space != Space::Weight) {
                 buffers.push(*r);
@@ -160,7 +179,10 @@ impl<'a> KernelCtx<'a> {
                     let access = if written { Access::ReadWrite } else { Access::ReadOnly };
                     b.buffer(&format!("kv{n}"), access, Type::F32)
                 }
-                Space::Weight => b.input(&a.name, view.elem(a.storage)),
+                Space::Weight => {
+                    let access = if matches!(view, View::Texels { .. }) { Access::Texels } else { Access::ReadOnly };
+                    b.buffer(&a.name, access, view.elem(a.storage))
+                }
             };
             bound.push((a.space, array));
             buffers.push(array);

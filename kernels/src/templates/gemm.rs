@@ -159,7 +159,7 @@ impl<'a> Problem<'a> {
         ctx.hoist(&mut scope, &[self.lhs]);
         scope
     }
-    fn bare_row(&self, ctx: &KernelCtx<'a>, base: &Scope, row: Val) -> Scope {
+    pub(super) fn bare_row(&self, ctx: &KernelCtx<'a>, base: &Scope, row: Val) -> Scope {
         let b = &ctx.b;
         let last = ctx.extent(&(self.rows() - Dim::one()));
         let row = b.let_("row", b.min(row, last));

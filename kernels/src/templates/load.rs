@@ -12,12 +12,18 @@ pub enum View {
     Scalar,
     /// `array<vec4<f32>>` or `array<vec4<u32>>`: for runs that start on 16 bytes.
     Vec4,
+    /// `texture_2d<u32>`; whether runs start on 16 bytes.
+    Texels {
+        /// They do.
+        aligned: bool,
+    },
 }
 
 impl View {
     /// The element type of a buffer of that storage.
     pub fn elem(self, s: Storage) -> Type {
         match (s, self) {
+            (_, View::Texels { .. }) => Type::VEC4_U32,
             (Storage::F32, View::Scalar) => Type::F32,
             (Storage::F32, View::Vec4) => Type::VEC4_F32,
             (Storage::I32 | Storage::Bool, _) => Type::I32,
@@ -47,7 +53,11 @@ impl KernelCtx<'_> {
         let (Some(a), Some(buffer)) = (self.arg(arg), self.buffer(arg)) else {
             return self.poison(format!("load from argument {}", arg.0));
         };
+        let texels = matches!(self.view(arg), View::Texels { .. });
         match a.storage {
+            Storage::F32 if texels => b.bitcast(ir::Scalar::F32, self.word(arg, at)),
+            Storage::I32 if texels => b.bitcast(ir::Scalar::I32, self.word(arg, at)),
+            Storage::Bool if texels => b.ne(self.word(arg, at), 0),
             Storage::F32 if self.view(arg) == View::Vec4 => {
                 let v = b.load(buffer, b.shr(at, 2));
                 self.pick(v, b.bit_and(at, 3))
@@ -72,6 +82,11 @@ impl KernelCtx<'_> {
         };
         let plain = |quants| vec![Part { quants, scale: None, min: None }];
         match a.storage {
+            Storage::F32 if matches!(self.view(arg), View::Texels { .. }) => {
+                let words = self.words(arg, at, n);
+                let quads = words.chunks_exact(4).map(|w| b.bitcast(ir::Scalar::F32, b.vec4(w[0], w[1], w[2], w[3])));
+                plain(quads.collect())
+            }
             Storage::F32 if self.view(arg) == View::Vec4 => {
                 let first = b.shr(at, 2);
                 plain((0..n / 4).map(|i| b.load(buffer, b.add(first, i))).collect())
@@ -149,14 +164,18 @@ impl KernelCtx<'_> {
         match self.view(arg) {
             View::Scalar => b.load(buffer, at),
             View::Vec4 => self.pick(b.load(buffer, b.shr(at, 2)), b.bit_and(at, 3)),
+            View::Texels { .. } => {
+                let at = b.let_("word", at);
+                self.pick(b.load(buffer, b.shr(at, 2)), b.bit_and(at, 3))
+            }
         }
     }
     /// `n` words from `at` on; with the `Vec4` view and `n` a multiple of 4, `at` is a multiple of 4.
     fn words(&self, arg: ArgId, at: Val, n: u32) -> Vec<Val> {
         let b = &self.b;
         let Some(buffer) = self.buffer(arg) else { return vec![b.u32(0); n as usize] };
-        if self.view(arg) == View::Vec4 && n.is_multiple_of(4) {
-            let first = b.shr(at, 2);
+        if matches!(self.view(arg), View::Vec4 | View::Texels { aligned: true }) && n.is_multiple_of(4) {
+            let first = b.let_("first", b.shr(at, 2));
             let quads: Vec<Val> = (0..n / 4).map(|i| b.let_("quad", b.load(buffer, b.add(first, i)))).collect();
             return quads.iter().flat_map(|q| (0..4).map(|l| b.lane(*q, l))).collect();
         }

@@ -1,6 +1,6 @@
 //! Expressions of a kernel to kernel IR: each shared node once, at the place where it is first needed.
 
-use super::common::{KernelCtx, Scope};
+use super::common::{Held, KernelCtx, Scope};
 use crate::dtype::Scalar;
 use crate::ir::{self, Val};
 use crate::spec::{BinaryOp, Expr, ExprId, Literal, UnaryOp};
@@ -15,10 +15,18 @@ impl KernelCtx<'_> {
         scope.exprs.insert(e, v);
         v
     }
+    /// The array that holds the values of a load, and the place along its axis.
+    fn held(&self, scope: &Scope, e: ExprId) -> Option<(Held, Val)> {
+        let held = scope.held.iter().find(|h| h.load == e)?;
+        Some((*held, scope.axis(held.axis)?))
+    }
     fn node(&self, scope: &mut Scope, e: ExprId) -> Val {
         let b = &self.b;
         match self.spec.exprs.get(e) {
             Expr::Load { arg, index } => {
+                if let Some((held, i)) = self.held(scope, e) {
+                    return b.load(held.values, b.shr(i, held.step.trailing_zeros()));
+                }
                 let at = self.address(scope, *arg, index);
                 let v = self.element(*arg, at);
                 match self.arg(*arg) {

@@ -19,7 +19,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
 /// Invocations of a workgroup, and how many of its elements an invocation takes, for rows of `n` elements.
 fn shape(n: u32, caps: &Capabilities) -> (u32, u32) {
     let (width, most) = match caps.tier {
-        Tier::Cpu => (64, 16),
+        Tier::Cpu => (8, 16),
         Tier::Gpu | Tier::Cuda => (n.next_power_of_two().clamp(64, 256), 4),
     };
     let blocks = |per: u32| n.div_ceil(width * per);

@@ -7,20 +7,23 @@
 //! |---|---|
 //! | [`Anchor::Map`] | `map` |
 //! | [`Anchor::Row`] | `row` |
-//! | [`Anchor::MatMul`] | `gemv` where [`uses_gemv`] says so, else `gemm` |
-//! | [`Anchor::Attention`] | `attention` |
+//! | [`Anchor::MatMul`] | `lanes` on CPU drivers where it covers the kernel, else `gemv` where [`uses_gemv`] says so, else `gemm` |
+//! | [`Anchor::Attention`] | `attention_tile`, on CPU drivers `attention_lanes`, on NVIDIA cards `attention_warp` |
 //!
 //! Every template binds its buffers through [`KernelCtx`], so that all kernels follow one convention: storage buffers
 //! in order of first occurrence of their space in `spec.args`, then the uniform `record` (the element offset of each
 //! argument in its binding), then the uniform `sizes` (the table of dynamic sizes).
 
 mod attention;
+mod attention_lanes;
+mod attention_tile;
 mod attention_warp;
 mod common;
 mod gemm;
 mod gemm_matrix;
 mod gemv;
 mod gemv_warp;
+mod lanes;
 mod load;
 mod lower_expr;
 mod map;
@@ -36,7 +39,7 @@ use crate::dtype::Storage;
 use crate::emit::{Language, ptx};
 use crate::ir;
 use crate::spec::{Anchor, Expr, ExprId, KernelSpec};
-use crate::target::Capabilities;
+use crate::target::{Capabilities, Tier};
 
 /// A kernel in the form a target runs.
 #[derive(Clone, Debug)]
@@ -113,10 +116,18 @@ pub fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, Templa
     match &spec.anchor {
         Anchor::Map => map::render(spec, caps),
         Anchor::Row { .. } => row::render(spec, caps),
-        Anchor::MatMul { .. } if uses_gemv(spec) => gemv::render(spec, caps),
-        Anchor::MatMul { .. } => gemm::render(spec, caps),
+        Anchor::MatMul { .. } => matmul(spec, caps),
         Anchor::Attention(_) => attention::render(spec, caps),
     }
+}
+
+fn matmul(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
+    if caps.tier == Tier::Cpu
+        && let Some(rendered) = lanes::render(spec, caps)?
+    {
+        return Ok(rendered);
+    }
+    if uses_gemv(spec) { gemv::render(spec, caps) } else { gemm::render(spec, caps) }
 }
 
 /// Whether a matmul is rendered as matrix-vector products.

@@ -1,7 +1,7 @@
 //! Reductions along rows, and what is computed from them: norms, softmax, argmax.
 //!
-//! A team of invocations owns a row. Long rows get a workgroup each on GPUs; CPU drivers get small teams, and several
-//! rows in a workgroup where rows are short.
+//! A team of invocations owns a row. Long rows get a workgroup each on GPUs; CPU drivers get one subgroup,
+//! and several rows in a workgroup where rows are short.
 
 use super::common::{KernelCtx, Scope, dispatch};
 use super::map::is_folded;
@@ -16,9 +16,7 @@ fn shape(extent: &Dim, caps: &Capabilities) -> (u32, u32) {
     let n = extent.as_const().and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
     match caps.tier {
         Tier::Cpu if n <= 16 => (1, 32),
-        Tier::Cpu if n <= 256 => (8, 4),
-        Tier::Cpu if n <= 16384 => (32, 1),
-        Tier::Cpu => (64, 1),
+        Tier::Cpu => (8, 1),
         Tier::Gpu if n <= 8 => (1, 64),
         Tier::Gpu if n <= 64 => (16, 8),
         Tier::Gpu if n <= 256 => (32, 4),

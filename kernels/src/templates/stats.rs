@@ -1,7 +1,6 @@
 //! Row statistics: a team of invocations reduces one row, and every one of them learns the results.
 
 use super::common::{KernelCtx, Scope};
-use super::reduce::WARP;
 use crate::ir::{ArrayRef, Builder, Collective, Type, Val, Var};
 use crate::spec::{Expr, ExprId, ReduceOp, Stat};
 
@@ -53,7 +52,7 @@ impl KernelCtx<'_> {
     fn pass(&self, scope: &mut Scope, stats: &[Stat], axis: usize, extent: Val, team: &Team) {
         let b = &self.b;
         // One place an invocation, or one a subgroup.
-        let places = if self.shuffles() { team.lanes / WARP } else { team.lanes };
+        let places = self.subgroup().map_or(team.lanes, |size| team.lanes / size);
         let shared = |name: &str, ty: Type| (places > 1).then(|| b.workgroup(name, ty, places * team.teams));
         let slots: Vec<Slot> = stats
             .iter()
@@ -81,10 +80,9 @@ impl KernelCtx<'_> {
                 }
             });
         });
-        if self.shuffles() {
-            self.exchange(&slots, team);
-        } else {
-            self.tree(&slots, team);
+        match self.subgroup() {
+            Some(size) => self.exchange(&slots, team, size),
+            None => self.tree(&slots, team),
         }
         for s in &slots {
             let own = |array: Option<ArrayRef>, var: Var| match array {
@@ -109,9 +107,9 @@ impl KernelCtx<'_> {
     }
     /// Joins the partial results of a team, which every one of its invocations then holds: those of each subgroup by
     /// shuffles, then those of the subgroups in order.
-    fn exchange(&self, slots: &[Slot], team: &Team) {
+    fn exchange(&self, slots: &[Slot], team: &Team, size: u32) {
         let b = &self.b;
-        let mut mask = team.lanes.min(WARP) / 2;
+        let mut mask = team.lanes.min(size) / 2;
         while mask > 0 {
             for s in slots {
                 let from = |var: Var| b.collective("other", Collective::ShuffleXor(mask), b.get(var));
@@ -120,13 +118,13 @@ impl KernelCtx<'_> {
             }
             mask /= 2;
         }
-        let warps = team.lanes / WARP;
+        let warps = team.lanes / size;
         if warps <= 1 {
             return;
         }
         let first = b.let_("first", b.mul(team.team, warps));
-        b.if_(b.eq(b.bit_and(team.lane, WARP - 1), 0), |b| {
-            let own = b.add(first, b.shr(team.lane, WARP.trailing_zeros()));
+        b.if_(b.eq(b.bit_and(team.lane, size - 1), 0), |b| {
+            let own = b.add(first, b.shr(team.lane, size.trailing_zeros()));
             for s in slots {
                 if let Some(a) = s.values {
                     b.store(a, own, s.value);

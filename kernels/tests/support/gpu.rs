@@ -4,6 +4,7 @@ use super::Case;
 use super::blocks::{Data, words};
 use super::layout::{Layout, bytes};
 use frit_kernels::dtype::Scalar;
+use frit_kernels::ir::{Access, TEXELS_PER_ROW};
 use frit_kernels::templates::Rendered;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
+    has_subgroups_of_8: bool,
 }
 
 /// What a run left.
@@ -42,16 +44,19 @@ fn gpu() -> Option<&'static Gpu> {
             max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
             ..wgpu::Limits::default()
         };
-        let asked = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
+        let required_features = adapter.features() & wgpu::Features::SUBGROUP;
+        let asked = wgpu::DeviceDescriptor { required_features, required_limits: limits, ..Default::default() };
         let (device, queue) = pollster::block_on(adapter.request_device(&asked)).ok()?;
-        Some(Gpu { device, queue })
+        let info = adapter.get_info();
+        let texels = info.subgroup_min_size >= 8 && required_features.contains(wgpu::Features::SUBGROUP);
+        Some(Gpu { device, queue, has_subgroups_of_8: texels })
     })
     .as_ref()
 }
 
 /// Runs the kernel `runs` times on fresh copies of its data; `None` without an adapter.
 pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
-    let gpu = gpu()?;
+    let gpu = gpu().filter(|g| g.has_subgroups_of_8 || !uses_subgroups(r))?;
     let spec = &case.spec;
     let Layout { spaces, place, record, sizes, grid } = Layout::new(case, r);
     assert!(grid.iter().all(|g| (1..=65535).contains(g)), "grid {grid:?}");
@@ -71,17 +76,24 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
             })
         })
         .collect();
+    let textures: Vec<Option<wgpu::TextureView>> = (0..n + 2)
+        .map(|i| {
+            let is_texture = r.module.buffers.values().any(|b| b.binding == i as u32 && b.access == Access::Texels);
+            is_texture.then(|| texture(gpu, &contents[i]))
+        })
+        .collect();
     let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..n + 2)
         .map(|i| wgpu::BindGroupLayoutEntry {
             binding: i as u32,
             visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: match spaces.get(i) {
-                    Some((_, _, written)) => wgpu::BufferBindingType::Storage { read_only: !written },
-                    None => wgpu::BufferBindingType::Uniform,
+            ty: match (spaces.get(i), &textures[i]) {
+                (_, Some(_)) => wgpu::BindingType::Texture {
+                    sample_type: wgpu::TextureSampleType::Uint,
+                    view_dimension: wgpu::TextureViewDimension::D2,
+                    multisampled: false,
                 },
-                has_dynamic_offset: false,
-                min_binding_size: None,
+                (Some((_, _, written)), None) => buffer(wgpu::BufferBindingType::Storage { read_only: !written }),
+                (None, None) => buffer(wgpu::BufferBindingType::Uniform),
             },
             count: None,
         })
@@ -108,7 +120,13 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
     let bound: Vec<wgpu::BindGroupEntry> = buffers
         .iter()
         .enumerate()
-        .map(|(i, b)| wgpu::BindGroupEntry { binding: i as u32, resource: b.as_entire_binding() })
+        .map(|(i, b)| {
+            let resource = match &textures[i] {
+                Some(view) => wgpu::BindingResource::TextureView(view),
+                None => b.as_entire_binding(),
+            };
+            wgpu::BindGroupEntry { binding: i as u32, resource }
+        })
         .collect();
     let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: None,
@@ -165,6 +183,40 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
                 .collect()
         });
     Some(Outcome { args: args.collect(), best_ms, total_ms })
+}
+
+/// Whether a kernel needs subgroups of at least 8.
+fn uses_subgroups(r: &Rendered) -> bool {
+    r.text.contains("subgroup")
+}
+
+fn buffer(ty: wgpu::BufferBindingType) -> wgpu::BindingType {
+    wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None }
+}
+
+/// The bytes as texels of 16 bytes.
+fn texture(gpu: &Gpu, bytes: &[u8]) -> wgpu::TextureView {
+    let row = TEXELS_PER_ROW * 16;
+    let mut bytes = bytes.to_vec();
+    bytes.resize(bytes.len().max(1).next_multiple_of(row as usize), 0xff);
+    let size = wgpu::Extent3d {
+        width: TEXELS_PER_ROW,
+        height: u32::try_from(bytes.len()).unwrap() / row,
+        depth_or_array_layers: 1,
+    };
+    let texture = gpu.device.create_texture(&wgpu::TextureDescriptor {
+        label: None,
+        size,
+        mip_level_count: 1,
+        sample_count: 1,
+        dimension: wgpu::TextureDimension::D2,
+        format: wgpu::TextureFormat::Rgba32Uint,
+        usage: wgpu::TextureUsages::TEXTURE_BINDING | wgpu::TextureUsages::COPY_DST,
+        view_formats: &[],
+    });
+    let layout = wgpu::TexelCopyBufferLayout { offset: 0, bytes_per_row: Some(row), rows_per_image: None };
+    gpu.queue.write_texture(texture.as_image_copy(), &bytes, layout, size);
+    texture.create_view(&wgpu::TextureViewDescriptor::default())
 }
 
 fn wait(gpu: &Gpu, index: wgpu::SubmissionIndex) {

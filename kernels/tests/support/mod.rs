@@ -65,8 +65,13 @@ impl Case {
 pub fn validate(r: &Rendered, caps: &Capabilities) {
     let module =
         naga::front::wgsl::parse_str(&r.text).unwrap_or_else(|e| panic!("{}\n{}", e.emit_to_string(&r.text), r.text));
-    let base = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let mut base = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    base.set(naga::valid::Capabilities::SUBGROUP, caps.subgroup_size.is_some());
     let mut v = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), base);
+    if caps.subgroup_size.is_some() {
+        v.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
+        v.subgroup_operations(naga::valid::SubgroupOperationSet::all());
+    }
     v.validate(&module).unwrap_or_else(|e| panic!("{}\n{}", e.emit_to_string(&r.text), r.text));
     assert!(r.workgroup.iter().product::<u32>() <= caps.limit_invocations, "{:?}", r.workgroup);
     assert!(r.module.workgroup_bytes() <= u64::from(caps.limit_workgroup_bytes));

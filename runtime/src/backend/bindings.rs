@@ -7,8 +7,8 @@
 use crate::{Error, Result};
 use frit_kernels::emit::Language;
 use frit_kernels::spec::{KernelSpec, Space};
-use frit_kernels::target::Tier;
-use frit_plan::{Kernel, Variant};
+use frit_kernels::target::{Capabilities, Tier};
+use frit_plan::{Kernel, Plan, Variant};
 
 /// Bytes of the table of sizes.
 pub(crate) const SIZES_BYTES: u64 = 64;
@@ -18,14 +18,17 @@ pub(crate) const SIZES_BYTES: u64 = 64;
 pub(crate) enum Slot {
     /// A storage buffer: that of this argument.
     Storage { arg: usize, written: bool },
+    /// A texture: the weight that is this argument.
+    Texels { arg: usize },
     /// The step's record.
     Record,
     /// The table of sizes.
     Sizes,
 }
 
-/// The bindings of a kernel in order.
-pub(crate) fn slots(spec: &KernelSpec) -> Vec<Slot> {
+/// The bindings of a kernel as scheduled for `tier`, in order.
+pub(crate) fn slots(spec: &KernelSpec, tier: Tier) -> Vec<Slot> {
+    let as_texels = Capabilities::webgpu(tier).has_texel_weights;
     let mut seen: Vec<Space> = Vec::new();
     let mut out = Vec::new();
     for (i, a) in spec.args.iter().enumerate() {
@@ -40,20 +43,30 @@ pub(crate) fn slots(spec: &KernelSpec) -> Vec<Slot> {
             Space::Weight | Space::Side => false,
             Space::Kv(_) => spec.args.iter().any(|b| b.space == a.space && b.written),
         };
-        out.push(Slot::Storage { arg: i, written });
+        out.push(match a.space {
+            Space::Weight if as_texels => Slot::Texels { arg: i },
+            _ => Slot::Storage { arg: i, written },
+        });
     }
     out.extend([Slot::Record, Slot::Sizes]);
     out
 }
 
-/// The text of a kernel that suits `tier`: every variant in the tier's language is right, one is the faster.
+/// The tier whose kernels a device of `tier` runs: its own where the plan has all of them, else that of graphics cards,
+/// which every device that reads WGSL runs.
+pub(crate) fn tier_of(plan: &Plan, tier: Tier) -> Tier {
+    let is_whole = plan.kernels.iter().all(|k| k.variant(tier).is_some());
+    if is_whole || tier.language() != Language::Wgsl { tier } else { Tier::Gpu }
+}
+
+/// The text of a kernel for `tier`.
 pub(crate) fn variant(kernel: &Kernel, tier: Tier) -> Result<&Variant> {
-    let readable = |v: &&Variant| v.tier.language() == tier.language();
-    kernel.variant(tier).or(kernel.variants.iter().find(readable)).ok_or_else(|| {
+    kernel.variant(tier).ok_or_else(|| {
         let (backend, language) = match tier.language() {
             Language::Wgsl => ("wgpu", "WGSL"),
             Language::Ptx => ("cuda", "PTX"),
         };
-        Error::Kernel { backend, kernel: kernel.name.clone(), reason: format!("the plan holds no {language} for it") }
+        let reason = format!("the plan holds no {language} of tier {} for it", tier.name());
+        Error::Kernel { backend, kernel: kernel.name.clone(), reason }
     })
 }

@@ -1,17 +1,18 @@
 //! Runs a plan by executing the *text* of its kernels on the CPU, every access checked. Slow, and exact: what comes out
 //! is what a device that follows its language would compute, and everything a kernel does wrong is listed.
 
-use super::bindings::{SIZES_BYTES, Slot, slots, variant};
+use super::bindings::{SIZES_BYTES, Slot, slots, tier_of, variant};
 use super::layout::{Home, Layout, Place, elements, is_symbolic, record};
 use super::packed::{self, NoTensors};
 use super::{Backend, Counters, Executor, Extent, Progress};
 use crate::tensor::Data;
 use crate::{Error, Result, Tensor};
 use frit_kernels::emit;
+use frit_kernels::ir::TEXELS_PER_ROW;
 use frit_kernels::spec::Space;
 use frit_kernels::target::Tier;
 use frit_plan::{Placement, Plan, Port, Step, TensorSource};
-use frit_simt::{Argument, Buffer, Language, Launch, Options, Region, Violation};
+use frit_simt::{Argument, Buffer, Language, Launch, Options, Region, Texture, Violation};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -99,8 +100,9 @@ impl Backend for SimtBackend {
             progress(i as u64 + 1, total);
         }
         let side = bytemuck::cast_slice(&packed::side(&plan, &layout, 0, source, extent)?).to_vec();
+        let tier = tier_of(&plan, self.tier);
         let e = SimtExecutor {
-            tier: self.tier,
+            tier,
             options: self.options.clone(),
             checks: self.checks.clone(),
             own,
@@ -182,8 +184,14 @@ impl SimtExecutor {
         let lens = kernel.spec.args.iter().map(|a| Ok(plan.eval(&a.len, sizes)?)).collect::<Result<Vec<u64>>>()?;
         let mut arguments = Vec::new();
         let mut homes = Vec::new();
-        for slot in slots(&kernel.spec) {
+        for slot in slots(&kernel.spec, self.tier) {
             let (argument, home) = match slot {
+                Slot::Texels { arg } => {
+                    let place = places.get(arg).copied().ok_or_else(|| super::layout::no_kernel(step))?;
+                    let name = format!("{:?}", place.home).to_lowercase();
+                    let bytes = self.buffer(place.home)?.clone();
+                    (Argument::Texture(Texture { name, width: TEXELS_PER_ROW, bytes }), None)
+                }
                 Slot::Storage { arg, written } => {
                     let place = places.get(arg).copied().ok_or_else(|| super::layout::no_kernel(step))?;
                     let regions = regions(&kernel.spec.args, &places, &lens, place.home);

@@ -2,7 +2,8 @@
 
 use super::place::{Place, Root, Value};
 use super::{Frame, Lower, Lowered};
-use crate::op::{Bin, Num, Op, Reg, Rel, Tri, Un};
+use crate::launch::Argument;
+use crate::op::{Access, Addr, Bin, Elem, Num, Op, Origin, Reg, Rel, Tri, Un};
 use naga::{
     BinaryOperator as B, Expression, Handle, Literal, RelationalFunction, ScalarKind, TypeInner, UnaryOperator,
 };
@@ -181,6 +182,9 @@ impl<'m> Lower<'m> {
                 };
                 self.each(1, |d, _| Op::Length { d, segment, before: place.offset, stride })
             }
+            Expression::ImageLoad { image, coordinate, array_index: None, sample: None, level: Some(level) } => {
+                self.texel(f, *image, *coordinate, *level)?
+            }
             other => {
                 let text = format!("{other:?}");
                 let name = text.split([' ', '(', '{']).next().unwrap_or_default().to_owned();
@@ -198,6 +202,44 @@ impl<'m> Lower<'m> {
             so_far = d;
         }
         so_far
+    }
+
+    /// Whether a type is a texture that [`texel`](Self::texel) reads: two dimensions, unsigned, one sample.
+    pub(super) fn is_texels(&self, ty: Handle<naga::Type>) -> bool {
+        let class = naga::ImageClass::Sampled { kind: ScalarKind::Uint, multi: false };
+        *self.inner(ty) == TypeInner::Image { dim: naga::ImageDimension::D2, arrayed: false, class }
+    }
+
+    /// The four words of a texel of level 0. Its column must lie in the row, and the texel in the texture.
+    fn texel(
+        &mut self,
+        f: &mut Frame<'m>,
+        image: Handle<Expression>,
+        coordinate: Handle<Expression>,
+        level: Handle<Expression>,
+    ) -> Lowered<Value> {
+        if !matches!(f.fun.expressions[level], Expression::Literal(Literal::I32(0) | Literal::U32(0))) {
+            return Err(self.unsupported("a level of a texture but 0"));
+        }
+        let place = self.place(f, image)?;
+        let at = self.rows(f, coordinate)?;
+        let (Root::Segment(segment), [x, y]) = (place.root, &at[..]) else {
+            return Err(self.unsupported("a texel of this expression"));
+        };
+        let width = match self.program.segments.get(segment as usize).map(|s| s.origin.clone()) {
+            Some(Origin::Argument(n)) => match self.arguments.get(n) {
+                Some(Argument::Texture(t)) => t.width,
+                _ => return Err(self.unsupported("a texture for which no texture is given")),
+            },
+            _ => 0,
+        };
+        let width = self.constant(width);
+        let d = self.registers(6);
+        self.push(Op::Bound { d, index: *x, len: width });
+        self.push(Op::Tri { op: Tri::MadI, d: d + 1, a: *y, b: width, c: d });
+        let addr = Addr::In { segment, index: Some(d + 1), scale: 16, imm: 0 };
+        self.push(Op::Load(Access { addr, elem: Elem::B32, count: 4, reg: d + 2, align: 16, atomic: false }));
+        Ok(Value::Rows((d + 2..d + 6).collect()))
     }
 
     /// Part of a vector or array value, by an index known at run time.

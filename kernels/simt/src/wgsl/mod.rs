@@ -11,7 +11,7 @@ mod stmt;
 mod types;
 
 use crate::error::Error;
-use crate::launch::{Launch, Options};
+use crate::launch::{Argument, Launch, Options};
 use crate::op::{Inst, Op, Origin, Program, Reg, Segment, Special};
 use naga::{AddressSpace, Binding, BuiltIn, Expression, Function, Handle, Module, StorageAccess};
 use place::{Root, Value};
@@ -45,6 +45,7 @@ struct Lower<'m> {
     kernel: &'m str,
     lines: Vec<usize>,
     options: &'m Options,
+    arguments: &'m [Argument],
     program: Program,
     constants: FxHashMap<u32, Reg>,
     globals: FxHashMap<Handle<naga::GlobalVariable>, Root>,
@@ -84,6 +85,7 @@ pub(crate) fn lower(launch: &Launch<'_>, options: &Options) -> Lowered<Program> 
         kernel: launch.kernel,
         lines: starts.collect(),
         options,
+        arguments: &launch.arguments,
         program: Program {
             workgroup: entry.workgroup_size,
             one_place_barriers: true,
@@ -156,6 +158,7 @@ impl<'m> Lower<'m> {
             let (origin, bytes, writable) = match g.space {
                 AddressSpace::Storage { access } => (argument(self)?, 0, access.contains(StorageAccess::STORE)),
                 AddressSpace::Uniform => (argument(self)?, 0, false),
+                AddressSpace::Handle if self.is_texels(g.ty) => (argument(self)?, 0, false),
                 AddressSpace::WorkGroup => match self.size_of(g.ty)? {
                     size if size <= 1 << 20 => (Origin::Workgroup, size, true),
                     _ => return Err(self.unsupported("a workgroup variable of more than 1 MiB")),

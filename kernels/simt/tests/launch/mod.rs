@@ -7,10 +7,11 @@ use crate::support::eval::{evaluate, evaluate_rounded, to_bf16, to_f16};
 use crate::support::layout::{Layout, bytes};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::emit;
+use frit_kernels::ir::{Access, TEXELS_PER_ROW};
 use frit_kernels::spec::Space;
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates::Rendered;
-use frit_simt::{Argument, Buffer, Error, Language, Launch, Options, Outcome, Region, run as execute};
+use frit_simt::{Argument, Buffer, Error, Language, Launch, Options, Outcome, Region, Texture, run as execute};
 
 /// The targets whose kernels are executed here.
 pub fn targets() -> Vec<Capabilities> {
@@ -54,6 +55,13 @@ pub fn try_run(case: &Case, r: &Rendered, options: &Options) -> Result<(Outcome,
             }
             if *space == Space::Weight {
                 regions.clear();
+            }
+            if r.module.buffers.values().any(|t| t.binding == b as u32 && t.access == Access::Texels) {
+                return Argument::Texture(Texture {
+                    name: format!("{space:?}"),
+                    width: TEXELS_PER_ROW,
+                    bytes: bytes(content),
+                });
             }
             Argument::Buffer(Buffer {
                 name: format!("{space:?}"),

@@ -176,7 +176,7 @@ impl BlockLoads {
 }
 
 fn is_constant(module: &Module, array: ArrayRef) -> bool {
-    matches!(array, ArrayRef::Buffer(h) if module.buffers[h].access == Access::ReadOnly)
+    matches!(array, ArrayRef::Buffer(h) if module.buffers[h].access != Access::ReadWrite)
 }
 
 /// Whether neighbouring loads from an array may be joined.

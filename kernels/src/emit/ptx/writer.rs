@@ -65,7 +65,7 @@ fn purity(module: &Module) -> Vec<bool> {
     for expr in module.exprs.values() {
         let own = match expr {
             Expr::Local(local) => module.locals[*local].kind != LocalKind::Var,
-            Expr::Load { array: ArrayRef::Buffer(h), .. } => module.buffers[*h].access == Access::ReadOnly,
+            Expr::Load { array: ArrayRef::Buffer(h), .. } => module.buffers[*h].access != Access::ReadWrite,
             Expr::Load { .. } => false,
             _ => true,
         };
@@ -446,6 +446,7 @@ impl Writer<'_> {
         for (reg, mine) in regs.iter().zip(&mine) {
             match op {
                 Collective::BroadcastFirst => self.shuffle("idx", 0, ty.scalar, mine, reg),
+                Collective::Broadcast(lane) => self.shuffle("idx", lane, ty.scalar, mine, reg),
                 Collective::ShuffleXor(mask) => self.shuffle("bfly", mask, ty.scalar, mine, reg),
                 Collective::Add | Collective::Max | Collective::Min => {
                     self.op(format!("mov.{} {reg}, {mine}", Kind::of(ty.scalar).ty()));

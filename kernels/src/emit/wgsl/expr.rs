@@ -2,7 +2,10 @@
 
 use super::names::{self, Names};
 use super::{Error, Options};
-use crate::ir::{BinaryOp as B, Builtin, Expr, Handle, Literal, Module, Scalar, TernaryOp, Type, UnaryOp as U};
+use crate::ir::{
+    Access, ArrayRef, BinaryOp as B, Builtin, Expr, Handle, Literal, Module, Scalar, TEXELS_PER_ROW, TernaryOp, Type,
+    UnaryOp as U,
+};
 
 /// How tightly a piece of text binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +77,11 @@ impl ExprWriter<'_> {
                 Text::primary(format!("{}.{member}", self.names.uniform(*block)))
             }
             Expr::Local(local) => Text::primary(self.names.local(*local).to_owned()),
+            Expr::Load { array: ArrayRef::Buffer(h), index } if module.buffers[*h].access == Access::Texels => {
+                let (name, at) = (self.names.array(ArrayRef::Buffer(*h)), self.text(*index)?.within(&[]));
+                let (low, shift) = (TEXELS_PER_ROW - 1, TEXELS_PER_ROW.trailing_zeros());
+                Text::primary(format!("textureLoad({name}, vec2<u32>({at} & {low}u, {at} >> {shift}u), 0)"))
+            }
             Expr::Load { array, index } => {
                 Text::primary(format!("{}[{}]", self.names.array(*array), self.write(*index)?))
             }

@@ -20,7 +20,7 @@ template this thread_local throw trait try type typedef typeid typename typeof u
 varying virtual volatile wgsl where with writeonly yield
 array atomic bool f16 f32 i32 mat2x2 mat3x3 mat4x4 ptr sampler texture_1d texture_2d u32 vec2 vec3 vec4
 abs all any bitcast ceil clamp cos dot dot4I8Packed dot4U8Packed exp exp2 floor fma inverseSqrt log log2 max min
-pack2x16float pow round select sign sin sqrt storageBarrier subgroupAdd subgroupBroadcastFirst subgroupMax subgroupMin
+pack2x16float pow round select sign sin sqrt storageBarrier textureLoad subgroupAdd subgroupBroadcast subgroupBroadcastFirst subgroupMax subgroupMin
 subgroupShuffleXor tanh trunc unpack2x16float unpack4xI8 unpack4xU8 workgroupBarrier workgroupUniformLoad
 main group_id local_id global_id local_index num_groups subgroup_lane subgroup_width erf_1 erf_2 erf_4
 ";

@@ -164,6 +164,18 @@ fn only_browsers_get_the_subgroup_line() {
 }
 
 #[test]
+fn elements_of_a_texture_lie_in_rows() {
+    let b = Builder::new("k", [8, 1, 1]);
+    let w = b.buffer("w", Access::Texels, Type::VEC4_U32);
+    let out = b.output("out", Type::U32);
+    b.store(out, 0, b.lane(b.load(w, b.add(b.local_x(), 7)), 2));
+    let text = checked_wgsl(&b.finish().unwrap());
+    assert!(text.contains("@group(0) @binding(0) var w: texture_2d<u32>;"), "{text}");
+    let load = "textureLoad(w, vec2<u32>((local_id.x + 7u) & 1023u, (local_id.x + 7u) >> 10u), 0).z";
+    assert!(text.contains(load), "{text}");
+}
+
+#[test]
 fn f16_memory_is_enabled_by_use() {
     let b = Builder::new("k", [64, 1, 1]);
     let (x, out) = (b.input("x", Type::F16), b.output("out", Type::F32));

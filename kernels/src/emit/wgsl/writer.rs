@@ -72,16 +72,13 @@ impl Writer<'_> {
             self.line("");
         }
         for (h, buffer) in module.buffers.iter() {
-            let access = match buffer.access {
-                Access::ReadOnly => "read",
-                Access::ReadWrite => "read_write",
-            };
             let name = names.array(ArrayRef::Buffer(h));
-            let text = format!(
-                "@group(0) @binding({}) var<storage, {access}> {name}: array<{}>;",
-                buffer.binding, buffer.elem
-            );
-            self.line(&text);
+            let declared = match buffer.access {
+                Access::ReadOnly => format!("var<storage, read> {name}: array<{}>", buffer.elem),
+                Access::ReadWrite => format!("var<storage, read_write> {name}: array<{}>", buffer.elem),
+                Access::Texels => format!("var {name}: texture_2d<u32>"),
+            };
+            self.line(&format!("@group(0) @binding({}) {declared};", buffer.binding));
         }
         for (h, block) in module.uniforms.iter() {
             let (name, ty) = (names.uniform(h), names.struct_of(h));
@@ -206,6 +203,7 @@ impl Writer<'_> {
                     Collective::Max => format!("subgroupMax({value})"),
                     Collective::Min => format!("subgroupMin({value})"),
                     Collective::BroadcastFirst => format!("subgroupBroadcastFirst({value})"),
+                    Collective::Broadcast(lane) => format!("subgroupBroadcast({value}, {lane}u)"),
                     Collective::ShuffleXor(mask) => format!("subgroupShuffleXor({value}, {mask}u)"),
                 };
                 self.line(&format!("let {} = {call};", names.local(*local)));

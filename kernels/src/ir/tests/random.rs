@@ -195,8 +195,14 @@ impl Generator<'_> {
             13 if uniform => b.barrier(),
             14 if uniform => {
                 let value = self.word(b, scope);
-                let op = [Collective::Add, Collective::Max, Collective::ShuffleXor(2), Collective::BroadcastFirst];
-                let op = op[self.choices.next(4)];
+                let op = [
+                    Collective::Add,
+                    Collective::Max,
+                    Collective::ShuffleXor(2),
+                    Collective::BroadcastFirst,
+                    Collective::Broadcast(1),
+                ];
+                let op = op[self.choices.next(5)];
                 scope.words.push(b.collective("s", op, value));
             }
             15 if uniform => {

@@ -122,3 +122,18 @@ fn kernels_fit_the_target() {
         [Rule::Name]
     );
 }
+
+#[test]
+fn textures_hold_words_in_fours_and_are_never_written() {
+    let check = |elem: &str, body: &str| {
+        let head = format!("kernel k\nworkgroup_size 8 1 1\nbuffer @w binding 0 texels {elem}\n");
+        match verify(&parse(&format!("{head}body {{ {body} }}")).unwrap(), &everything()) {
+            Ok(()) => Vec::new(),
+            Err(Error::Invalid { violations, .. }) => violations.iter().map(|v| v.rule).collect(),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert_eq!(check("vec4<u32>", "let %a: vec4<u32> = @w[0u]"), []);
+    assert_eq!(check("f32", ""), [Rule::Type]);
+    assert_eq!(check("vec4<u32>", "store @w[0u] = vec(1u, 1u, 1u, 1u)"), [Rule::Access]);
+}

@@ -186,6 +186,7 @@ impl Parser {
         let access = match self.word()?.as_str() {
             "read" => Access::ReadOnly,
             "read_write" => Access::ReadWrite,
+            "texels" => Access::Texels,
             other => return self.fail(format!("unknown access `{other}`")),
         };
         let elem = self.ty()?;
@@ -320,12 +321,13 @@ impl Parser {
             "subgroup_max" => Collective::Max,
             "subgroup_min" => Collective::Min,
             "subgroup_broadcast_first" => Collective::BroadcastFirst,
-            "subgroup_shuffle_xor" => {
+            "subgroup_shuffle_xor" | "subgroup_broadcast" => {
                 self.mark(',')?;
-                let mask = self.expr()?;
-                match self.module.exprs[mask] {
-                    Expr::Literal(Literal::U32(mask)) => Collective::ShuffleXor(mask),
-                    _ => return self.fail("shuffle mask is no u32 constant"),
+                let number = self.expr()?;
+                match self.module.exprs[number] {
+                    Expr::Literal(Literal::U32(mask)) if op == "subgroup_shuffle_xor" => Collective::ShuffleXor(mask),
+                    Expr::Literal(Literal::U32(lane)) => Collective::Broadcast(lane),
+                    _ => return self.fail("shuffle mask or lane is no u32 constant"),
                 }
             }
             other => return self.fail(format!("unknown collective `{other}`")),

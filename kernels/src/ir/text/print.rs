@@ -21,6 +21,7 @@ pub fn print(module: &Module) -> String {
         let access = match b.access {
             Access::ReadOnly => "read",
             Access::ReadWrite => "read_write",
+            Access::Texels => "texels",
         };
         line(&mut out, 0, &format!("buffer @{} binding {} {access} {}", b.name, b.binding, b.elem));
     }
@@ -68,7 +69,7 @@ fn stmt(out: &mut String, module: &Module, stmt: &Stmt, depth: usize) {
         Stmt::Barrier(Barrier::Storage) => "barrier storage".to_owned(),
         Stmt::Collective { local, op, value } => {
             let mask = match op {
-                Collective::ShuffleXor(mask) => format!(", {mask}u"),
+                Collective::ShuffleXor(n) | Collective::Broadcast(n) => format!(", {n}u"),
                 _ => String::new(),
             };
             format!("collective {} = {}({}{mask})", declare(*local), op.name(), e(*value))

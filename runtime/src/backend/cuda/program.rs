@@ -9,6 +9,7 @@ use super::driver::{Function, Graph, Launch, Parameter};
 use super::memory::Memory;
 use crate::{Error, Result};
 use frit_kernels::dim::Dim;
+use frit_kernels::target::Tier;
 use frit_plan::{BufferRef, Plan, Program, Variant, sizes};
 use std::collections::BTreeMap;
 
@@ -116,9 +117,9 @@ impl Prepared {
             let loaded = kernels.load(gpu, plan, step.kernel)?;
             let v = variant(plan, step.kernel, gpu.info().capability)?;
             let mut parameters = Vec::new();
-            for slot in slots(spec) {
+            for slot in slots(spec, Tier::Cuda) {
                 parameters.push(match slot {
-                    Slot::Storage { arg, .. } => {
+                    Slot::Storage { arg, .. } | Slot::Texels { arg } => {
                         let place = places.get(arg).ok_or_else(|| no_kernel(step))?;
                         Parameter::Address(memory.get(place.home)?)
                     }

@@ -3,6 +3,7 @@
 
 use super::super::Counters;
 use crate::{Error, Result};
+use frit_kernels::ir::TEXELS_PER_ROW;
 use frit_kernels::target::Tier;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,9 @@ use std::time::Duration;
 
 /// Overrides the choice of the adapter: a part of its name, driver or API, in any case.
 pub const ADAPTER_VARIABLE: &str = "FRIT_WGPU_ADAPTER";
+
+/// Bytes of a row of a texture of weights.
+pub(super) const ROW_BYTES: u64 = TEXELS_PER_ROW as u64 * 16;
 
 /// Which adapter to use. [`ADAPTER_VARIABLE`] goes before `Best` and `Hardware`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,9 +62,10 @@ pub(super) fn describe(i: &wgpu::AdapterInfo) -> String {
     format!("{} ({driver}{})", i.name, i.backend)
 }
 
-/// Software drivers with short subgroups take the schedules made for CPU cores.
-pub(super) fn tier(i: &wgpu::AdapterInfo) -> Tier {
-    if i.device_type == wgpu::DeviceType::Cpu && i.subgroup_max_size <= 16 { Tier::Cpu } else { Tier::Gpu }
+/// Software drivers with subgroups of at least 8 take the schedules made for CPU cores.
+pub(super) fn tier(i: &wgpu::AdapterInfo, features: wgpu::Features) -> Tier {
+    let exchanges = features.contains(wgpu::Features::SUBGROUP) && i.subgroup_min_size >= 8;
+    if i.device_type == wgpu::DeviceType::Cpu && exchanges { Tier::Cpu } else { Tier::Gpu }
 }
 
 fn none(reason: String) -> Error {
@@ -89,6 +94,8 @@ pub(super) struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     pub info: wgpu::AdapterInfo,
+    /// Which schedules suit it.
+    pub tier: Tier,
     pub limits: wgpu::Limits,
     pub timeout: Duration,
     /// Every wait ends as if the device had not answered in time.
@@ -126,8 +133,11 @@ impl Gpu {
             max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
             ..wgpu::Limits::default()
         };
+        let tier = tier(info, adapter.features());
+        let required_features = if tier == Tier::Cpu { wgpu::Features::SUBGROUP } else { wgpu::Features::empty() };
         let asked = wgpu::DeviceDescriptor {
             label: Some("frit"),
+            required_features,
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()
@@ -150,6 +160,7 @@ impl Gpu {
             device,
             queue,
             info: info.clone(),
+            tier,
             limits,
             timeout: Duration::from_secs(if software { 900 } else { 60 }),
             #[cfg(test)]
@@ -164,6 +175,7 @@ impl Gpu {
             device: self.device.clone(),
             queue: self.queue.clone(),
             info: self.info.clone(),
+            tier: self.tier,
             limits: self.limits.clone(),
             timeout: self.timeout,
             #[cfg(test)]
@@ -234,6 +246,41 @@ impl Gpu {
             return Err(Error::Limit { what, wanted: bytes, limit });
         }
         Ok(())
+    }
+    /// A texture of `vec4<u32>` for at least `bytes` bytes, [`TEXELS_PER_ROW`] a row.
+    pub fn texels(&self, label: &str, bytes: u64) -> Result<wgpu::Texture> {
+        let rows = bytes.div_ceil(ROW_BYTES).max(1);
+        let limit = u64::from(self.limits.max_texture_dimension_2d);
+        let height = u32::try_from(rows).ok().filter(|_| rows <= limit).ok_or_else(|| Error::Limit {
+            what: format!("rows of texture `{label}` on {}", self.info.name),
+            wanted: rows,
+            limit,
+        })?;
+        let desc = wgpu::TextureDescriptor {
+            label: Some(label),
+            size: wgpu::Extent3d { width: TEXELS_PER_ROW, height, depth_or_array_layers: 1 },
+            mip_level_count: 1,
+            sample_count: 1,
+            dimension: wgpu::TextureDimension::D2,
+            format: wgpu::TextureFormat::Rgba32Uint,
+            usage: wgpu::TextureUsages::TEXTURE_BINDING | wgpu::TextureUsages::COPY_DST,
+            view_formats: &[],
+        };
+        add(&self.tally.buffers, 1);
+        self.guarded(&format!("texture `{label}` of {rows} rows"), || self.device.create_texture(&desc))
+    }
+    /// Writes whole rows of a texture from row `row` on, in order before the next submission.
+    pub fn write_rows(&self, texture: &wgpu::Texture, row: u32, bytes: &[u8]) {
+        let rows = bytes.len() as u64 / ROW_BYTES;
+        let layout =
+            wgpu::TexelCopyBufferLayout { offset: 0, bytes_per_row: Some(ROW_BYTES as u32), rows_per_image: None };
+        let to =
+            wgpu::TexelCopyTextureInfo { origin: wgpu::Origin3d { x: 0, y: row, z: 0 }, ..texture.as_image_copy() };
+        let size = wgpu::Extent3d { width: TEXELS_PER_ROW, height: rows as u32, depth_or_array_layers: 1 };
+        if rows > 0 {
+            add(&self.tally.writes, 1);
+            self.queue.write_texture(to, bytes, layout, size);
+        }
     }
     /// A bind group.
     pub fn bind_group(
@@ -400,8 +447,11 @@ mod tests {
     fn software_with_short_subgroups_is_the_cpu_tier() {
         let mut i = adapter("llvmpipe", wgpu::DeviceType::Cpu);
         (i.subgroup_min_size, i.subgroup_max_size) = (8, 8);
-        assert_eq!(tier(&i), Tier::Cpu);
+        assert_eq!(tier(&i, wgpu::Features::SUBGROUP), Tier::Cpu);
+        assert_eq!(tier(&i, wgpu::Features::empty()), Tier::Gpu);
         i.device_type = wgpu::DeviceType::DiscreteGpu;
-        assert_eq!(tier(&i), Tier::Gpu);
+        assert_eq!(tier(&i, wgpu::Features::SUBGROUP), Tier::Gpu);
+        (i.device_type, i.subgroup_min_size) = (wgpu::DeviceType::Cpu, 4);
+        assert_eq!(tier(&i, wgpu::Features::SUBGROUP), Tier::Gpu);
     }
 }

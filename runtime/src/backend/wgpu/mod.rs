@@ -15,6 +15,7 @@ mod weights;
 
 pub use device::{ADAPTER_VARIABLE, Selection};
 
+use super::bindings::tier_of;
 use super::layout::{Layout, elements};
 use super::ports::{self, check_inputs, check_outputs, check_sizes};
 use super::{Backend, Counters, Executor, Extent, Progress};
@@ -60,7 +61,7 @@ impl WgpuBackend {
     }
     /// Which schedules the device runs.
     pub fn tier(&self) -> Tier {
-        device::tier(&self.gpu.info)
+        self.gpu.tier
     }
 }
 
@@ -83,11 +84,11 @@ impl Backend for WgpuBackend {
     ) -> Result<Box<dyn Executor>> {
         let gpu = self.gpu.share();
         gpu.check()?;
-        let tier = self.tier();
+        let tier = tier_of(&plan, self.tier());
         let layout = Layout::new(&plan, extent)?;
         account(&gpu, &plan, &layout, self.limit_bytes)?;
         let pipelines = plan.kernels.iter().map(|_| None).collect();
-        let weights = DeviceWeights::load(&gpu, &plan, &layout, source, extent, progress)?;
+        let weights = DeviceWeights::load(&gpu, tier, &plan, &layout, source, extent, progress)?;
         let mut executor = WgpuExecutor {
             gpu,
             tier,

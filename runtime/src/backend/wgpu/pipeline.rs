@@ -51,21 +51,26 @@ fn one(gpu: &Gpu, kernel: &Kernel, tier: Tier) -> Result<Pipeline> {
             reason: format!("{} storage buffers, the device is asked for {limit}", kernel.spec.bindings()),
         });
     }
-    let slots = slots(&kernel.spec);
+    let slots = slots(&kernel.spec, tier);
     let entry = |(i, s): (usize, &Slot)| wgpu::BindGroupLayoutEntry {
         binding: i as u32,
         visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer {
-            ty: match s {
-                Slot::Storage { written, .. } => wgpu::BufferBindingType::Storage { read_only: !written },
-                Slot::Record | Slot::Sizes => wgpu::BufferBindingType::Uniform,
+        ty: match s {
+            Slot::Storage { written, .. } => buffer(wgpu::BufferBindingType::Storage { read_only: !written }),
+            Slot::Texels { .. } => wgpu::BindingType::Texture {
+                sample_type: wgpu::TextureSampleType::Uint,
+                view_dimension: wgpu::TextureViewDimension::D2,
+                multisampled: false,
             },
-            has_dynamic_offset: false,
-            min_binding_size: None,
+            Slot::Record | Slot::Sizes => buffer(wgpu::BufferBindingType::Uniform),
         },
         count: None,
     };
     let entries: Vec<_> = slots.iter().enumerate().map(entry).collect();
     let (pipeline, group) = gpu.pipeline(&kernel.name, &variant(kernel, tier)?.text, &entries)?;
     Ok(Pipeline { pipeline, group, slots })
+}
+
+fn buffer(ty: wgpu::BufferBindingType) -> wgpu::BindingType {
+    wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None }
 }

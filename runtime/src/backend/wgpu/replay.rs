@@ -105,6 +105,13 @@ impl Replay {
             let mut entries = Vec::new();
             for (i, slot) in p.slots.iter().enumerate() {
                 let (buffer, offset, size) = match slot {
+                    Slot::Texels { arg } => {
+                        let place = places.get(*arg).ok_or_else(|| no_kernel(step))?;
+                        let view = weights.texels(place.home)?;
+                        let resource = wgpu::BindingResource::TextureView(view);
+                        entries.push(wgpu::BindGroupEntry { binding: i as u32, resource });
+                        continue;
+                    }
                     Slot::Storage { arg, .. } => {
                         let place = places.get(*arg).ok_or_else(|| no_kernel(step))?;
                         (buffers.get(weights, place.home)?, 0, None)

@@ -44,7 +44,7 @@ fn kernel(name: &str, args: Vec<Arg>, wgsl: &str) -> Kernel {
         dynamic_shared_bytes: 0,
         text: wgsl.into(),
     };
-    Kernel { name: name.into(), spec, variants: vec![variant(Tier::Cpu), variant(Tier::Gpu)] }
+    Kernel { name: name.into(), spec, variants: vec![variant(Tier::Gpu)] }
 }
 
 fn value(name: &str, storage: Storage, shape: &[&str], slot: u32) -> ValueDecl {

@@ -1,11 +1,11 @@
-//! Weights on the device: one buffer for each matrix in its device layout, one for all side constants.
+//! Weights on the device: one buffer or texture for each matrix in its device layout, one buffer for all side constants.
 
-use super::super::layout::{Layout, is_symbolic};
+use super::super::layout::{Home, Layout, is_symbolic};
 use super::super::packed::{self, NoTensors};
 use super::super::{Extent, Progress};
-use super::device::Gpu;
-
-use crate::Result;
+use super::device::{Gpu, ROW_BYTES};
+use crate::{Error, Result};
+use frit_kernels::target::{Capabilities, Tier};
 use frit_plan::{Placement, Plan, TensorSource, WeightDecl};
 use wgpu::BufferUsages as Usage;
 
@@ -14,17 +14,26 @@ const CHUNK_BYTES: usize = 8 << 20;
 /// Bytes written before the device is made to take them, which bounds the memory that waits.
 const FLUSH_BYTES: u64 = 64 << 20;
 
-/// The buffers of a plan's weights.
+/// Where a matrix lies.
+#[derive(Debug)]
+enum Own {
+    Buffer(wgpu::Buffer),
+    Texels(wgpu::TextureView),
+}
+
+/// The buffers and textures of a plan's weights.
 #[derive(Debug)]
 pub(super) struct DeviceWeights {
-    own: Vec<Option<wgpu::Buffer>>,
+    as_texels: bool,
+    own: Vec<Option<Own>>,
     side: Option<wgpu::Buffer>,
 }
 
 impl DeviceWeights {
-    /// Reads every weight of `plan` and uploads it.
+    /// Reads every weight of `plan` and uploads it as the kernels of `tier` read it.
     pub fn load(
         gpu: &Gpu,
+        tier: Tier,
         plan: &Plan,
         layout: &Layout,
         source: &dyn TensorSource,
@@ -32,7 +41,8 @@ impl DeviceWeights {
         progress: Progress<'_>,
     ) -> Result<DeviceWeights> {
         let [total, ..] = layout.bytes();
-        let mut up = Upload { gpu, progress, done: 0, total, waiting: 0 };
+        let as_texels = Capabilities::webgpu(tier).has_texel_weights;
+        let mut up = Upload { gpu, as_texels, progress, done: 0, total, waiting: 0 };
         let mut own = Vec::new();
         for (w, bytes) in plan.weights.iter().zip(&layout.own_bytes) {
             own.push(match w.placement {
@@ -49,7 +59,7 @@ impl DeviceWeights {
             }
         };
         up.flush()?;
-        Ok(DeviceWeights { own, side })
+        Ok(DeviceWeights { as_texels, own, side })
     }
     /// Makes again what depends on the extent; everything else stays.
     pub fn resize(&mut self, gpu: &Gpu, plan: &Plan, layout: &Layout, extent: &Extent) -> Result<()> {
@@ -57,7 +67,7 @@ impl DeviceWeights {
             return Ok(());
         }
         let mut silent = |_, _| {};
-        let mut up = Upload { gpu, progress: &mut silent, done: 0, total: 0, waiting: 0 };
+        let mut up = Upload { gpu, as_texels: self.as_texels, progress: &mut silent, done: 0, total: 0, waiting: 0 };
         for ((w, bytes), slot) in plan.weights.iter().zip(&layout.own_bytes).zip(&mut self.own) {
             if w.placement == Placement::Own && is_symbolic(w) {
                 *slot = None;
@@ -76,9 +86,23 @@ impl DeviceWeights {
         }
         up.flush()
     }
-    /// The buffer of a weight of its own.
+    /// The buffer of a weight of its own, where weights lie in buffers.
     pub fn own(&self, weight: u32) -> Option<&wgpu::Buffer> {
-        self.own.get(weight as usize)?.as_ref()
+        match self.own.get(weight as usize)? {
+            Some(Own::Buffer(buffer)) => Some(buffer),
+            _ => None,
+        }
+    }
+    /// The texture of a weight of its own, where weights lie in textures.
+    pub fn texels(&self, home: Home) -> Result<&wgpu::TextureView> {
+        match home {
+            Home::Own(w) => match self.own.get(w as usize) {
+                Some(Some(Own::Texels(view))) => Some(view),
+                _ => None,
+            },
+            _ => None,
+        }
+        .ok_or_else(|| Error::Plan(format!("{home:?} is no texture")))
     }
     /// The buffer of side constants, if there are any.
     pub fn side(&self) -> Option<&wgpu::Buffer> {
@@ -92,6 +116,7 @@ fn side_buffer(gpu: &Gpu, elems: u64) -> Result<wgpu::Buffer> {
 
 struct Upload<'a> {
     gpu: &'a Gpu,
+    as_texels: bool,
     progress: Progress<'a>,
     done: u64,
     total: u64,
@@ -106,10 +131,22 @@ impl Upload<'_> {
         bytes: u64,
         source: &dyn TensorSource,
         extent: &Extent,
-    ) -> Result<wgpu::Buffer> {
+    ) -> Result<Own> {
+        if self.as_texels {
+            let texture = self.gpu.texels(&w.name, bytes)?;
+            let mut all = packed::own(plan, w, source, extent)?;
+            all.resize(all.len().next_multiple_of(ROW_BYTES as usize), 0);
+            let mut row = 0;
+            for chunk in all.chunks(CHUNK_BYTES) {
+                self.gpu.write_rows(&texture, row, chunk);
+                row += (chunk.len() as u64 / ROW_BYTES) as u32;
+                self.written(chunk.len() as u64)?;
+            }
+            return Ok(Own::Texels(texture.create_view(&wgpu::TextureViewDescriptor::default())));
+        }
         let buffer = self.gpu.buffer(&w.name, bytes, Usage::STORAGE | Usage::COPY_DST)?;
         self.put(&buffer, 0, &packed::own(plan, w, source, extent)?)?;
-        Ok(buffer)
+        Ok(Own::Buffer(buffer))
     }
     /// Uploads the side constants from element `from` on.
     fn side(
@@ -129,13 +166,17 @@ impl Upload<'_> {
         for chunk in bytes.chunks(CHUNK_BYTES) {
             self.gpu.write(buffer, at, chunk);
             at += chunk.len() as u64;
-            self.waiting += chunk.len() as u64;
-            if self.waiting >= FLUSH_BYTES {
-                self.flush()?;
-            }
-            self.done = (self.done + chunk.len() as u64).min(self.total);
-            (self.progress)(self.done, self.total);
+            self.written(chunk.len() as u64)?;
         }
+        Ok(())
+    }
+    fn written(&mut self, bytes: u64) -> Result<()> {
+        self.waiting += bytes;
+        if self.waiting >= FLUSH_BYTES {
+            self.flush()?;
+        }
+        self.done = (self.done + bytes).min(self.total);
+        (self.progress)(self.done, self.total);
         Ok(())
     }
     fn flush(&mut self) -> Result<()> {

@@ -1,0 +1,289 @@
+//! Matrix products on drivers that run shaders on processor cores. A workgroup is one subgroup of 8. Its lanes share a few
+//! rows of the left side and have columns of their own: each lane brings an eighth of the left elements and the others get
+//! them by broadcast, so that every element of the left side is loaded once a workgroup, and weights are read as texels.
+//! There is no workgroup memory and no barrier.
+//!
+//! A sum over k is one chain in ascending order of blocks, the same for any number of rows.
+
+use std::collections::HashMap;
+
+use super::common::{Held, KernelCtx, Scope, dispatch};
+use super::gemm::{Problem, Right};
+use super::stats::Team;
+use super::{Part, Rendered, TemplateError, View, uses_gemv};
+use crate::ir::{Builder, Builtin, Collective, Type, Val, Var};
+use crate::spec::{ArgId, Expr, ExprId, KernelSpec, Store};
+use crate::target::Capabilities;
+
+/// Invocations of a workgroup.
+const LANES: u32 = 8;
+/// Most elements of the left side that a lane keeps for the statistics and the products.
+const MOST_HELD: u32 = 4096;
+
+/// Rows of a workgroup, columns of a lane, and elements along k of a step.
+struct Tile {
+    rows: u32,
+    columns: u32,
+    chunk: u32,
+}
+
+/// The kernel in this form; `None` where a right side is not runs of consecutive elements, or k is not a constant multiple
+/// of 8.
+pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Option<Rendered>, TemplateError> {
+    let p = Problem::new(spec)?;
+    let Some(tile) = tile(&p) else { return Ok(None) };
+    let is_run = |id: ArgId| p.rhs.iter().any(|r| matches!(r, Right::Runs { arg, .. } if *arg == id));
+    let view = |id: ArgId, _: &_| if is_run(id) { View::Vec4 } else { View::Scalar };
+    let ctx = KernelCtx::new(spec, caps, [LANES, 1, 1], view)?;
+    let Tile { rows, columns, chunk } = tile;
+    let across = LANES * columns;
+    p.in_block(&ctx, rows, across, |b, scope, row, column| {
+        let lane = b.let_("lane", b.builtin(Builtin::SubgroupLane));
+        let left: Vec<Scope> = (0..rows).map(|i| left_row(&p, &ctx, &scope, b.add(row, i), lane)).collect();
+        if let Some(to) = &spec.left {
+            b.if_(b.eq(column, 0), |b| {
+                for (i, scope) in left.iter().enumerate() {
+                    b.if_(b.lt(b.add(row, i as u32), ctx.extent(&p.rows())), |b| {
+                        b.for_("i", lane, ctx.extent(p.k), LANES, |_, i| {
+                            ctx.store_left(&mut scope.with(p.k_axis(), i), p.lhs, to);
+                        });
+                    });
+                }
+            });
+        }
+        let sums = sums(&p, &ctx, &tile, &scope, &left, (column, lane));
+        write(&p, &ctx, &tile, &scope, (row, column, lane), &sums);
+    });
+    let tile = [("rows", rows), ("columns", across), ("chunk", chunk)];
+    let grid = dispatch(&p.groups(rows, across));
+    ctx.finish("lanes", &tile, grid).map(Some)
+}
+
+fn tile(p: &Problem<'_>) -> Option<Tile> {
+    let k = p.k.as_const().and_then(|k| u32::try_from(k).ok()).filter(|k| *k > 0)?;
+    let mut is_quantised = false;
+    for right in &p.rhs {
+        let Right::Runs { arg, .. } = right else { return None };
+        is_quantised |= p.spec.arg(*arg)?.storage.is_quantised();
+    }
+    if p.run != 8 || !k.is_multiple_of(8) || is_quantised && !k.is_multiple_of(32) {
+        return None;
+    }
+    let rows = match p.rows().as_const() {
+        Some(n) if n <= 8 => u32::try_from(n).ok().filter(|n| *n > 0)?,
+        _ if uses_gemv(p.spec) => 1,
+        _ => 8,
+    };
+    let sides = p.rhs.len() as u32;
+    let mut columns = if sides * rows > 8 || is_quantised && rows > 1 { 4 } else { 8 };
+    if rows > 1 && sides > 2 {
+        columns = 2;
+    }
+    // Few columns are spread over a few workgroups, one a core at least.
+    let all = p.columns().as_const().and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
+    if rows * sides == 1 && all / (LANES * 16) >= 64 {
+        columns = 16;
+    }
+    while rows < 8 && columns > 1 && all / (LANES * columns) < 8 {
+        columns /= 2;
+    }
+    let fits = |n: u32| k.is_multiple_of(n);
+    let chunk = match (is_quantised, rows) {
+        (true, _) => 32,
+        (false, 1..=2) if fits(32) => 32,
+        (false, 1..=4) if fits(16) => 16,
+        _ => 8,
+    };
+    Some(Tile { rows, columns, chunk })
+}
+
+/// The scope of row `row` of the left side, the last where it lies beyond, with its statistics.
+fn left_row(p: &Problem<'_>, ctx: &KernelCtx<'_>, base: &Scope, row: Val, lane: Val) -> Scope {
+    let b = &ctx.b;
+    let mut scope = p.bare_row(ctx, base, row);
+    ctx.hoist(&mut scope, &[p.lhs]);
+    if p.stats.is_empty() {
+        return scope;
+    }
+    hold(p, ctx, &mut scope, lane);
+    let team = Team { lanes: LANES, teams: 1, lane, team: b.u32(0), active: b.bool(true) };
+    ctx.row_stats(&mut scope, p.stats, p.k_axis(), ctx.extent(p.k), &team);
+    scope
+}
+
+/// Keeps what the statistics read along k: each lane its share.
+fn hold(p: &Problem<'_>, ctx: &KernelCtx<'_>, scope: &mut Scope, lane: Val) {
+    let b = &ctx.b;
+    let share = p.k.as_const().and_then(|k| u32::try_from(k).ok()).unwrap_or(u32::MAX) / LANES;
+    if share > MOST_HELD {
+        return;
+    }
+    let values: Vec<ExprId> = p.stats.iter().map(|s| s.value).collect();
+    let axis = p.k_axis();
+    let along = |e: &ExprId| matches!(p.spec.exprs.get(*e), Expr::Load { index, .. } if index.mentions(&crate::dim::Sym::Axis(axis as u8)));
+    let loads: Vec<ExprId> = p.spec.exprs.reachable(&values).into_iter().filter(along).collect();
+    let held: Vec<Held> = loads
+        .iter()
+        .map(|load| Held { load: *load, axis, step: LANES, values: b.private("held", Type::F32, share) })
+        .filter(|h| p.spec.exprs.scalar(h.load) == crate::dtype::Scalar::F32)
+        .collect();
+    b.for_("i", lane, ctx.extent(p.k), LANES, |b, i| {
+        let mut at = scope.with(axis, i);
+        for h in &held {
+            let value = ctx.expr(&mut at, h.load);
+            b.store(h.values, b.shr(i, LANES.trailing_zeros()), value);
+        }
+    });
+    scope.held = held;
+}
+
+/// The sums of right side j, row r and column c of this lane: `[j][r][c]`.
+fn sums(
+    p: &Problem<'_>,
+    ctx: &KernelCtx<'_>,
+    tile: &Tile,
+    base: &Scope,
+    left: &[Scope],
+    (column, lane): (Val, Val),
+) -> Vec<Vec<Vec<Var>>> {
+    let b = &ctx.b;
+    let zero = |_| b.var("acc", Type::F32, 0.0);
+    let accs: Vec<Vec<Vec<Var>>> =
+        p.rhs.iter().map(|_| (0..tile.rows).map(|_| (0..tile.columns).map(zero).collect()).collect()).collect();
+    let own: Vec<Scope> =
+        (0..tile.columns).map(|c| p.column_scope(ctx, base, b.add(b.add(column, c * LANES), lane))).collect();
+    let starts: Vec<Vec<Val>> = p.rhs.iter().map(|r| own.iter().map(|s| p.run_start(ctx, s, r)).collect()).collect();
+    b.for_("k", 0, ctx.extent(p.k), tile.chunk, |b, k| {
+        let rows = broadcast(p, ctx, base, left, (k, lane), tile.chunk);
+        let mut totals: Vec<HashMap<(usize, usize), Val>> = rows.iter().map(|_| HashMap::new()).collect();
+        for ((right, starts), accs) in p.rhs.iter().zip(&starts).zip(&accs) {
+            let Right::Runs { arg, .. } = right else { continue };
+            for (c, start) in starts.iter().enumerate() {
+                let parts = named(b, ctx.row_chunk(*arg, b.add(*start, k), tile.chunk));
+                for ((xs, acc), totals) in rows.iter().zip(accs).zip(&mut totals) {
+                    let Some(acc) = acc.get(c) else { continue };
+                    let mut from = 0;
+                    for part in &parts {
+                        let len = 4 * part.quants.len();
+                        let xs = xs.get(from..from + len).unwrap_or_default();
+                        add_part(b, *acc, xs, part, || {
+                            *totals.entry((from, len)).or_insert_with(|| b.let_("total", sum(b, xs)))
+                        });
+                        from += len;
+                    }
+                }
+            }
+        }
+    });
+    accs
+}
+
+/// `chunk` elements from `k` on of every row of the left side, the same in every lane.
+fn broadcast(
+    p: &Problem<'_>,
+    ctx: &KernelCtx<'_>,
+    base: &Scope,
+    left: &[Scope],
+    (k, lane): (Val, Val),
+    chunk: u32,
+) -> Vec<Vec<Val>> {
+    let b = &ctx.b;
+    let places: Vec<Val> = (0..chunk / LANES).map(|j| b.let_("at", b.add(b.add(k, j * LANES), lane))).collect();
+    // What depends on k alone is computed once for all rows.
+    let shared: Vec<Scope> = places
+        .iter()
+        .map(|at| {
+            let mut scope = base.with(p.k_axis(), *at);
+            ctx.hoist(&mut scope, &[p.lhs]);
+            scope
+        })
+        .collect();
+    left.iter()
+        .map(|row| {
+            let own = places.iter().zip(&shared).map(|(at, shared)| {
+                let mut scope = row.with(p.k_axis(), *at);
+                scope.exprs.extend(shared.exprs.iter().map(|(e, v)| (*e, *v)));
+                b.let_("own", ctx.expr(&mut scope, p.lhs))
+            });
+            let own: Vec<Val> = own.collect();
+            own.iter().flat_map(|v| (0..LANES).map(|l| b.collective("x", Collective::Broadcast(l), *v))).collect()
+        })
+        .collect()
+}
+
+/// Parts whose values are computed once.
+fn named(b: &Builder, parts: Vec<Part>) -> Vec<Part> {
+    let name = |p: Part| Part {
+        quants: p.quants.into_iter().map(|q| b.let_("w", q)).collect(),
+        scale: p.scale.map(|s| b.let_("scale", s)),
+        min: p.min.map(|m| b.let_("low", m)),
+    };
+    parts.into_iter().map(name).collect()
+}
+
+/// Adds the products of `xs` with a part; `total` is the sum of `xs`.
+fn add_part(b: &Builder, acc: Var, xs: &[Val], part: &Part, total: impl FnOnce() -> Val) {
+    let chain = |first: Val| {
+        let mut so_far = first;
+        for (x, w) in xs.chunks_exact(4).zip(&part.quants) {
+            let mut quad = so_far;
+            for (i, x) in x.iter().enumerate() {
+                quad = b.fma(*x, b.lane(*w, i as u32), quad);
+            }
+            so_far = b.let_("sum", quad);
+        }
+        so_far
+    };
+    match (part.scale, part.min) {
+        (None, None) => b.set(acc, chain(b.get(acc))),
+        (scale, min) => {
+            let before = match min {
+                Some(m) => b.fma(total(), m, b.get(acc)),
+                None => b.get(acc),
+            };
+            let before = b.let_("before", before);
+            let products = chain(b.f32(0.0));
+            match scale {
+                Some(s) => b.set(acc, b.fma(products, s, before)),
+                None => b.set(acc, b.add(products, before)),
+            }
+        }
+    }
+}
+
+fn sum(b: &Builder, xs: &[Val]) -> Val {
+    xs.iter().copied().reduce(|s, x| b.add(s, x)).unwrap_or_else(|| b.f32(0.0))
+}
+
+/// Writes the outputs of this lane, one after the other.
+fn write(
+    p: &Problem<'_>,
+    ctx: &KernelCtx<'_>,
+    tile: &Tile,
+    base: &Scope,
+    (row, column, lane): (Val, Val, Val),
+    sums: &[Vec<Vec<Var>>],
+) {
+    let b = &ctx.b;
+    let stores: Vec<&Store> = p.spec.stores.iter().collect();
+    let found: Vec<_> = sums.iter().map(|_| b.private("found", Type::F32, tile.rows * tile.columns)).collect();
+    for (array, sums) in found.iter().zip(sums) {
+        for (i, sum) in sums.iter().flatten().enumerate() {
+            b.store(*array, i as u32, b.get(*sum));
+        }
+    }
+    let (rows, columns) = (ctx.extent(&p.rows()), ctx.extent(&p.columns()));
+    b.for_("i", 0, tile.rows * tile.columns, 1, |b, i| {
+        let (r, c) =
+            if tile.rows == 1 { (b.u32(0), i) } else { (b.div(i, tile.columns), b.bit_and(i, tile.columns - 1)) };
+        let m = b.let_("m", b.add(row, r));
+        let n = b.let_("n", b.add(b.add(column, b.mul(c, LANES)), lane));
+        b.if_(b.and(b.lt(m, rows), b.lt(n, columns)), |b| {
+            let mut scope = base.clone();
+            ctx.unravel(&mut scope, p.first, p.extents(p.first, p.m + 1), m);
+            scope.bind(p.n(), n);
+            let accs = found.iter().map(|a| b.let_("found", b.load(*a, i))).collect();
+            ctx.store_all(&scope.with_accs(accs), &stores);
+        });
+    });
+}
