@@ -44,10 +44,6 @@ impl<'a> Binder<'a> {
     pub fn has(&self, name: &str) -> bool {
         self.stock.contains_key(name)
     }
-    /// The dimensions of a tensor.
-    pub fn shape(&self, name: &str) -> Option<&[u64]> {
-        self.stock.get(name).map(|t| t.shape.as_slice())
-    }
 
     /// The first of these prefixes with which the file has a tensor `{prefix}{probe}`; else the first of all.
     pub fn prefix<'p>(&self, prefixes: &[&'p str], probe: &str) -> &'p str {
@@ -100,7 +96,10 @@ impl<'a> Binder<'a> {
     /// The tensor of that name, stored `[K]` and used as `[1, K]`.
     pub fn take_row(&mut self, name: &str, k: Extent<'_>) -> WeightId {
         match self.check(name, &[k]) {
-            Some((storage, _)) => self.builder.stored(name, storage, &[1, k.0]),
+            Some((storage, _)) => {
+                let part = self.source_name(name).to_owned();
+                self.builder.stacked(&format!("{name} as a row"), vec![part], storage, &[k.0])
+            }
             None => WeightId(u32::MAX),
         }
     }
@@ -122,7 +121,7 @@ impl<'a> Binder<'a> {
                 self.gaps.push(Gap::tensor(&part, problem, "store them in one type"));
                 return WeightId(u32::MAX);
             }
-            parts.push(part);
+            parts.push(self.source_name(&part).to_owned());
         }
         let shape: Vec<u64> = shape.iter().map(|(size, _)| *size).collect();
         match storage {
@@ -131,6 +130,7 @@ impl<'a> Binder<'a> {
         }
     }
     /// The tensor of that name if the file has it.
+    #[allow(dead_code, reason = "families whose files leave tensors out")]
     pub fn take_if_there(&mut self, name: &str, shape: &[Extent<'_>]) -> Option<WeightId> {
         self.has(name).then(|| self.take(name, shape))
     }

@@ -124,11 +124,6 @@ enum Phase {
 }
 
 impl Embedding {
-    /// Rows of a table, and nothing else.
-    pub fn plain(table: WeightId) -> Embedding {
-        Embedding { table, positions: None, scale: None, project: None, norm: None }
-    }
-
     /// `ids` and `positions` are `[B, S]`, the result is `[B, S, H]`.
     fn apply(&self, b: &mut GraphBuilder<'_>, ids: ValueId, positions: ValueId) -> ValueId {
         b.scope("embedding", |b| {
@@ -213,11 +208,6 @@ impl Layer {
 }
 
 impl Head {
-    /// A projection, and nothing else.
-    pub fn plain(linear: Linear) -> Head {
-        Head { project: None, linear, scale: None, softcap: None }
-    }
-
     fn apply(&self, b: &mut GraphBuilder<'_>, x: ValueId) -> ValueId {
         let x = self.project.as_ref().map_or(x, |linear| linear.apply(b, x));
         let logits = self.linear.apply(b, x);

@@ -154,7 +154,7 @@ fn iq4_xs(block: &[u8], out: &mut Vec<f32>) {
     let high = high.try_into().map_or(0, u16::from_le_bytes);
     let low = low.iter().flat_map(|s| [s & 15, s >> 4]);
     for ((group, low), quants) in low.enumerate().zip(quants.chunks_exact(16)) {
-        let scale = i16::from(low) | ((high >> (2 * group)) & 3) as i16 * 16;
+        let scale = i16::from(low) + ((high >> (2 * group)) & 3) as i16 * 16;
         coded(quants, &IQ4, d * f32::from(scale - 32), out);
     }
 }

@@ -1,9 +1,11 @@
 //! The less common parts of a recipe: mixtures of experts and low-rank projections.
 
 use super::assemble::{Site, inside, shown};
-use super::{ExpertTensors, LatentForm, MixtureForm, NormForm};
+use super::{ExpertTensors, LatentForm, MixtureForm};
 use crate::ingest::bind::Extent;
-use crate::ingest::blocks::{ExpertAct, ExpertLinear, ExpertUp, Experts, Latent, LatentQuery, Linear, Mixture, Router};
+use crate::ingest::blocks::{
+    ExpertAct, ExpertLinear, ExpertUp, Experts, Latent, LatentQuery, Linear, Mixture, Norm, Router,
+};
 
 /// The slope and the bound of the activation between interleaved projections.
 const CLAMPED: ExpertAct = ExpertAct::Clamped { slope: 1.702, limit: 7.0 };
@@ -89,14 +91,16 @@ impl Site<'_, '_, '_> {
         let queries =
             (heads * (form.plain + form.rotated), "num_attention_heads × (qk_nope_head_dim + qk_rope_head_dim)");
         let rank = (form.kv_rank, "kv_lora_rank");
-        let norm = NormForm::rms(f64::from(form.eps));
+        let norm = |site: &mut Self, name: &'static str, size: Extent<'_>| {
+            Norm::rms(name, form.eps, site.t.take(&format!("{stem}.{name}.weight"), &[size]))
+        };
         let query = match form.q_rank {
             None => LatentQuery::Direct(self.linear("q_proj", &format!("{stem}.q_proj"), queries, hidden, false)),
             Some(q_rank) => {
                 let rank = (q_rank, "q_lora_rank");
                 LatentQuery::Low {
                     down: self.linear("q_a_proj", &format!("{stem}.q_a_proj"), rank, hidden, form.bias),
-                    norm: self.norm_of("q_a_layernorm", &format!("{stem}.q_a_layernorm"), norm, &[rank]),
+                    norm: norm(self, "q_a_layernorm", rank),
                     up: self.linear("q_b_proj", &format!("{stem}.q_b_proj"), queries, rank, false),
                 }
             }
@@ -106,7 +110,7 @@ impl Site<'_, '_, '_> {
         Latent {
             query,
             kv_down: self.linear("kv_a_proj_with_mqa", &format!("{stem}.kv_a_proj_with_mqa"), low, hidden, form.bias),
-            kv_norm: self.norm_of("kv_a_layernorm", &format!("{stem}.kv_a_layernorm"), norm, &[rank]),
+            kv_norm: norm(self, "kv_a_layernorm", rank),
             kv_up: self.linear("kv_b_proj", &format!("{stem}.kv_b_proj"), high, rank, false),
             kv_rank: form.kv_rank,
             plain: form.plain,

@@ -53,7 +53,7 @@ fn flags(f: &mut Fields<'_>, attention: &str, output: Option<&str>, ffn: Option<
     let qkv = f.flag(attention, false);
     Biases {
         qkv,
-        output: output.map_or(false, |field| f.flag(field, false)),
+        output: output.is_some_and(|field| f.flag(field, false)),
         ffn: ffn.is_some_and(|field| f.flag(field, false)),
         head: false,
     }
