@@ -5,7 +5,7 @@ use crate::fusion::outline::{Built, Outline};
 use crate::fusion::spec_builder::size_bounds;
 use crate::fusion::{self, FusionOptions, Operand, PackedWeight, Partition, Refused, anchors, report};
 use crate::graph::patch::Fuel;
-use crate::graph::{Graph, Op, StateId, Tables, ValueId, WeightData};
+use crate::graph::{Graph, KvSlot, Op, StateId, Tables, ValueId, WeightData};
 use crate::memory::{self, Lifetime};
 use crate::model::{Model, ModelGraph};
 use crate::passes;
@@ -93,9 +93,9 @@ impl Compiler {
             phases.push(phase);
         }
         let tables = &model.tables;
-        let batch_by = |heads: u64, dim: u64| match dim {
+        let batch_by = |slot: &KvSlot, dim: u64| match dim {
             0 => Vec::new(),
-            d => vec![Dim::size(sizes::BATCH), heads.into(), Dim::size(sizes::CAPACITY), d.into()],
+            d => vec![Dim::size(sizes::BATCH), slot.heads.into(), slot.len.clone(), d.into()],
         };
         Ok(Plan {
             version: PLAN_VERSION,
@@ -108,8 +108,8 @@ impl Compiler {
                 .iter()
                 .map(|s| KvSlotDecl {
                     name: s.name.clone(),
-                    k_shape: batch_by(s.heads, s.k_dim),
-                    v_shape: batch_by(s.heads, s.v_dim),
+                    k_shape: batch_by(s, s.k_dim),
+                    v_shape: batch_by(s, s.v_dim),
                 })
                 .collect(),
             states: tables

@@ -10,8 +10,10 @@ use frit_plan::{BufferRef, InputFill, Plan, Port, Program, Task, sizes};
 pub(crate) const KEY_MASK: &str = "key_mask";
 /// The input of decoders and encoders that holds tokens.
 pub(crate) const INPUT_IDS: &str = "input_ids";
+/// The input of a decoder behind an encoder that holds tokens.
+const DECODER_INPUT_IDS: &str = "decoder_input_ids";
 /// The input that tells tokens from padding; decoders keep it in [`KEY_MASK`].
-const ATTENTION_MASK: &str = "attention_mask";
+pub(crate) const ATTENTION_MASK: &str = "attention_mask";
 
 /// A program's sizes and inputs.
 #[derive(Debug, PartialEq)]
@@ -168,10 +170,19 @@ impl<'a> Binder<'a> {
         }
     }
 
-    /// A decoder that runs without a history has no past, and needs room for what it is given.
+    /// A decoder that runs without a history has no past, and needs room for what it is given. Of a decoder with an
+    /// encoder, each program takes some of the sizes only.
     fn defaults(&mut self) {
-        if self.plan.model.task != Task::Decoder {
+        if self.plan.model.task == Task::Graph {
             return;
+        }
+        if self.plan.model.task == Task::EncoderDecoder {
+            for (slot, size) in self.table.iter_mut().zip(&self.plan.sizes) {
+                let own = |p: &Port| p.shape.iter().any(|d| d.as_size() == Some(&size.name));
+                if size.name != sizes::CAPACITY && !self.program.inputs.iter().any(own) {
+                    slot.get_or_insert(size.min);
+                }
+            }
         }
         let at = |n: &str| self.plan.size_index(n);
         let (past, cap) = (at(sizes::PAST), at(sizes::CAPACITY));
@@ -247,7 +258,10 @@ impl<'a> Binder<'a> {
     /// Token ids lie in the vocabulary.
     fn tokens(&mut self, p: &Port, t: &Tensor) {
         let vocab = self.plan.model.vocab;
-        let (true, Some(ids)) = (p.name == INPUT_IDS && vocab > 0, t.as_i32()) else { return };
+        let pair = self.plan.model.task == Task::EncoderDecoder;
+        let vocab = if pair && p.name == INPUT_IDS { self.plan.model.source_vocab } else { vocab };
+        let names_tokens = p.name == INPUT_IDS || p.name == DECODER_INPUT_IDS;
+        let (true, Some(ids)) = (names_tokens && vocab > 0, t.as_i32()) else { return };
         let outside = |v: &&i32| u64::try_from(**v).map_or(true, |v| v >= vocab);
         if let Some(v) = ids.iter().find(outside) {
             self.fault(format!("`{}`: token {v} is not in the vocabulary of {vocab}", p.name));

@@ -151,10 +151,29 @@ impl Session {
     ) -> Result<Generation> {
         let plan = Arc::clone(&self.plan);
         if plan.model.task != Task::Decoder {
+            if plan.model.task == Task::EncoderDecoder {
+                let reason = "writes from what its encoder reads; use `generate_from`".to_owned();
+                return Err(Error::Task { model: plan.model.name.clone(), reason });
+            }
             return recompute::generate(self, prompts, options, on_token);
         }
+        let sizes = plan.sizes.iter().map(|z| z.min).collect();
+        self.write(prompts, options, on_token, sizes, &mut |_, _| Ok(()))
+    }
+
+    /// Continues `prompts` under `sizes`; `encode` runs what comes before the prompts, once room is made.
+    pub(crate) fn write(
+        &mut self,
+        prompts: &[Vec<u32>],
+        options: &GenerateOptions,
+        on_token: &mut dyn FnMut(NewToken) -> ControlFlow<()>,
+        sizes: Vec<u64>,
+        encode: &mut dyn FnMut(&mut Session, &[u64]) -> Result<()>,
+    ) -> Result<Generation> {
+        let plan = Arc::clone(&self.plan);
         let batch = Batch::new(prompts, plan.model.vocab)?;
-        let mut run = Run::new(self, plan, &batch, options)?;
+        let mut run = Run::new(self, plan, &batch, options, sizes)?;
+        encode(self, &run.sizes)?;
         if options.max_new_tokens > 0 {
             self.executor.prepare(run.prefill)?;
             if options.max_new_tokens > 1 {
@@ -200,7 +219,13 @@ struct Places {
 }
 
 impl Run {
-    fn new(session: &mut Session, plan: Arc<Plan>, batch: &Batch, options: &GenerateOptions) -> Result<Run> {
+    fn new(
+        session: &mut Session,
+        plan: Arc<Plan>,
+        batch: &Batch,
+        options: &GenerateOptions,
+        mut table: Vec<u64>,
+    ) -> Result<Run> {
         let size = |n: &str| {
             let reason = || format!("is a decoder without the size {n}");
             plan.size_index(n).ok_or_else(|| Error::Task { model: plan.model.name.clone(), reason: reason() })
@@ -236,7 +261,6 @@ impl Run {
         let capacity = wanted.div_ceil(CAPACITY_STEP).saturating_mul(CAPACITY_STEP).min(context).max(prompt);
         let widest = plan.programs.get(prefill).map_or(1, |p| limit_of(&plan, p, sizes::TOKENS));
         let chunk = options.chunk.max(1).min(widest).min(prompt);
-        let mut table: Vec<u64> = plan.sizes.iter().map(|z| z.min).collect();
         for (i, v) in [(at.batch, rows), (at.tokens, chunk), (at.past, 0), (at.capacity, capacity)] {
             if let Some(slot) = table.get_mut(i) {
                 *slot = v;

@@ -10,8 +10,11 @@ pub mod calibration;
 #[cfg(feature = "chat")]
 pub mod chat;
 mod device;
+#[cfg(feature = "tokenizer")]
+pub mod embed;
 pub mod error;
 mod generate;
+mod generate_from;
 pub mod model_source;
 pub mod npz;
 mod prompt;

@@ -4,7 +4,7 @@ use crate::backend::{Backend, Counters, Executor, Extent};
 use crate::binding::{self, Bound, KEY_MASK};
 use crate::model_source::{self, LoadedModel, Stage};
 use crate::{BackendChoice, Error, Result, Tensor};
-use frit_plan::{Plan, Program, Task, TensorSource, sizes};
+use frit_plan::{InputFill, Plan, Program, Task, TensorSource, sizes};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -200,16 +200,23 @@ impl Session {
     /// Runs the model on tensors by name and returns all its outputs.
     ///
     /// A decoder is run on `input_ids` without a history, with `attention_mask` telling which tokens others see;
-    /// positions count from the start of the row whatever the mask says.
+    /// positions count from the start of the row whatever the mask says. Of a model with an encoder and a decoder the
+    /// encoder alone is run when the decoder's tokens are not given.
     ///
     /// # Errors
     /// [`Error::Inputs`] with everything that is wrong with the inputs; failures of the device.
     pub fn run<N: AsRef<str>>(&mut self, inputs: &[(N, Tensor)]) -> Result<Vec<(String, Tensor)>> {
         let plan = Arc::clone(&self.plan);
-        let forward = plan.programs.iter().position(|p| p.name == "forward");
-        let index = forward.or((plan.programs.len() == 1).then_some(0)).ok_or_else(|| self.lacks("forward"))?;
-        let program = plan.programs.get(index).ok_or_else(|| self.lacks("forward"))?;
         let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_ref(), t)).collect();
+        let find = |name: &str| plan.programs.iter().position(|p| p.name == name);
+        let complete = |i: &usize| {
+            let needed = plan.programs.get(*i).into_iter().flat_map(|p| &p.inputs);
+            needed.filter(|p| p.fill == InputFill::Required).all(|p| given.iter().any(|(n, _)| *n == p.name))
+        };
+        let forward = find("forward").or((plan.programs.len() == 1).then_some(0));
+        let encode = find("encode").filter(complete);
+        let index = forward.filter(complete).or(encode).or(forward).ok_or_else(|| self.lacks("forward"))?;
+        let program = plan.programs.get(index).ok_or_else(|| self.lacks("forward"))?;
         let Bound { sizes, inputs, key_mask } = binding::bind(&plan, program, &given)?;
         self.grow(&sizes)?;
         if plan.model.task == Task::Decoder {

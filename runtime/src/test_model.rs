@@ -82,6 +82,8 @@ pub(crate) fn decoder(context: u64, eos: &[u32]) -> Plan {
             vocab: VOCAB,
             eos: eos.to_vec(),
             bos: None,
+            source_vocab: 0,
+            start: Vec::new(),
             tokenizer: None,
             cache_obstacle: None,
             chat: None,

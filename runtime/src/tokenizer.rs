@@ -7,6 +7,7 @@ use frit_plan::ModelInfo;
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     bos: Option<u32>,
+    pad: u32,
 }
 
 impl Tokenizer {
@@ -16,8 +17,23 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] when it cannot be read.
     pub fn of(model: &ModelInfo) -> Result<Option<Tokenizer>> {
         let Some(text) = &model.tokenizer else { return Ok(None) };
-        let inner: tokenizers::Tokenizer = text.parse().map_err(fault)?;
-        Ok(Some(Tokenizer { inner, bos: model.bos }))
+        let mut inner: tokenizers::Tokenizer = text.parse().map_err(fault)?;
+        let named = || ["[PAD]", "<pad>"].iter().find_map(|name| inner.token_to_id(name));
+        let pad = inner.get_padding().map(|p| p.pad_id).or_else(named).unwrap_or(0);
+        inner.with_padding(None);
+        Ok(Some(Tokenizer { inner, bos: model.bos, pad }))
+    }
+    /// The token that fills up shorter texts of a batch.
+    pub fn pad(&self) -> u32 {
+        self.pad
+    }
+    /// Cuts texts at `most` tokens, those that the tokenizer adds included.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when not even those that it adds fit.
+    pub fn truncate(&mut self, most: usize) -> Result<()> {
+        let how = tokenizers::TruncationParams { max_length: most, ..Default::default() };
+        self.inner.with_truncation(Some(how)).map(|_| ()).map_err(fault)
     }
     /// Tokens of a text, with what the tokenizer and the model put in front.
     ///
@@ -118,7 +134,7 @@ mod tests {
             "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
             "model": {"type": "BPE", "vocab": vocab.into_iter().collect::<std::collections::BTreeMap<_, _>>(), "merges": []}
         });
-        Tokenizer { inner: json.to_string().parse().unwrap(), bos: Some(256) }
+        Tokenizer { inner: json.to_string().parse().unwrap(), bos: Some(256), pad: 0 }
     }
 
     #[test]

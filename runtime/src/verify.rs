@@ -92,6 +92,14 @@ pub fn verify(model: &LoadedModel, tier: Tier, options: &VerifyOptions) -> Resul
         let how = GenerateOptions { max_new_tokens: options.new_tokens, ignore_eos: true, ..Default::default() };
         let rows = |s: &mut Session| s.generate(&prompts, &how, &mut |_| ControlFlow::Continue(()));
         Some(rows(&mut checked)?.rows == rows(&mut exact)?.rows)
+    } else if plan.model.task == Task::EncoderDecoder && options.new_tokens > 0 {
+        let encode = plan.program("encode").map(|p| p.inputs.as_slice()).unwrap_or_default();
+        let source: Vec<(String, Tensor)> =
+            inputs.into_iter().filter(|(n, _)| encode.iter().any(|p| p.name == *n)).collect();
+        let start = vec![vec![token(plan, 0, 0) as u32]; options.batch as usize];
+        let how = GenerateOptions { max_new_tokens: options.new_tokens, ignore_eos: true, ..Default::default() };
+        let rows = |s: &mut Session| s.generate_from(&source, &start, &how, &mut |_| ControlFlow::Continue(()));
+        Some(rows(&mut checked)?.rows == rows(&mut exact)?.rows)
     } else {
         None
     };

@@ -200,7 +200,7 @@ impl Outline {
                 Op::Weight(w) => {
                     weights.entry(*w).or_insert(i);
                 }
-                Op::KvAppend { slot, .. } => {
+                Op::KvAppend { slot, .. } | Op::KvLoad { slot, .. } => {
                     slots.entry(*slot).or_insert(i);
                 }
                 _ => {}
@@ -230,7 +230,7 @@ impl Shift<'_> {
     fn slot(&self, s: KvSlotId) -> Option<KvSlotId> {
         let node = self.outline.order.get(*self.slots.get(&s)?).copied()?;
         match self.graph.op(self.value(node)?) {
-            Op::KvAppend { slot, .. } => Some(*slot),
+            Op::KvAppend { slot, .. } | Op::KvLoad { slot, .. } => Some(*slot),
             _ => None,
         }
     }
@@ -282,7 +282,7 @@ enum Shape {
     /// Storage and extents of a weight, and how it is made.
     Weight(Option<(Storage, Vec<Dim>, Making)>),
     /// Heads and their widths, of keys or of values; whether it appends.
-    Cache(Option<(u64, u64, u64)>, bool, bool),
+    Cache(Option<(u64, u64, u64, Dim)>, bool, String),
     Op(Op),
 }
 
@@ -304,9 +304,9 @@ fn shape_of(graph: &Graph, tables: &Tables, v: ValueId) -> (Shape, TensorType) {
             };
             (i.storage, i.shape.clone(), making)
         })),
-        Op::KvAppend { slot, part } | Op::KvRead { slot, part } => {
-            let info = tables.kv_slots.get(slot.0 as usize).map(|i| (i.heads, i.k_dim, i.v_dim));
-            Shape::Cache(info, *part == KvPart::K, matches!(node.op, Op::KvAppend { .. }))
+        Op::KvAppend { slot, part, .. } | Op::KvRead { slot, part } | Op::KvLoad { slot, part } => {
+            let info = tables.kv_slots.get(slot.0 as usize).map(|i| (i.heads, i.k_dim, i.v_dim, i.len.clone()));
+            Shape::Cache(info, *part == KvPart::K, node.op.name())
         }
         op => Shape::Op(op.clone()),
     };

@@ -129,7 +129,8 @@ impl<'a> SpecBuilder<'a> {
                 let info = self.tables.kv_slots.get(slot.0 as usize);
                 let (heads, dim) =
                     info.map_or((0, 0), |i| (i.heads, if *part == KvPart::K { i.k_dim } else { i.v_dim }));
-                let len = Dim::size(sizes::BATCH) * Dim::size(sizes::CAPACITY) * Dim::from(heads * dim);
+                let room = info.map_or_else(Dim::one, |i| i.len.clone());
+                let len = Dim::size(sizes::BATCH) * room * Dim::from(heads * dim);
                 let name = if *part == KvPart::K { "cache_k" } else { "cache_v" };
                 (name.into(), Space::Kv(n), Storage::F32, len)
             }
@@ -204,7 +205,7 @@ impl<'a> SpecBuilder<'a> {
     }
     fn expand(&mut self, v: ValueId, at: &[Dim]) -> Result<ExprId, Fault> {
         let node = self.graph.node(v);
-        if self.stored.contains(&v) && !matches!(node.op, Op::KvAppend { .. } | Op::KvRead { .. }) {
+        if self.stored.contains(&v) && !matches!(node.op, Op::KvAppend { .. } | Op::KvRead { .. } | Op::KvLoad { .. }) {
             return Ok(self.load(Operand::Value(v), coords::linear(at, &node.ty.shape, &self.bounds)));
         }
         self.compute(v, at)
@@ -272,7 +273,7 @@ impl<'a> SpecBuilder<'a> {
                 self.expr_of(&ops, 0, &c)
             }
             Op::Rope { style, rotary_dim } => self.rope(&ops, *style, *rotary_dim, at),
-            Op::KvAppend { slot, part } | Op::KvRead { slot, part } => {
+            Op::KvAppend { slot, part, .. } | Op::KvRead { slot, part } | Op::KvLoad { slot, part } => {
                 let index = self.kv_index(*slot, *part, at, &Dim::zero());
                 Ok(self.load(Operand::Kv(*slot, *part), index))
             }
@@ -288,11 +289,12 @@ impl<'a> SpecBuilder<'a> {
         let c = coords::broadcast(at, &self.graph.ty(v).shape);
         self.expr_at(v, &c)
     }
-    /// Linear index into a cache part of `[B, H, capacity, D]`; `first` is added to the position.
+    /// Linear index into a cache part of `[B, H, room, D]`; `first` is added to the position.
     pub fn kv_index(&self, slot: KvSlotId, part: KvPart, at: &[Dim], first: &Dim) -> Dim {
         let info = self.tables.kv_slots.get(slot.0 as usize);
         let (heads, dim) = info.map_or((1, 1), |i| (i.heads, if part == KvPart::K { i.k_dim } else { i.v_dim }));
-        let shape = [Dim::size(sizes::BATCH), heads.into(), Dim::size(sizes::CAPACITY), dim.into()];
+        let room = info.map_or_else(Dim::one, |i| i.len.clone());
+        let shape = [Dim::size(sizes::BATCH), heads.into(), room, dim.into()];
         let mut c = at.to_vec();
         if let Some(t) = c.get_mut(2) {
             *t = t.clone() + first.clone();

@@ -5,7 +5,6 @@ use super::{Op, TensorType};
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
-use frit_plan::sizes;
 
 /// The shape that both broadcast to, aligned from the right; `None` when they do not agree.
 pub fn broadcast_shapes(a: &[Dim], b: &[Dim]) -> Option<Vec<Dim>> {
@@ -24,7 +23,7 @@ pub fn broadcast_shapes(a: &[Dim], b: &[Dim]) -> Option<Vec<Dim>> {
 
 fn arity(op: &Op) -> (usize, usize) {
     match op {
-        Op::Input(_) | Op::State(_) | Op::Weight(_) | Op::Const(_) | Op::Iota { .. } => (0, 0),
+        Op::Input(_) | Op::State(_) | Op::Weight(_) | Op::Const(_) | Op::Iota { .. } | Op::KvLoad { .. } => (0, 0),
         Op::Unary(_) | Op::Cast(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_) | Op::Slice { .. } => (1, 1),
         Op::Reduce { .. } | Op::Softmax | Op::KvAppend { .. } | Op::KvRead { .. } => (1, 1),
         Op::Binary(_) | Op::Gather | Op::MatMul { .. } => (2, 2),
@@ -55,7 +54,7 @@ pub fn infer(op: &Op, inputs: &[&TensorType]) -> Result<TensorType, String> {
     }
     match (op, inputs) {
         (Op::Const(l), _) => Ok(TensorType::new(l.scalar(), [])),
-        (Op::Input(_) | Op::State(_) | Op::Weight(_) | Op::Iota { .. }, _) => {
+        (Op::Input(_) | Op::State(_) | Op::Weight(_) | Op::Iota { .. } | Op::KvLoad { .. }, _) => {
             Err("its type is declared, not inferred".into())
         }
         (Op::Unary(u), [x]) => {
@@ -184,9 +183,9 @@ pub fn infer(op: &Op, inputs: &[&TensorType]) -> Result<TensorType, String> {
                 && x.shape[3].as_const().is_some_and(|d| *rotary_dim as i64 <= d);
             if fits { Ok((*x).clone()) } else { Err(format!("rope of {x} with tables {cos}, {sin}, positions {pos}")) }
         }
-        (Op::KvAppend { .. }, [x]) if x.rank() == 4 && x.scalar == Scalar::F32 => {
+        (Op::KvAppend { past, .. }, [x]) if x.rank() == 4 && x.scalar == Scalar::F32 => {
             let mut shape = x.shape.clone();
-            shape[2] = shape[2].clone() + Dim::size(sizes::PAST);
+            shape[2] = past.clone() + shape[2].clone();
             Ok(TensorType::new(Scalar::F32, shape))
         }
         (Op::KvRead { .. }, [x]) if x.rank() == 4 => Ok((*x).clone()),

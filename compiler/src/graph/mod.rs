@@ -175,13 +175,14 @@ impl Graph {
     pub fn is_empty(&self) -> bool {
         self.g.node_count() == 0
     }
-    /// Nodes that outputs depend on, operands first, in an order that follows from the structure alone (depth first
-    /// from the outputs, operands in port order).
+    /// Nodes that outputs and effects depend on, operands first, in an order that follows from the structure alone (depth
+    /// first from the outputs, operands in port order); effects that no output needs come last, as they were built.
     pub fn order(&self) -> Vec<ValueId> {
         let mut done: HashSet<ValueId> = HashSet::new();
         let mut out = Vec::with_capacity(self.len());
-        for o in &self.outputs {
-            let mut stack = vec![(o.value, 0usize)];
+        let effects = self.values().filter(|v| self.op(*v).has_effect()).collect::<Vec<_>>();
+        for root in self.outputs.iter().map(|o| o.value).chain(effects) {
+            let mut stack = vec![(root, 0usize)];
             while let Some((v, k)) = stack.pop() {
                 if done.contains(&v) {
                     continue;

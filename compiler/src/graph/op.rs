@@ -140,9 +140,18 @@ pub enum Op {
         /// R.
         rotary_dim: u64,
     },
-    /// (x `[B, H, S, D]`): writes x to the cache slot at positions P..P+S and gives the slot's contents
-    /// `[B, H, P + S, D]`.
+    /// (x `[B, H, S, D]`): writes x to the cache slot at positions p..p+S, where p is `past`, and gives the slot's
+    /// contents `[B, H, p + S, D]`.
     KvAppend {
+        /// The slot.
+        slot: KvSlotId,
+        /// Keys or values.
+        part: KvPart,
+        /// Positions in front of x.
+        past: Dim,
+    },
+    /// What an earlier run left in the cache slot, of the node's shape `[B, H, T, D]`. No operands.
+    KvLoad {
         /// The slot.
         slot: KvSlotId,
         /// Keys or values.
@@ -191,6 +200,7 @@ impl Op {
             Op::Norm { kind: NormKind::Layer, .. } => "layer_norm".into(),
             Op::Rope { .. } => "rope".into(),
             Op::KvAppend { .. } => "kv_append".into(),
+            Op::KvLoad { .. } => "kv_load".into(),
             Op::KvRead { .. } => "kv_read".into(),
             Op::Attention(_) => "attention".into(),
             Op::Control(_) => "control".into(),
@@ -198,7 +208,7 @@ impl Op {
     }
     /// Whether it only names data and computes nothing.
     pub fn is_source(&self) -> bool {
-        matches!(self, Op::Input(_) | Op::State(_) | Op::Weight(_) | Op::Const(_) | Op::Iota { .. })
+        matches!(self, Op::Input(_) | Op::State(_) | Op::Weight(_) | Op::Const(_) | Op::Iota { .. } | Op::KvLoad { .. })
     }
     /// Whether it only renames elements.
     pub fn is_view(&self) -> bool {

@@ -229,6 +229,7 @@ impl Op {
         match self {
             Op::Reshape(s) | Op::Broadcast(s) => s.iter_mut().for_each(|d| *d = f(d)),
             Op::Iota { offset, .. } => *offset = f(offset),
+            Op::KvAppend { past, .. } => *past = f(past),
             Op::Slice { start, len, .. } => {
                 *start = f(start);
                 *len = f(len);

@@ -73,6 +73,8 @@ pub struct KvSlot {
     pub k_dim: u64,
     /// Elements of a value head; 0 when the slot keeps no values.
     pub v_dim: u64,
+    /// Positions it has room for.
+    pub len: Dim,
 }
 
 /// A persistent integer state.

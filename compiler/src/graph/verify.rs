@@ -125,7 +125,7 @@ impl Check<'_> {
         if let Op::Control(c) = &node.op {
             self.graph(c.body(), depth + 1);
         }
-        if let Op::Input(_) | Op::State(_) | Op::Weight(_) | Op::Iota { .. } = node.op {
+        if let Op::Input(_) | Op::State(_) | Op::Weight(_) | Op::Iota { .. } | Op::KvLoad { .. } = node.op {
             if !ports.is_empty() {
                 self.fault(g, v, "a source with operands");
             }
@@ -159,12 +159,12 @@ impl Check<'_> {
             Op::Attention(a) if a.window.is_some() && a.causal.is_none() => {
                 self.fault(g, v, "a window without causal masking");
             }
-            Op::KvAppend { slot, part } if !self.written.insert((slot.0, *part)) => {
+            Op::KvAppend { slot, part, .. } if !self.written.insert((slot.0, *part)) => {
                 self.fault(g, v, format!("slot {} is written twice", slot.0));
             }
             Op::KvRead { slot, part } => {
-                let from = g.operands(v).first().map(|o| g.op(*o).clone());
-                if from != Some(Op::KvAppend { slot: *slot, part: *part }) {
+                let from = g.operands(v).first().map(|o| g.op(*o));
+                if !matches!(from, Some(Op::KvAppend { slot: s, part: p, .. }) if s == slot && p == part) {
                     self.fault(g, v, "its operand is not the append to the same slot");
                 }
             }
@@ -199,7 +199,9 @@ impl Check<'_> {
             Op::State(id) if t.states.get(id.0 as usize).is_none() => {
                 self.fault(g, v, format!("state {} does not exist", id.0));
             }
-            Op::KvAppend { slot, .. } | Op::KvRead { slot, .. } if t.kv_slots.get(slot.0 as usize).is_none() => {
+            Op::KvAppend { slot, .. } | Op::KvRead { slot, .. } | Op::KvLoad { slot, .. }
+                if t.kv_slots.get(slot.0 as usize).is_none() =>
+            {
                 self.fault(g, v, format!("slot {} does not exist", slot.0));
             }
             _ => {}

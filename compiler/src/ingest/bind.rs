@@ -129,6 +129,17 @@ impl<'a> Binder<'a> {
             None => WeightId(u32::MAX),
         }
     }
+    /// The tensor of that name, whose elements are used in rows of other lengths: `flat` are its extents there.
+    pub fn take_flat(&mut self, name: &str, shape: &[Extent<'_>], flat: &[u64]) -> WeightId {
+        match self.check(name, shape) {
+            Some((storage, _)) => self.builder.stored(name, storage, flat),
+            None => WeightId(u32::MAX),
+        }
+    }
+    /// The model under construction, for constants that no file holds.
+    pub fn builder(&mut self) -> &mut ModelBuilder {
+        self.builder
+    }
     /// The tensor of that name if the file has it.
     #[allow(dead_code, reason = "families whose files leave tensors out")]
     pub fn take_if_there(&mut self, name: &str, shape: &[Extent<'_>]) -> Option<WeightId> {

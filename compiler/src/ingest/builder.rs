@@ -49,6 +49,8 @@ impl ModelBuilder {
                 vocab: 0,
                 eos: Vec::new(),
                 bos: None,
+                source_vocab: 0,
+                start: Vec::new(),
                 tokenizer: None,
                 cache_obstacle: None,
                 chat: None,
@@ -81,6 +83,19 @@ impl ModelBuilder {
             self.fault(name, "a constant of this name exists already".into());
         }
         self.stored(name, Storage::F32, shape)
+    }
+    /// A constant tensor of integers held in memory.
+    pub fn constant_ints(&mut self, name: &str, shape: &[u64], values: &[i32]) -> WeightId {
+        let elems = shape.iter().try_fold(1u64, |p, d| p.checked_mul(*d));
+        if elems != Some(values.len() as u64) {
+            self.fault(name, format!("{} values for the shape {shape:?}", values.len()));
+        }
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let data = TensorData { storage: Storage::I32, shape: shape.to_vec(), bytes };
+        if self.memory.0.insert(name.into(), data).is_some() {
+            self.fault(name, "a constant of this name exists already".into());
+        }
+        self.stored(name, Storage::I32, shape)
     }
     /// A tensor of the source, used as stored.
     pub fn stored(&mut self, name: &str, storage: Storage, shape: &[u64]) -> WeightId {
@@ -125,9 +140,13 @@ impl ModelBuilder {
         let shape = vec![Dim::size(frit_plan::sizes::CAPACITY), Dim::from(inv_freq.len())];
         self.tables.weight(WeightInfo { names: vec![name.into()], storage: Storage::F32, shape, data })
     }
-    /// A cache slot.
+    /// A cache slot that grows by each run's tokens.
     pub fn kv_slot(&mut self, name: &str, heads: u64, k_dim: u64, v_dim: u64) -> KvSlotId {
-        self.tables.kv_slot(KvSlot { name: name.into(), heads, k_dim, v_dim })
+        self.kv_slot_of(name, heads, k_dim, v_dim, Dim::size(frit_plan::sizes::CAPACITY))
+    }
+    /// A cache slot with room for `len` positions.
+    pub fn kv_slot_of(&mut self, name: &str, heads: u64, k_dim: u64, v_dim: u64, len: Dim) -> KvSlotId {
+        self.tables.kv_slot(KvSlot { name: name.into(), heads, k_dim, v_dim, len })
     }
     /// A persistent integer state; the same name is the same state.
     pub fn state(&mut self, name: &str, storage: Storage, shape: &[Dim]) -> StateId {
@@ -437,7 +456,21 @@ impl GraphBuilder<'_> {
     }
     /// Appends `x` `[B, H, S, D]` to a cache slot; gives the slot's contents.
     pub fn kv_append(&mut self, slot: KvSlotId, part: KvPart, x: ValueId) -> ValueId {
-        self.op(Op::KvAppend { slot, part }, &[x])
+        self.op(Op::KvAppend { slot, part, past: Dim::size(frit_plan::sizes::PAST) }, &[x])
+    }
+    /// Writes `x` `[B, H, S, D]` to the front of a cache slot, for later runs to load.
+    pub fn kv_fill(&mut self, slot: KvSlotId, part: KvPart, x: ValueId) -> ValueId {
+        self.op(Op::KvAppend { slot, part, past: Dim::zero() }, &[x])
+    }
+    /// What an earlier run left in a cache slot: `[B, H, room, D]`.
+    pub fn kv_load(&mut self, slot: KvSlotId, part: KvPart) -> ValueId {
+        let Some(info) = self.m.tables.kv_slots.get(slot.0 as usize).cloned() else {
+            self.m.fault("slot", format!("slot {} does not exist", slot.0));
+            return self.f32(0.0);
+        };
+        let dim = if part == KvPart::K { info.k_dim } else { info.v_dim };
+        let shape = vec![Dim::size(frit_plan::sizes::BATCH), info.heads.into(), info.len, dim.into()];
+        self.source_node(Op::KvLoad { slot, part }, Scalar::F32, shape, &info.name)
     }
     /// Scaled dot-product attention; see [`Op::Attention`]. `has_mask` and `has_bias` of `attrs` are set here.
     pub fn attention(

@@ -205,11 +205,15 @@ fn eval_node(graph: &Graph, v: ValueId, xs: &[&Array], env: &Env<'_>, caches: &m
             ops::norm(*kind, f64::from(eps.0), x(0)?, gain, bias)
         }
         Op::Rope { style, rotary_dim } => ops::rope(*style, *rotary_dim as usize, x(0)?, x(1)?, x(2)?, x(3)?)?,
-        Op::KvAppend { slot, part } => {
+        Op::KvLoad { slot, part } => match env.past.get(&(*slot, *part)) {
+            Some(x) => x.clone(),
+            None => return Err(RefError::new(format!("slot {} is empty", slot.0))),
+        },
+        Op::KvAppend { slot, part, past } => {
             let new = x(0)?;
             let all = match env.past.get(&(*slot, *part)) {
-                Some(past) => ops::concat(&[past, new], 2)?,
-                None => new.clone(),
+                Some(before) if env.dim(past)? > 0 => ops::concat(&[before, new], 2)?,
+                _ => new.clone(),
             };
             caches.insert((*slot, *part), all.clone());
             all

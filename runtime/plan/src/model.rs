@@ -42,6 +42,8 @@ pub enum Task {
     Encoder,
     /// Generates tokens.
     Decoder,
+    /// Generates tokens from what an encoder reads.
+    EncoderDecoder,
 }
 
 /// Facts of a model that no kernel holds.
@@ -63,6 +65,12 @@ pub struct ModelInfo {
     pub eos: Vec<u32>,
     /// Token put in front of a text, when the tokenizer does not do it by itself.
     pub bos: Option<u32>,
+    /// Size of the vocabulary that an encoder in front of the decoder reads; 0 when there is none.
+    #[serde(default)]
+    pub source_vocab: u64,
+    /// Tokens that a decoder with an encoder begins with.
+    #[serde(default)]
+    pub start: Vec<u32>,
     /// `tokenizer.json`.
     pub tokenizer: Option<String>,
     /// Why a model that takes the keys and values of earlier tokens runs only as the graph it is.

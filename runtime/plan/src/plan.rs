@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// Version of the plan's types; another number is refused on load.
 pub const PLAN_VERSION: u32 = 2;
 
-/// Names of the sizes that decoders use, in table order.
+/// Names of the sizes that decoders and encoders use.
 pub mod sizes {
     /// Sequences run together.
     pub const BATCH: &str = "B";
@@ -20,6 +20,8 @@ pub mod sizes {
     pub const PAST: &str = "P";
     /// Tokens the cache has room for.
     pub const CAPACITY: &str = "T";
+    /// Tokens of each sequence that an encoder reads.
+    pub const SOURCE: &str = "X";
 }
 
 /// A dynamic size. Its position in [`Plan::sizes`] is its index in the table that kernels read.
@@ -62,7 +64,7 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Program {
     /// `forward` (all outputs), `prefill` (last position), `decode` (one token a sequence, few sequences),
-    /// `decode_wide` (one token, any number of sequences).
+    /// `decode_wide` (one token, any number of sequences), `encode` (the encoder, which leaves its keys and values).
     pub name: String,
     /// Sizes this program fixes, such as S = 1.
     pub fixed: Vec<(String, u64)>,

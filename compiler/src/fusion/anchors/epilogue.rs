@@ -8,7 +8,6 @@ use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
 use crate::graph::{Op, ValueId};
 use frit_kernels::dim::Dim;
 use frit_kernels::spec::{AxisRange, BinaryOp, ExprId, Store};
-use frit_plan::sizes;
 use std::collections::HashMap;
 
 /// One element of a value.
@@ -55,9 +54,8 @@ pub(super) fn run(
         let t = tracked.get(&from).ok_or_else(|| format!("output {} is not computed here", op.name()))?.clone();
         for lane in t.lanes {
             let (operand, index) = match op {
-                Op::KvAppend { slot, part } => {
-                    let past = Dim::size(sizes::PAST);
-                    (Operand::Kv(*slot, *part), b.kv_index(*slot, *part, &lane.at, &past))
+                Op::KvAppend { slot, part, past } => {
+                    (Operand::Kv(*slot, *part), b.kv_index(*slot, *part, &lane.at, past))
                 }
                 _ => (Operand::Value(*v), coords::linear(&lane.at, &site.graph.ty(*v).shape, &b.bounds)),
             };

@@ -6,7 +6,6 @@ use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
 use crate::graph::Op;
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::spec::{Anchor, KernelSpec, Store};
-use frit_plan::sizes;
 
 pub(super) fn build(site: &Site<'_>) -> Result<(KernelSpec, Vec<Operand>), Fault> {
     let v = *site.region.epilogue.last().ok_or("an empty region")?;
@@ -25,8 +24,8 @@ pub(super) fn build(site: &Site<'_>) -> Result<(KernelSpec, Vec<Operand>), Fault
         at.push(Dim::axis(1));
     }
     let (value, operand, index) = match op {
-        Op::KvAppend { slot, part } => {
-            let index = b.kv_index(*slot, *part, &at, &Dim::size(sizes::PAST));
+        Op::KvAppend { slot, part, past } => {
+            let index = b.kv_index(*slot, *part, &at, past);
             (b.expr_at(source, &at)?, Operand::Kv(*slot, *part), index)
         }
         _ => (b.compute(v, &at)?, Operand::Value(v), coords::linear(&at, &shape, &bounds)),

@@ -9,7 +9,7 @@ use crate::graph::{
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{BinaryOp, Literal, ReduceOp, UnaryOp};
-use frit_plan::{InputFill, KvPart};
+use frit_plan::{InputFill, KvPart, sizes};
 use std::collections::HashMap;
 
 const MAX_DEPTH: usize = 8;
@@ -306,14 +306,19 @@ impl<'a> Raw<'a> {
                 })?,
                 rotary_dim: self.required("rotary_dim", Cursor::number)?,
             },
-            "kv_append" | "kv_read" => {
+            "kv_append" | "kv_read" | "kv_load" => {
                 let slot = KvSlotId(self.required("slot", |c| c.id("@kv"))?);
                 let part = self.required("part", |c| match c.word() {
                     "k" => Ok(KvPart::K),
                     "v" => Ok(KvPart::V),
                     _ => Err(c.fault("`k` or `v` expected")),
                 })?;
-                if word == "kv_append" { Op::KvAppend { slot, part } } else { Op::KvRead { slot, part } }
+                let past = self.optional("past", Cursor::dim)?.unwrap_or_else(|| Dim::size(sizes::PAST));
+                match word {
+                    "kv_append" => Op::KvAppend { slot, part, past },
+                    "kv_load" => Op::KvLoad { slot, part },
+                    _ => Op::KvRead { slot, part },
+                }
             }
             "attention" => Op::Attention(AttentionAttrs {
                 scale: Float(self.required("scale", Cursor::float)?),

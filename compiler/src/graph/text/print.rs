@@ -5,7 +5,7 @@ use crate::graph::control::Control;
 use crate::graph::{Graph, NormKind, Op, RopeStyle, TensorType, ValueId};
 use frit_kernels::dim::Dim;
 use frit_kernels::spec::Literal;
-use frit_plan::{InputFill, KvPart};
+use frit_plan::{InputFill, KvPart, sizes};
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -116,7 +116,10 @@ fn operation(op: &Op, ty: &TensorType) -> String {
             let style = if *style == RopeStyle::Half { "half" } else { "interleaved" };
             format!("rope{{style={style}, rotary_dim={rotary_dim}}}")
         }
-        Op::KvAppend { slot, part: p } | Op::KvRead { slot, part: p } => {
+        Op::KvAppend { slot, part: p, past } if *past != Dim::size(sizes::PAST) => {
+            format!("{}{{slot=@kv{}, part={}, past={past}}}", op.name(), slot.0, part(p))
+        }
+        Op::KvAppend { slot, part: p, .. } | Op::KvRead { slot, part: p } | Op::KvLoad { slot, part: p } => {
             format!("{}{{slot=@kv{}, part={}}}", op.name(), slot.0, part(p))
         }
         Op::Attention(a) => {

@@ -17,7 +17,7 @@ pub(crate) struct Rope {
 
 /// The rotary tables of one graph.
 #[derive(Clone, Copy)]
-pub(super) struct Rotation {
+pub(crate) struct Rotation {
     cos: Table,
     sin: Table,
     style: RopeStyle,
@@ -53,7 +53,7 @@ impl Rope {
     }
 
     /// The tables for sequences of `len` tokens, those in the cache included.
-    pub(super) fn tables(&self, b: &mut GraphBuilder<'_>, len: &Dim, growing: Option<[WeightId; 2]>) -> Rotation {
+    pub(crate) fn tables(&self, b: &mut GraphBuilder<'_>, len: &Dim, growing: Option<[WeightId; 2]>) -> Rotation {
         let Frequencies { inv_freq, scale, beyond } = &self.frequencies;
         let rotary_dim = inv_freq.len() as u64 * 2;
         let [cos, sin] = match beyond {

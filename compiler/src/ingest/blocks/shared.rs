@@ -22,12 +22,6 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// What the layers of an encoder share.
-    pub fn encoder(batch: Dim, tokens: Dim, mask: ValueId) -> Shared {
-        let (bias, positions) = (None, None);
-        Shared { batch, tokens, mask: Some(mask), bias, positions, rotations: Vec::new(), slots: Vec::new() }
-    }
-
     /// Rotates the heads of `x` `[B, h, S, D]` by the tables of that number; without tables `x` stays.
     pub(super) fn rotate(&self, b: &mut GraphBuilder<'_>, x: ValueId, tables: Option<usize>) -> ValueId {
         let rotation = tables.and_then(|i| self.rotations.get(i));

@@ -230,7 +230,9 @@ impl Role<'_> {
                 let Some(name) = name else { continue };
                 let val = look_up(name)?;
                 let is_append = match val.data {
-                    Data::Node(id) => *cx.b.built().op(id) == Op::KvAppend { slot: *slot, part },
+                    Data::Node(id) => {
+                        matches!(cx.b.built().op(id), Op::KvAppend { slot: s, part: p, .. } if s == slot && *p == part)
+                    }
                     _ => false,
                 };
                 if !is_append {

@@ -69,6 +69,10 @@ impl<'a> Node<'a> {
             None => Ok(None),
         }
     }
+    /// A list of floats, if given.
+    pub fn floats_if(&self, name: &str) -> Res<Option<Vec<f64>>> {
+        Ok(self.find(name, &[kind::FLOATS])?.map(|a| a.floats.iter().map(|v| f64::from(*v)).collect()))
+    }
     /// A list of integers, if given.
     pub fn ints(&self, name: &str) -> Res<Option<&'a [i64]>> {
         Ok(self.find(name, &[kind::INTS])?.map(|a| a.ints.as_slice()))

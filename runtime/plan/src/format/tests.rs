@@ -82,6 +82,8 @@ fn model() -> (Plan, Tensors) {
             vocab: 0,
             eos: vec![],
             bos: None,
+            source_vocab: 0,
+            start: Vec::new(),
             tokenizer: Some("{\"tokens\": [\"ä\"]}".into()),
             cache_obstacle: None,
             chat: Some(ChatInfo { template: "{{ messages }}".into(), bos: None, eos: Some("</s>".into()) }),

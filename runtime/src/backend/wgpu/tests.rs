@@ -74,6 +74,8 @@ fn plan(kernels: Vec<Kernel>, programs: Vec<Program>) -> Plan {
             vocab: 0,
             eos: Vec::new(),
             bos: None,
+            source_vocab: 0,
+            start: Vec::new(),
             tokenizer: None,
             cache_obstacle: None,
             chat: None,

@@ -3,7 +3,8 @@
 use crate::model::{self, Progress, bytes};
 use anyhow::{Context, Result, bail};
 use frit::tokenizer::Tokenizer;
-use frit::{BackendChoice, GenerateOptions, Sampling, Session, Tensor, npz, visible_tokens};
+use frit::{BackendChoice, GenerateOptions, NewToken, Sampling, Session, Tensor, npz, visible_tokens};
+use frit_plan::Task;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -52,7 +53,14 @@ pub fn main(a: &Args) -> Result<()> {
     let progress = Progress::new();
     let loaded = model::open(&path, &progress)?;
     let tokenizer = Tokenizer::of(&loaded.plan.model)?;
+    let encodes = loaded.plan.model.task == Task::EncoderDecoder;
+    let mut source: Vec<(String, Tensor)> = Vec::new();
     let (prompts, from_text) = match (&a.prompt, &a.inputs) {
+        (None, Some(file)) if encodes => {
+            source = npz::read(file)?;
+            let own = source.iter().position(|(n, _)| n == "decoder_input_ids").map(|i| source.remove(i).1);
+            (own.map(|ids| visible_tokens(&ids, None)).transpose()?.unwrap_or_default(), false)
+        }
         (Some(text), _) => {
             let Some(t) = &tokenizer else {
                 bail!(
@@ -60,7 +68,14 @@ pub fn main(a: &Args) -> Result<()> {
                     path.display()
                 );
             };
-            (vec![t.encode(text)?], true)
+            let ids = t.encode(text)?;
+            if encodes {
+                let row = ids.iter().map(|id| *id as i32).collect();
+                source.push(("input_ids".into(), Tensor::i32(&[1, ids.len() as u64], row)?));
+                (Vec::new(), true)
+            } else {
+                (vec![ids], true)
+            }
         }
         (None, Some(file)) => {
             let arrays = npz::read(file)?;
@@ -89,12 +104,12 @@ pub fn main(a: &Args) -> Result<()> {
     };
     let show = from_text && !a.json;
     let mut stream = tokenizer.as_ref().filter(|_| show).map(Tokenizer::stream);
-    if let (true, Some(p)) = (show, &a.prompt) {
+    if let (true, Some(p)) = (show && !encodes, &a.prompt) {
         print!("{p}");
         std::io::stdout().flush()?;
     }
     let mut failed = None;
-    let made = session.generate(&prompts, &options, &mut |t| {
+    let mut on_token = |t: NewToken| {
         if let Some(s) = &mut stream {
             match s.push(t.id) {
                 Ok(text) => {
@@ -108,7 +123,11 @@ pub fn main(a: &Args) -> Result<()> {
             }
         }
         ControlFlow::Continue(())
-    })?;
+    };
+    let made = match encodes {
+        true => session.generate_from(&source, &prompts, &options, &mut on_token)?,
+        false => session.generate(&prompts, &options, &mut on_token)?,
+    };
     if let Some(e) = failed {
         return Err(e.into());
     }

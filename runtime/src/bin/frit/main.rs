@@ -8,8 +8,11 @@ mod bench;
 #[cfg(feature = "compiler")]
 mod bisect;
 mod chat;
+#[cfg(feature = "compiler")]
+mod check;
 mod compile;
 mod diff;
+mod embed;
 mod explain;
 mod generate;
 mod inspect;
@@ -43,6 +46,11 @@ enum Verb {
     Chat(chat::Args),
     /// Run a model on tensors from an .npz file.
     Run(run::Args),
+    /// Make one vector of each text.
+    Embed(embed::Args),
+    /// Say everything that stands in the way of running a model; exit 1 if there is anything.
+    #[cfg(feature = "compiler")]
+    Check(check::Args),
     /// Compile a model ahead of time to one .frit file.
     Compile(compile::Args),
     /// Say what was fused, what was not, and why.
@@ -93,6 +101,12 @@ fn main() -> ExitCode {
         Verb::Generate(a) => generate::main(&a),
         Verb::Chat(a) => chat::main(&a),
         Verb::Run(a) => run::main(&a),
+        Verb::Embed(a) => embed::main(&a),
+        #[cfg(feature = "compiler")]
+        Verb::Check(a) => match check::main(&a) {
+            Ok(code) => return code,
+            Err(e) => Err(e),
+        },
         Verb::Compile(a) => compile::main(&a),
         Verb::Explain(a) => explain::main(&a),
         #[cfg(feature = "compiler")]

@@ -1,7 +1,8 @@
 //! `frit run`.
 
 use crate::model::{self, Progress};
-use anyhow::Result;
+use anyhow::{Context, Result};
+use frit::tokenizer::Tokenizer;
 use frit::{BackendChoice, Session, npz};
 use std::path::PathBuf;
 
@@ -12,6 +13,9 @@ pub struct Args {
     /// An .npz file with the model's inputs by name.
     #[arg(long)]
     inputs: Option<PathBuf>,
+    /// A text, for models that read `input_ids`; may be given more than once.
+    #[arg(long, conflicts_with = "inputs")]
+    text: Vec<String>,
     /// Where the outputs are written, as .npz.
     #[arg(long)]
     output: PathBuf,
@@ -25,11 +29,17 @@ pub struct Args {
 
 pub fn main(a: &Args) -> Result<()> {
     let progress = Progress::new();
-    let inputs = match &a.inputs {
+    let mut inputs = match &a.inputs {
         Some(f) => npz::read(f)?,
         None => Vec::new(),
     };
     let loaded = model::open_for(&a.model, &inputs, &progress)?;
+    if !a.text.is_empty() {
+        let tokenizer = Tokenizer::of(&loaded.plan.model)?
+            .with_context(|| format!("{} has no tokenizer, so that it cannot read texts", a.model.display()))?;
+        let texts: Vec<&str> = a.text.iter().map(String::as_str).collect();
+        inputs = frit::embed::batch(&tokenizer, &texts)?;
+    }
     let mut session = Session::builder().backend(a.backend).progress(|s| progress.stage(s)).open(&loaded)?;
     progress.clear();
     let start = std::time::Instant::now();

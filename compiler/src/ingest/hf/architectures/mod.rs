@@ -3,10 +3,12 @@
 
 pub(super) mod decoders;
 mod encoders;
+mod seq2seq;
+mod vision;
 
 use super::registry::Class;
 
 /// Every class that is read.
 pub(super) fn classes() -> impl Iterator<Item = &'static Class> {
-    [decoders::CLASSES, encoders::CLASSES].into_iter().flatten()
+    [decoders::CLASSES, encoders::CLASSES, seq2seq::CLASSES, vision::CLASSES].into_iter().flatten()
 }

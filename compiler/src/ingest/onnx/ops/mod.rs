@@ -18,6 +18,7 @@ mod norm;
 mod pad;
 mod quant;
 mod reduce;
+mod resize;
 mod rotary;
 mod scatter;
 mod shape;
@@ -56,6 +57,18 @@ const fn ms(name: &'static str, attributes: &'static [&'static str], import: Imp
 }
 
 const CONV: &[&str] = &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"];
+const RESIZE: &[&str] = &[
+    "antialias",
+    "axes",
+    "coordinate_transformation_mode",
+    "cubic_coeff_a",
+    "exclude_outside",
+    "extrapolation_value",
+    "keep_aspect_ratio_policy",
+    "mode",
+    "nearest_mode",
+    "scales",
+];
 const POOL: &[&str] =
     &["auto_pad", "ceil_mode", "count_include_pad", "dilations", "kernel_shape", "pads", "storage_order", "strides"];
 const REDUCE: &[&str] = &["axes", "keepdims", "noop_with_empty_axes"];
@@ -184,6 +197,7 @@ pub static OPS: &[OpDef] = &[
     op("ReduceSumSquare", REDUCE, reduce::reduce),
     op("Relu", &[], elementwise::unary),
     op("Reshape", &["allowzero", "shape"], shape::reshape),
+    op("Resize", RESIZE, resize::resize),
     op("RotaryEmbedding", &["interleaved", "num_heads", "rotary_embedding_dim"], rotary::standard),
     op("Round", &[], elementwise::unary),
     op("Scan", &["body"], elementwise::identity),
@@ -216,6 +230,7 @@ pub static OPS: &[OpDef] = &[
     op("TopK", &["axis", "largest", "sorted"], top::top_k),
     op("Transpose", &["perm"], shape::transpose),
     op("Trilu", &["upper"], index::trilu),
+    op("Upsample", RESIZE, resize::resize),
     op("Unsqueeze", &["axes"], shape::unsqueeze),
     op("Where", &[], elementwise::select),
     op("Xor", &[], elementwise::binary),

@@ -312,6 +312,8 @@ pub fn empty_plan(sizes: &[(&str, u64)]) -> Plan {
             vocab: 0,
             eos: Vec::new(),
             bos: None,
+            source_vocab: 0,
+            start: Vec::new(),
             tokenizer: None,
             cache_obstacle: None,
             chat: None,

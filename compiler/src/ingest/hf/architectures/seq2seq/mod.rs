@@ -1,0 +1,40 @@
+//! Models with an encoder and a decoder.
+
+mod bart;
+mod layers;
+mod sinusoids;
+mod t5;
+mod whisper;
+
+use super::super::registry::{Class, Network};
+use crate::ingest::blocks::EncoderDecoder;
+use crate::ingest::builder::ModelBuilder;
+use bart::Family;
+
+/// Class, `model_type` and reader.
+pub(super) const CLASSES: &[Class] = &[
+    both("T5ForConditionalGeneration", "t5", |f| t5::read(f, t5::Family::T5)),
+    both("MT5ForConditionalGeneration", "mt5", |f| t5::read(f, t5::Family::T5)),
+    both("UMT5ForConditionalGeneration", "umt5", |f| t5::read(f, t5::Family::Umt5)),
+    both("BartForConditionalGeneration", "bart", |f| bart::read(f, Family::Bart)),
+    both("MBartForConditionalGeneration", "mbart", |f| bart::read(f, Family::MBart)),
+    both("MarianMTModel", "marian", |f| bart::read(f, Family::Marian)),
+    both("PegasusForConditionalGeneration", "pegasus", |f| bart::read(f, Family::Pegasus)),
+    both("M2M100ForConditionalGeneration", "m2m_100", |f| bart::read(f, Family::M2m100)),
+    both("BlenderbotForConditionalGeneration", "blenderbot", |f| bart::read(f, Family::Blenderbot)),
+    both("BlenderbotSmallForConditionalGeneration", "blenderbot-small", |f| bart::read(f, Family::BlenderbotSmall)),
+    both("WhisperForConditionalGeneration", "whisper", whisper::read),
+];
+
+const fn both(class: &'static str, model_type: &'static str, read: super::super::registry::Reader) -> Class {
+    Class { class, model_type, read, encoder_decoder: true }
+}
+
+impl Network for EncoderDecoder {
+    fn build(&self, m: &mut ModelBuilder) {
+        EncoderDecoder::build(self, m);
+    }
+    fn context(&mut self) -> Option<&mut u64> {
+        self.context.as_mut()
+    }
+}

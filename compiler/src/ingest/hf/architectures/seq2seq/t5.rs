@@ -1,0 +1,166 @@
+//! T5 and mT5, and UMT5, whose layers have relative positions of their own.
+
+use super::super::encoders::assemble::linear;
+use super::layers::start;
+use crate::ingest::activation::Activation;
+use crate::ingest::bind::{Binder, Extent};
+use crate::ingest::blocks::{
+    Buckets, EncoderDecoder, Ffn, Linear, MultiHead, Norm, Part, Place, Qkv, RelativeBias, Source, Stack, StackLayer,
+    TokenEmbedding, Up,
+};
+use crate::ingest::hf::fields::Fields;
+use crate::ingest::hf::registry::{Architecture, Network};
+
+/// Members of the family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    T5,
+    Umt5,
+}
+
+/// The configuration.
+#[derive(Clone, Debug)]
+struct Config {
+    family: Family,
+    vocab: u64,
+    width: u64,
+    head_dim: u64,
+    heads: u64,
+    inner: u64,
+    encoder_layers: u64,
+    decoder_layers: u64,
+    buckets: u64,
+    max_distance: u64,
+    eps: f32,
+    act: Activation,
+    gated: bool,
+    tied: bool,
+    start: Vec<u32>,
+}
+
+pub(super) fn read(f: &mut Fields<'_>, family: Family) -> Box<dyn Architecture> {
+    let limits = f.limits();
+    let vocab = f.size_to("vocab_size", None, limits.vocabulary);
+    let encoder_layers = f.size_to("num_layers", Some(6), limits.layers);
+    let default = if family == Family::Umt5 { "gated-gelu" } else { "relu" };
+    let kind = f.text("feed_forward_proj").unwrap_or(default);
+    let (gated, name) = match kind.split_once('-') {
+        Some(("gated", "gelu")) => (true, "gelu_new"),
+        Some(("gated", name)) => (true, name),
+        _ => (false, kind),
+    };
+    let act = Activation::of_hf(name).unwrap_or_else(|| {
+        f.gap("feed_forward_proj", format!("is `{kind}`, which is not known"), "use relu or gated-gelu");
+        Activation::Identity
+    });
+    let config = Config {
+        family,
+        vocab,
+        width: f.size("d_model", Some(512)),
+        head_dim: f.size("d_kv", Some(64)),
+        heads: f.size("num_heads", Some(8)),
+        inner: f.size("d_ff", Some(2048)),
+        encoder_layers,
+        decoder_layers: f.size_to("num_decoder_layers", Some(encoder_layers), limits.layers),
+        buckets: f.size("relative_attention_num_buckets", Some(32)),
+        max_distance: f.size_to("relative_attention_max_distance", Some(128), 1 << 20),
+        eps: f.positive("layer_norm_epsilon", Some(1e-6)) as f32,
+        act,
+        gated,
+        tied: f.flag("tie_word_embeddings", true),
+        start: start(f, Some(0), vocab),
+    };
+    if !config.bias(None, true).buckets.is_sound() {
+        let problem = format!("is {}, too near for {} classes", config.max_distance, config.buckets);
+        f.gap("relative_attention_max_distance", problem, "correct one of them");
+    }
+    Box::new(config)
+}
+
+impl Config {
+    fn bias(&self, table: Option<crate::graph::WeightId>, both_sides: bool) -> RelativeBias {
+        RelativeBias { table, buckets: Buckets { count: self.buckets, max_distance: self.max_distance, both_sides } }
+    }
+    fn width(&self) -> Extent<'static> {
+        (self.width, "d_model")
+    }
+    fn norm(&self, t: &mut Binder<'_>, name: &'static str, stem: &str) -> Norm {
+        Norm::rms(name, self.eps, t.take(&format!("{stem}.weight"), &[self.width()]))
+    }
+    fn attention(&self, t: &mut Binder<'_>, name: &'static str, stem: &str) -> Part<MultiHead> {
+        let inner: Extent<'_> = (self.heads * self.head_dim, "num_heads · d_kv");
+        let mut part =
+            |part: &'static str| linear(t, part, &format!("{stem}.{name}.{part}"), inner, self.width(), false);
+        let qkv = Qkv::Separate([part("q"), part("k"), part("v")]);
+        let output = linear(t, "o", &format!("{stem}.{name}.o"), self.width(), inner, false);
+        let (heads, head_dim) = (self.heads, self.head_dim);
+        let run = MultiHead { name, heads, head_dim, scale: 1.0, qkv, rope: None, output };
+        Part::new(run, self.norm(t, "layer_norm", &format!("{stem}.layer_norm")))
+    }
+    fn ffn(&self, t: &mut Binder<'_>, stem: &str) -> Part<Ffn> {
+        let inner: Extent<'_> = (self.inner, "d_ff");
+        let mut up =
+            |name: &'static str| linear(t, name, &format!("{stem}.DenseReluDense.{name}"), inner, self.width(), false);
+        let up = match self.gated {
+            true => Up::Gated { gate: up("wi_0"), up: up("wi_1") },
+            false => Up::Plain(up("wi")),
+        };
+        let down = linear(t, "wo", &format!("{stem}.DenseReluDense.wo"), self.width(), inner, false);
+        let run = Ffn { name: "DenseReluDense", up, act: self.act, down };
+        Part::new(run, self.norm(t, "layer_norm", &format!("{stem}.layer_norm")))
+    }
+    /// A side's layers, and the relative positions that they share.
+    fn side(&self, t: &mut Binder<'_>, side: &'static str, count: u64) -> (Stack, RelativeBias) {
+        let is_decoder = side == "decoder";
+        let field = if is_decoder { "num_decoder_layers" } else { "num_layers" };
+        let table = |t: &mut Binder<'_>, i: u64| {
+            let name = format!("{side}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight");
+            t.take(&name, &[(self.buckets, "relative_attention_num_buckets"), (self.heads, "num_heads")])
+        };
+        let own = self.family == Family::Umt5;
+        let bound = t.layers(count, field, |i| format!("{side}.block.{i}."));
+        let mut layers = Vec::with_capacity(bound.len());
+        for i in bound {
+            let stem = format!("{side}.block.{i}.layer");
+            let attention = self.attention(t, "SelfAttention", &format!("{stem}.0"));
+            let cross = is_decoder.then(|| self.attention(t, "EncDecAttention", &format!("{stem}.1")));
+            let ffn = self.ffn(t, &format!("{stem}.{}", if is_decoder { 2 } else { 1 }));
+            let bias = own.then(|| table(t, i));
+            layers.push(StackLayer { cross, bias, ..StackLayer::plain(attention, ffn) });
+        }
+        let norm = Some(self.norm(t, "final_layer_norm", &format!("{side}.final_layer_norm")));
+        let shared = (!own).then(|| table(t, 0));
+        (Stack { name: "block", place: Place::Before, layers, norm }, self.bias(shared, !is_decoder))
+    }
+}
+
+impl Architecture for Config {
+    fn bind(&self, t: &mut Binder<'_>) -> Box<dyn Network> {
+        let words = t.take("shared.weight", &[(self.vocab, "vocab_size"), self.width()]);
+        let (encoder, encoder_bias) = self.side(t, "encoder", self.encoder_layers);
+        let (decoder, decoder_bias) = self.side(t, "decoder", self.decoder_layers);
+        let head = match self.tied {
+            true => Linear { name: "lm_head", weight: words, bias: None },
+            false => linear(t, "lm_head", "lm_head", (self.vocab, "vocab_size"), self.width(), false),
+        };
+        let embedding = TokenEmbedding { words, scale: None, positions: None, norm: None, positions_after_norm: false };
+        Box::new(EncoderDecoder {
+            source: Source::Tokens { embedding: embedding.clone(), vocab: self.vocab, most: None },
+            encoder,
+            encoder_bias: Some(encoder_bias),
+            target: embedding,
+            decoder,
+            decoder_bias: Some(decoder_bias),
+            head_scale: self.tied.then(|| (self.width as f64).powf(-0.5) as f32),
+            head,
+            vocab: self.vocab,
+            context: None,
+            start: self.start.clone(),
+        })
+    }
+    fn ignorable(&self, name: &str) -> bool {
+        let embedding = name == "encoder.embed_tokens.weight" || name == "decoder.embed_tokens.weight";
+        let cross = name.starts_with("decoder.") && name.contains("EncDecAttention.relative_attention_bias");
+        embedding || cross || (self.tied && name == "lm_head.weight")
+    }
+}

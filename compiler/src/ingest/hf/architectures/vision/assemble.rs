@@ -1,0 +1,317 @@
+//! From a [`Recipe`] to bound tensors and a graph.
+
+use super::super::encoders::assemble::{layer_norm, linear};
+use super::recipe::{Image, Layers, Names, Output, Pool, Recipe, Relative, Step};
+use crate::graph::{ValueId, WeightId};
+use crate::ingest::activation::Activation;
+use crate::ingest::bind::{Binder, Extent};
+use crate::ingest::blocks::{
+    Ffn, Linear, MultiHead, Norm, Part, Place, Qkv, Scene, ScoreTerms, Stack, StackLayer, Up, embed_patches, per_head,
+};
+use crate::ingest::builder::{GraphBuilder, ModelBuilder};
+use crate::ingest::hf::registry::{Architecture, Network};
+use frit_kernels::dim::Dim;
+use frit_kernels::dtype::Scalar;
+use frit_kernels::spec::{BinaryOp, ReduceOp};
+use frit_plan::{Task, sizes};
+
+const HIDDEN: &str = "hidden_size";
+
+/// The bound tensors of the layers between a picture and its rows.
+pub(super) struct Tower {
+    image: Image,
+    hidden: u64,
+    patches: Linear,
+    tokens: Vec<WeightId>,
+    positions: Option<WeightId>,
+    first_norm: Option<Norm>,
+    stack: Stack,
+    /// The table of all layers, where they share one.
+    relative: Option<WeightId>,
+    has_relative: bool,
+}
+
+/// A vision transformer with its head.
+struct Vision {
+    tower: Tower,
+    states: bool,
+    outputs: Vec<(&'static str, Vec<(Pool, Vec<Bound>)>)>,
+}
+
+enum Bound {
+    Linear(Linear),
+    Act(Activation),
+    Norm(Norm),
+}
+
+impl Architecture for Recipe {
+    fn bind(&self, t: &mut Binder<'_>) -> Box<dyn Network> {
+        let p = t.prefix(&self.prefixes, &format!("{}.weight", self.names.patches));
+        let tower = Tower::bind(self, t, p);
+        let bound = |t: &mut Binder<'_>, o: &Output| {
+            let parts =
+                o.parts.iter().map(|(pool, steps)| (*pool, steps.iter().map(|s| step(self, t, p, s)).collect()));
+            (o.name, parts.collect())
+        };
+        let outputs = self.head.outputs.iter().map(|o| bound(t, o)).collect();
+        Box::new(Vision { tower, states: self.head.states, outputs })
+    }
+    fn ignorable(&self, name: &str) -> bool {
+        self.ignored.iter().any(|part| name.contains(part))
+    }
+}
+
+fn step(r: &Recipe, t: &mut Binder<'_>, prefix: &str, step: &Step) -> Bound {
+    let hidden: Extent<'_> = (r.layers.hidden, HIDDEN);
+    match step {
+        Step::Linear { name, inner, from, to } => {
+            let stem = if *inner { format!("{prefix}{name}") } else { (*name).to_owned() };
+            Bound::Linear(linear(t, "dense", &stem, (*to, "the head"), (*from, HIDDEN), true))
+        }
+        Step::Act(act) => Bound::Act(*act),
+        Step::Norm { name } => {
+            Bound::Norm(layer_norm(t, "norm", &format!("{prefix}{name}"), hidden, r.layers.eps, true))
+        }
+    }
+}
+
+impl Tower {
+    /// Binds the tensors whose names begin with `p`.
+    pub fn bind(r: &Recipe, t: &mut Binder<'_>, p: &str) -> Tower {
+        let (n, l, image) = (r.names, &r.layers, r.image);
+        let hidden: Extent<'_> = (l.hidden, HIDDEN);
+        let patch: Extent<'_> = (image.patch, "patch_size");
+        let shape = [hidden, (image.channels, "num_channels"), patch, patch];
+        let flat = [l.hidden, image.channels * image.patch * image.patch];
+        let weight = t.take_flat(&format!("{p}{}.weight", n.patches), &shape, &flat);
+        let bias = r.patch_bias.then(|| t.take(&format!("{p}{}.bias", n.patches), &[hidden]));
+        let one: Extent<'_> = (1, "1");
+        let tokens = r.tokens.iter().map(|name| {
+            let shape: &[Extent<'_>] = if r.flat { &[hidden] } else { &[one, one, hidden] };
+            t.take_flat(&format!("{p}{name}"), shape, &[l.hidden])
+        });
+        let tokens: Vec<WeightId> = tokens.collect();
+        let rows = image.patches() + tokens.len() as u64;
+        let positions = (!n.positions.is_empty()).then(|| {
+            let rows: Extent<'_> = (rows, "patches and tokens");
+            let shape: &[Extent<'_>] = if r.flat { &[rows, hidden] } else { &[one, rows, hidden] };
+            t.take_flat(&format!("{p}{}", n.positions), shape, &[rows.0, l.hidden])
+        });
+        let norm = |t: &mut Binder<'_>, name: &'static str, at: &str| {
+            (!at.is_empty()).then(|| layer_norm(t, name, &format!("{p}{at}"), hidden, l.eps, true))
+        };
+        let first_norm = norm(t, "first_norm", n.first_norm);
+        let bound = t.layers(l.count, "num_hidden_layers", |i| format!("{p}{}", (n.layer)(i)));
+        let layers = bound.into_iter().map(|i| layer(l, n, image, t, &format!("{p}{}", (n.layer)(i)))).collect();
+        let norm = norm(t, "norm", n.final_norm);
+        let relative = (l.relative == Some(Relative::Shared)).then(|| {
+            relative_table(l, image, t, &format!("{p}encoder.relative_position_bias.relative_position_bias_table"))
+        });
+        Tower {
+            image,
+            hidden: l.hidden,
+            patches: Linear { name: "patches", weight, bias },
+            tokens,
+            positions,
+            first_norm,
+            stack: Stack { name: "layer", place: Place::Before, layers, norm },
+            relative,
+            has_relative: l.relative.is_some(),
+        }
+    }
+
+    /// The classes of pairs of patches, for a bias by their distances.
+    pub fn classes(&self, m: &mut ModelBuilder) -> Option<WeightId> {
+        self.has_relative.then(|| {
+            let classes = pair_classes(self.image.grid());
+            let rows = self.image.patches() + 1;
+            m.constant_ints("relative.classes", &[rows, rows], &classes)
+        })
+    }
+
+    /// Layers.
+    pub fn depth(&self) -> u32 {
+        u32::try_from(self.stack.layers.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Rows `[B, tokens + patches, H]` of pictures `[B, C, h, w]`.
+    pub fn apply(&self, b: &mut GraphBuilder<'_>, pixels: ValueId, classes: Option<WeightId>) -> ValueId {
+        let batch = b.ty(pixels).shape.first().cloned().unwrap_or_else(Dim::one);
+        let x = b.scope("embeddings", |b| {
+            let Image { channels, height, width, patch } = self.image;
+            let patches = embed_patches(b, pixels, patch, [channels, height, width], &self.patches);
+            let shape = [batch, Dim::one(), Dim::from(self.hidden)];
+            let mut parts: Vec<ValueId> = Vec::new();
+            for token in &self.tokens {
+                let token = b.weight(*token);
+                let token = b.reshape(token, &[Dim::one(), Dim::one(), Dim::from(self.hidden)]);
+                parts.push(b.broadcast(token, &shape));
+            }
+            parts.push(patches);
+            let x = if parts.len() > 1 { b.concat(&parts, 1) } else { patches };
+            let x = match self.positions {
+                Some(table) => {
+                    let table = b.weight(table);
+                    b.add(x, table)
+                }
+                None => x,
+            };
+            self.first_norm.as_ref().map_or(x, |norm| norm.apply(b, x))
+        });
+        let classes = classes.map(|classes| b.weight(classes));
+        let bias = self.relative.zip(classes).map(|(table, classes)| {
+            let table = b.weight(table);
+            per_head(b, table, classes)
+        });
+        let scene = Scene { scores: ScoreTerms { bias, ..ScoreTerms::default() }, classes, ..Scene::default() };
+        b.scope("encoder", |b| self.stack.apply(b, &scene, x))
+    }
+
+    /// Declares the input of pictures.
+    pub fn pixels(&self, b: &mut GraphBuilder<'_>, batch: Dim) -> ValueId {
+        let Image { channels, height, width, .. } = self.image;
+        let [channels, height, width] = [channels, height, width].map(Dim::from);
+        b.input("pixel_values", Scalar::F32, &[batch, channels, height, width])
+    }
+}
+
+fn relative_table(l: &Layers, image: Image, t: &mut Binder<'_>, name: &str) -> WeightId {
+    let [down, across] = image.grid();
+    let classes = (2 * down - 1) * (2 * across - 1) + 3;
+    t.take(name, &[(classes, "pairs of distances"), (l.heads, "num_attention_heads")])
+}
+
+/// For each pair of rows, the first of which is a token, the class of their distances down and across. The last three
+/// classes are: from the token, to the token, and the token itself.
+fn pair_classes([down, across]: [u64; 2]) -> Vec<i32> {
+    let pairs = (2 * down - 1) * (2 * across - 1);
+    let rows = down * across + 1;
+    let class = |i: u64, j: u64| match (i.checked_sub(1), j.checked_sub(1)) {
+        (None, None) => pairs + 2,
+        (None, Some(_)) => pairs,
+        (Some(_), None) => pairs + 1,
+        (Some(i), Some(j)) => {
+            let apart = |i: u64, j: u64, extent: u64| i + extent - 1 - j;
+            apart(i / across, j / across, down) * (2 * across - 1) + apart(i % across, j % across, across)
+        }
+    };
+    (0..rows).flat_map(|i| (0..rows).map(move |j| class(i, j) as i32)).collect()
+}
+
+pub(super) fn layer(l: &Layers, n: Names, image: Image, t: &mut Binder<'_>, stem: &str) -> StackLayer {
+    let hidden: Extent<'_> = (l.hidden, HIDDEN);
+    let inner: Extent<'_> = (l.inner, "intermediate_size");
+    let of = |name: &str| format!("{stem}{name}");
+    let [q, k, v] = l.qkv_bias;
+    let parts = [("query", n.q, q), ("key", n.k, k), ("value", n.v, v)];
+    let qkv = Qkv::Separate(parts.map(|(name, at, bias)| linear(t, name, &of(at), hidden, hidden, bias)));
+    let head_dim = l.hidden / l.heads.max(1);
+    let attention = MultiHead {
+        name: "attention",
+        heads: l.heads,
+        head_dim,
+        scale: (head_dim as f64).powf(-0.5) as f32,
+        qkv,
+        rope: None,
+        output: linear(t, "output", &of(n.attention_output), hidden, hidden, true),
+    };
+    let up = match l.gated {
+        true => {
+            let gate_up = linear(t, "up", &of(n.up), (2 * l.inner, "2·inner"), hidden, true);
+            Up::Packed { gate_up, inner: l.inner }
+        }
+        false => Up::Plain(linear(t, "up", &of(n.up), inner, hidden, true)),
+    };
+    let ffn = Ffn { name: "ffn", up, act: l.act, down: linear(t, "down", &of(n.down), hidden, inner, true) };
+    let norm = |t: &mut Binder<'_>, at: &str| Some(layer_norm(t, "norm", &of(at), hidden, l.eps, true));
+    let gain = |t: &mut Binder<'_>, at: &str| (!at.is_empty()).then(|| t.take(&of(at), &[hidden]));
+    let [first, second] = n.gains;
+    let attention = Part { run: attention, norm: norm(t, n.attention_norm), gain: gain(t, first) };
+    let ffn = Part { run: ffn, norm: norm(t, n.ffn_norm), gain: gain(t, second) };
+    let bias = (l.relative == Some(Relative::Own)).then(|| {
+        relative_table(l, image, t, &of("attention.attention.relative_position_bias.relative_position_bias_table"))
+    });
+    StackLayer { bias, ..StackLayer::plain(attention, ffn) }
+}
+
+impl Network for Vision {
+    fn build(&self, m: &mut ModelBuilder) {
+        m.size(sizes::BATCH, 1, None);
+        m.info.task = Task::Encoder;
+        m.info.layers = self.tower.depth();
+        let classes = self.tower.classes(m);
+        m.graph("forward", |b| {
+            let pixels = self.tower.pixels(b, Dim::size(sizes::BATCH));
+            let x = self.tower.apply(b, pixels, classes);
+            if self.states {
+                b.output("last_hidden_state", x);
+            }
+            for (name, parts) in &self.outputs {
+                let y = b.scope(name, |b| self.output(b, parts, x));
+                b.output(name, y);
+            }
+        });
+    }
+}
+
+impl Vision {
+    fn output(&self, b: &mut GraphBuilder<'_>, parts: &[(Pool, Vec<Bound>)], x: ValueId) -> ValueId {
+        let mut sum: Option<ValueId> = None;
+        for (pool, steps) in parts {
+            let mut y = self.pool(b, *pool, x);
+            for step in steps {
+                y = match step {
+                    Bound::Linear(linear) => linear.apply(b, y),
+                    Bound::Act(act) => act.apply(b, y),
+                    Bound::Norm(norm) => norm.apply(b, y),
+                };
+            }
+            sum = Some(sum.map_or(y, |sum| b.add(sum, y)));
+        }
+        let sum = sum.unwrap_or(x);
+        if parts.len() < 2 {
+            return sum;
+        }
+        let count = b.f32(parts.len() as f32);
+        b.binary(BinaryOp::Div, sum, count)
+    }
+
+    fn pool(&self, b: &mut GraphBuilder<'_>, pool: Pool, x: ValueId) -> ValueId {
+        let (batch, width) = (b.ty(x).shape.first().cloned().unwrap_or_else(Dim::one), b.ty(x).last());
+        let token = |b: &mut GraphBuilder<'_>, at: u64| {
+            let row = b.slice(x, 1, Dim::from(at), Dim::one());
+            b.reshape(row, &[batch.clone(), width.clone()])
+        };
+        let patches = |b: &mut GraphBuilder<'_>| {
+            let count = Dim::from(self.tower.image.patches());
+            let rows = b.slice(x, 1, Dim::from(self.tower.tokens.len()), count);
+            let sum = b.reduce(ReduceOp::Sum, rows, &[1], false);
+            let count = b.f32(self.tower.image.patches() as f32);
+            b.binary(BinaryOp::Div, sum, count)
+        };
+        match pool {
+            Pool::Token(at) => token(b, at),
+            Pool::Patches => patches(b),
+            Pool::TokenAndPatches => {
+                let both = [token(b, 0), patches(b)];
+                b.concat(&both, 1)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_of_patches_are_classed_by_both_distances() {
+        let classes = pair_classes([2, 3]);
+        let at = |i: usize, j: usize| classes[i * 7 + j];
+        assert_eq!((at(0, 0), at(0, 3), at(3, 0)), (17, 15, 16));
+        assert_eq!(at(1, 1), at(6, 6));
+        assert_eq!(at(1, 2), at(5, 6));
+        assert_eq!((at(1, 6), at(6, 1)), (0, 14));
+    }
+}
