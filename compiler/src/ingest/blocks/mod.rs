@@ -34,7 +34,7 @@ pub(crate) use ffn::{Ffn, Up};
 pub(crate) use latent::{Latent, LatentQuery};
 pub(crate) use linear::Linear;
 pub(crate) use moe::{ExpertAct, ExpertLinear, ExpertUp, Experts, Groups, Mixture, Router, Scores};
-pub(crate) use multi_head::{Memory, MultiHead, Rotary, ScoreTerms};
+pub(crate) use multi_head::{Memory, MultiHead, Projections, Rotary, ScoreTerms};
 pub(crate) use norm::Norm;
 pub(crate) use patches::{Conv1d, embed_patches};
 pub(crate) use relative::{Buckets, RelativeBias, per_head};

@@ -1,6 +1,5 @@
 //! Attention of one sequence to itself or to another one.
 
-use super::attention::{Packing, Qkv};
 use super::linear::Linear;
 use super::rotary::Rotation;
 use crate::graph::{AttentionAttrs, Float, KvSlotId, ValueId};
@@ -17,10 +16,18 @@ pub(crate) struct MultiHead {
     pub head_dim: u64,
     /// Factor on the scores.
     pub scale: f32,
-    pub qkv: Qkv,
+    pub qkv: Projections,
     /// The number of the rotary tables in use.
     pub rope: Option<usize>,
     pub output: Linear,
+}
+
+/// The projections that make queries, keys and values.
+#[derive(Clone, Debug)]
+pub(crate) enum Projections {
+    Separate([Linear; 3]),
+    /// One projection: all queries, all keys, all values.
+    Fused(Linear),
 }
 
 /// Where keys and values come from.
@@ -115,8 +122,8 @@ impl MultiHead {
     /// Queries, keys and values of one sequence, `[B, h, S, D]`.
     pub fn project(&self, b: &mut GraphBuilder<'_>, x: ValueId) -> [ValueId; 3] {
         let parts = match &self.qkv {
-            Qkv::Separate(linears) => linears.each_ref().map(|linear| linear.apply(b, x)),
-            Qkv::Fused(all, Packing::Parts | Packing::Groups) => {
+            Projections::Separate(linears) => linears.each_ref().map(|linear| linear.apply(b, x)),
+            Projections::Fused(all) => {
                 let width = self.heads * self.head_dim;
                 let all = all.apply(b, x);
                 [0, 1, 2].map(|i| b.slice(all, 2, Dim::from(i * width), Dim::from(width)))
@@ -127,11 +134,11 @@ impl MultiHead {
 
     fn queries(&self, b: &mut GraphBuilder<'_>, x: ValueId) -> ValueId {
         match &self.qkv {
-            Qkv::Separate([q, ..]) => {
+            Projections::Separate([q, ..]) => {
                 let q = q.apply(b, x);
                 self.split(b, q)
             }
-            Qkv::Fused(..) => {
+            Projections::Fused(_) => {
                 let [q, ..] = self.project(b, x);
                 q
             }
@@ -140,11 +147,11 @@ impl MultiHead {
 
     fn keys_and_values(&self, b: &mut GraphBuilder<'_>, x: ValueId) -> [ValueId; 2] {
         match &self.qkv {
-            Qkv::Separate([_, k, v]) => [k, v].map(|linear| {
+            Projections::Separate([_, k, v]) => [k, v].map(|linear| {
                 let y = linear.apply(b, x);
                 self.split(b, y)
             }),
-            Qkv::Fused(..) => {
+            Projections::Fused(_) => {
                 let [_, k, v] = self.project(b, x);
                 [k, v]
             }

@@ -4,7 +4,7 @@ use super::recipe::{Distances, Names, Output, Pool, Positions, Recipe, Step};
 use crate::graph::{RopeStyle, ValueId, WeightId};
 use crate::ingest::bind::{Binder, Extent};
 use crate::ingest::blocks::{
-    self, Buckets, Disentangled, Ffn, Linear, MultiHead, Norm, Packing, Part, Qkv, RelativeBias, Rope, Rotary, Scene,
+    self, Buckets, Disentangled, Ffn, Linear, MultiHead, Norm, Part, Projections, RelativeBias, Rope, Rotary, Scene,
     ScoreTerms, Stack, StackLayer, Up, counted_positions, distance_row,
 };
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
@@ -196,10 +196,10 @@ fn layer(r: &Recipe, t: &mut Binder<'_>, stem: &str, i: u64) -> StackLayer {
     let of = |name: &str| format!("{stem}{name}");
     let qkv = if r.fused {
         let all = linear(t, "qkv", &of(n.q), (3 * r.hidden, "3·hidden_size"), hidden, r.bias);
-        Qkv::Fused(all, Packing::Parts)
+        Projections::Fused(all)
     } else {
         let parts = [("query", n.q), ("key", n.k), ("value", n.v)];
-        Qkv::Separate(parts.map(|(name, at)| linear(t, name, &of(at), hidden, hidden, r.bias)))
+        Projections::Separate(parts.map(|(name, at)| linear(t, name, &of(at), hidden, hidden, r.bias)))
     };
     let local = r.local.as_ref().is_some_and(|l| !i.is_multiple_of(l.every.max(1)));
     let rope = match &r.positions {
@@ -223,6 +223,8 @@ fn layer(r: &Recipe, t: &mut Binder<'_>, stem: &str, i: u64) -> StackLayer {
         rope,
         output: linear(t, "output", &of(n.attention_output), hidden, hidden, r.bias),
     };
+    let norm = |t: &mut Binder<'_>, name, at: &str| layer_norm(t, name, &of(at), hidden, r.eps, r.bias);
+    let attention_norm = (r.first_norm || i > 0).then(|| norm(t, "attention.output.LayerNorm", n.attention_norm));
     let up = if r.fused {
         let gate_up = linear(t, "up", &of(n.up), (2 * r.inner, "2·intermediate_size"), hidden, r.bias);
         Up::Packed { gate_up, inner: r.inner }
@@ -230,22 +232,20 @@ fn layer(r: &Recipe, t: &mut Binder<'_>, stem: &str, i: u64) -> StackLayer {
         Up::Plain(linear(t, "intermediate", &of(n.up), inner, hidden, r.bias))
     };
     let ffn = Ffn { name: "ffn", up, act: r.act, down: linear(t, "output", &of(n.down), hidden, inner, r.bias) };
-    let norm = |t: &mut Binder<'_>, name, at: &str| layer_norm(t, name, &of(at), hidden, r.eps, r.bias);
-    let attention_norm = (r.first_norm || i > 0).then(|| norm(t, "attention.norm", n.attention_norm));
     StackLayer {
         attention: Part { run: attention, norm: attention_norm, gain: None },
         local,
         relative,
         cross: None,
         bias: None,
-        ffn: Part::new(ffn, norm(t, "ffn.norm", n.ffn_norm)),
+        ffn: Part::new(ffn, norm(t, "output.LayerNorm", n.ffn_norm)),
     }
 }
 
-fn disentangled(d: &Distances, t: &mut Binder<'_>, stem: &str, qkv: &Qkv, hidden: Extent<'_>) -> Disentangled {
+fn disentangled(d: &Distances, t: &mut Binder<'_>, stem: &str, qkv: &Projections, hidden: Extent<'_>) -> Disentangled {
     let own = |at: usize| match qkv {
-        Qkv::Separate(parts) => parts.get(at).cloned(),
-        Qkv::Fused(..) => None,
+        Projections::Separate(parts) => parts.get(at).cloned(),
+        Projections::Fused(_) => None,
     };
     let mut of = |wanted: bool, shared: usize, name: &str| match (wanted, d.shared) {
         (false, _) => None,
@@ -350,7 +350,8 @@ impl TextEncoder {
             b.output("last_hidden_state", x);
         }
         for (output, steps) in &self.outputs {
-            let y = b.scope(output.name, |b| finish(b, output, steps, x, visible));
+            let place = if output.name == "pooler_output" { "pooler" } else { output.name };
+            let y = b.scope(place, |b| finish(b, output, steps, x, visible));
             b.output(output.name, y);
         }
     }

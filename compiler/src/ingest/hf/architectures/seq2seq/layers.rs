@@ -3,7 +3,7 @@
 use super::super::encoders::assemble::{layer_norm, linear};
 use crate::ingest::activation::Activation;
 use crate::ingest::bind::{Binder, Extent};
-use crate::ingest::blocks::{Ffn, MultiHead, Part, Place, Qkv, Stack, StackLayer, Up};
+use crate::ingest::blocks::{Ffn, MultiHead, Part, Place, Projections, Stack, StackLayer, Up};
 use crate::ingest::hf::fields::Fields;
 
 /// The sizes of one side.
@@ -82,7 +82,7 @@ impl Side {
             heads: self.heads,
             head_dim,
             scale: (head_dim as f64).powf(-0.5) as f32,
-            qkv: Qkv::Separate([part("q_proj", true), part("k_proj", self.key_bias), part("v_proj", true)]),
+            qkv: Projections::Separate([part("q_proj", true), part("k_proj", self.key_bias), part("v_proj", true)]),
             rope: None,
             output: part("out_proj", true),
         }

@@ -5,8 +5,8 @@ use super::layers::start;
 use crate::ingest::activation::Activation;
 use crate::ingest::bind::{Binder, Extent};
 use crate::ingest::blocks::{
-    Buckets, EncoderDecoder, Ffn, Linear, MultiHead, Norm, Part, Place, Qkv, RelativeBias, Source, Stack, StackLayer,
-    TokenEmbedding, Up,
+    Buckets, EncoderDecoder, Ffn, Linear, MultiHead, Norm, Part, Place, Projections, RelativeBias, Source, Stack,
+    StackLayer, TokenEmbedding, Up,
 };
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::{Architecture, Network};
@@ -91,7 +91,7 @@ impl Config {
         let inner: Extent<'_> = (self.heads * self.head_dim, "num_heads · d_kv");
         let mut part =
             |part: &'static str| linear(t, part, &format!("{stem}.{name}.{part}"), inner, self.width(), false);
-        let qkv = Qkv::Separate([part("q"), part("k"), part("v")]);
+        let qkv = Projections::Separate([part("q"), part("k"), part("v")]);
         let output = linear(t, "o", &format!("{stem}.{name}.o"), self.width(), inner, false);
         let (heads, head_dim) = (self.heads, self.head_dim);
         let run = MultiHead { name, heads, head_dim, scale: 1.0, qkv, rope: None, output };

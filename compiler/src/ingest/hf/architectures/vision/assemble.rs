@@ -6,7 +6,8 @@ use crate::graph::{ValueId, WeightId};
 use crate::ingest::activation::Activation;
 use crate::ingest::bind::{Binder, Extent};
 use crate::ingest::blocks::{
-    Ffn, Linear, MultiHead, Norm, Part, Place, Qkv, Scene, ScoreTerms, Stack, StackLayer, Up, embed_patches, per_head,
+    Ffn, Linear, MultiHead, Norm, Part, Place, Projections, Scene, ScoreTerms, Stack, StackLayer, Up, embed_patches,
+    per_head,
 };
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
 use crate::ingest::hf::registry::{Architecture, Network};
@@ -204,7 +205,7 @@ pub(super) fn layer(l: &Layers, n: Names, image: Image, t: &mut Binder<'_>, stem
     let of = |name: &str| format!("{stem}{name}");
     let [q, k, v] = l.qkv_bias;
     let parts = [("query", n.q, q), ("key", n.k, k), ("value", n.v, v)];
-    let qkv = Qkv::Separate(parts.map(|(name, at, bias)| linear(t, name, &of(at), hidden, hidden, bias)));
+    let qkv = Projections::Separate(parts.map(|(name, at, bias)| linear(t, name, &of(at), hidden, hidden, bias)));
     let head_dim = l.hidden / l.heads.max(1);
     let attention = MultiHead {
         name: "attention",

@@ -6,7 +6,7 @@ use super::recipe::{Head, Image, Layers, Names, Recipe, image, layers_or};
 use crate::graph::{ValueId, WeightId};
 use crate::ingest::bind::{Binder, Extent};
 use crate::ingest::blocks::{
-    Ffn, Linear, Memory, MultiHead, Norm, Packing, Place, Qkv, Scene, ScoreTerms, Stack, Up, key_mask,
+    Ffn, Linear, Memory, MultiHead, Norm, Place, Projections, Scene, ScoreTerms, Stack, Up, key_mask,
 };
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
 use crate::ingest::hf::fields::Fields;
@@ -173,7 +173,7 @@ impl Config {
             heads: l.heads,
             head_dim,
             scale: (head_dim as f64).powf(-0.5) as f32,
-            qkv: Qkv::Fused(all, Packing::Parts),
+            qkv: Projections::Fused(all),
             rope: None,
             output: linear(t, "out_proj", &format!("{stem}.attention.out_proj"), hidden, hidden, true),
         };
