@@ -1,7 +1,8 @@
 //! Models of `fixtures/` against their float64 goldens, on the CPU and on wgpu (the software adapter where there is no
 //! card). Element-wise bounds are those of the fixtures' index: `|got − want| ≤ atol + rtol·|want|`.
 
-use frit::{BackendChoice, GenerateOptions, Session, Tensor, npz, visible_tokens};
+use frit::{BackendChoice, GenerateOptions, Session, Tensor, model_source, npz, visible_tokens};
+use frit_compiler::{CompileOptions, NumericMode};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -54,10 +55,25 @@ fn case(tag: &str, session: &mut Session, root: &Path, case: &Value) {
     }
 }
 
+/// A model compiled in a numeric mode.
+fn open_in(mode: NumericMode, model: &Path, backend: BackendChoice) -> Session {
+    let mut options = CompileOptions::default();
+    options.fusion.numeric = mode;
+    let loaded = model_source::compile_with(model, options, &mut |_| {}).unwrap();
+    assert_eq!(loaded.plan.report.numeric, mode.name());
+    let reordered = loaded.plan.report.phases.iter().flat_map(|p| &p.regions).any(|r| r.class != "BIT");
+    assert!(mode != NumericMode::Strict || !reordered, "a region that reorders sums in mode strict");
+    Session::builder().backend(backend).open(&loaded).unwrap()
+}
+
 fn directory(name: &str, backend: BackendChoice) {
+    directory_in(NumericMode::Default, name, backend);
+}
+
+fn directory_in(mode: NumericMode, name: &str, backend: BackendChoice) {
     let (index, root) = (index(), fixtures().join("devset"));
     let model = index["models"].as_array().unwrap().iter().find(|m| m["name"] == name).unwrap().clone();
-    let mut session = open(&root.join(model["dir"].as_str().unwrap()), backend);
+    let mut session = open_in(mode, &root.join(model["dir"].as_str().unwrap()), backend);
     for (i, c) in model["cases"].as_array().unwrap().iter().enumerate() {
         case(&format!("{name} case {i} on {backend:?}"), &mut session, &root, c);
     }
@@ -111,6 +127,12 @@ on_each_backend! {
     bert_matches_its_goldens: |b| directory("bert", b);
     llama_matches_its_goldens: |b| directory("llama_gqa", b);
     qwen2_matches_its_goldens: |b| directory("qwen2", b);
+    strict_models_match_their_goldens: |b| for m in ["gpt2", "bert", "llama_gqa", "qwen2"] {
+        directory_in(NumericMode::Strict, m, b);
+    };
+    fast_models_match_their_goldens: |b| for m in ["gpt2", "bert", "llama_gqa", "qwen2"] {
+        directory_in(NumericMode::Fast, m, b);
+    };
     gguf_files_match_their_goldens: gguf;
     lexicon_speaks_as_its_goldens: |b| lexicon("", "", b);
     lexicon_in_q8_0_speaks_as_its_goldens: |b| lexicon("lexicon-q8_0.gguf", "q8_", b);

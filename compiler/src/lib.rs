@@ -8,7 +8,7 @@ pub mod ingest;
 pub mod lower;
 pub mod memory;
 pub mod model;
-
+pub mod numeric;
 pub mod passes;
 #[allow(dead_code)]
 pub mod reference;
@@ -17,3 +17,4 @@ pub mod transform;
 pub use error::{Error, Result};
 pub use lower::{CompileOptions, Compiler};
 pub use model::Model;
+pub use numeric::{NumericMode, ProofClass};

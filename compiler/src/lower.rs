@@ -9,14 +9,15 @@ use crate::graph::{Graph, KvSlot, Op, StateId, Tables, ValueId, WeightData};
 use crate::memory::{self, Lifetime};
 use crate::model::{Model, ModelGraph};
 use crate::passes;
+use crate::passes::validate::Validator;
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::KernelSpec;
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates;
 use frit_plan::{
-    BufferRef, FusionReport, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, Part, PhaseReport, Placement, Plan, Port,
-    Program, Schedule, StateDecl, Step, ValueDecl, Variant, WeightDecl, WeightSource, sizes,
+    BufferRef, FusionReport, InPlace, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, Part, PhaseReport, Placement, Plan,
+    Port, Program, Schedule, StateDecl, Step, Validation, ValueDecl, Variant, WeightDecl, WeightSource, sizes,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -33,6 +34,50 @@ pub struct CompileOptions {
     pub skip_passes: Vec<String>,
     /// How many rewrites are applied at most, over all programs in their order.
     pub rewrite_fuel: Option<u64>,
+    /// Rules left out, by name.
+    pub disabled_rules: Vec<String>,
+    /// Check every rewrite and every kernel on random operands, with at most this many evaluations of an element or an
+    /// expression for each of the two.
+    pub validate: Option<u64>,
+    /// Write values over inputs that die where alias contracts allow it.
+    pub in_place: bool,
+    /// For tests of validation: damages kernels as they are built.
+    #[doc(hidden)]
+    pub plant: Plant,
+}
+
+/// A fault to plant in kernels; equal to any other.
+#[doc(hidden)]
+#[derive(Clone, Copy, Default)]
+pub struct Plant(pub Option<fn(&mut KernelSpec)>);
+
+impl PartialEq for Plant {
+    fn eq(&self, _: &Plant) -> bool {
+        true
+    }
+}
+
+impl std::fmt::Debug for Plant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Plant({})", self.0.is_some())
+    }
+}
+
+impl CompileOptions {
+    /// Evaluations that validation makes at most, unless told otherwise.
+    pub const VALIDATION_BUDGET: u64 = 50_000_000;
+    /// Names of everything that [`CompileOptions::disable`] switches off: kinds of fusion and rules of rewrites.
+    pub fn ids() -> Vec<&'static str> {
+        FusionOptions::IDS.into_iter().chain(passes::rule_names()).collect()
+    }
+    /// Switches one fusion or one rule off; `false` for a name that is not in [`CompileOptions::ids`].
+    pub fn disable(&mut self, id: &str) -> bool {
+        let rule = passes::rule_names().contains(&id);
+        if rule {
+            self.disabled_rules.push(id.into());
+        }
+        rule || self.fusion.switch_off(id)
+    }
 }
 
 impl Default for CompileOptions {
@@ -43,6 +88,10 @@ impl Default for CompileOptions {
             outline: true,
             skip_passes: Vec::new(),
             rewrite_fuel: None,
+            disabled_rules: Vec::new(),
+            validate: None,
+            in_place: true,
+            plant: Plant::default(),
         }
     }
 }
@@ -51,6 +100,14 @@ impl Default for CompileOptions {
 #[derive(Clone, Debug, Default)]
 pub struct Compiler {
     options: CompileOptions,
+}
+
+/// The regions of a program in launch order, and how they were found.
+struct Fused {
+    built: Vec<Built>,
+    refused: Vec<Refused>,
+    instances: u32,
+    work: u64,
 }
 
 struct Lowering<'a> {
@@ -63,6 +120,10 @@ struct Lowering<'a> {
     names: HashMap<String, u32>,
     fuel: Option<u64>,
     rewrites: BTreeMap<String, u64>,
+    refused_rewrites: BTreeMap<String, (String, u64)>,
+    validator: Validator,
+    validation: Validation,
+    kernel_budget: u64,
 }
 
 impl Compiler {
@@ -85,6 +146,10 @@ impl Compiler {
             names: HashMap::new(),
             fuel: self.options.rewrite_fuel,
             rewrites: BTreeMap::new(),
+            refused_rewrites: BTreeMap::new(),
+            validator: self.options.validate.map_or_else(Validator::off, Validator::new),
+            validation: Validation { on: self.options.validate.is_some(), ..Validation::default() },
+            kernel_budget: self.options.validate.unwrap_or(0),
         };
         let (mut programs, mut phases) = (Vec::new(), Vec::new());
         for g in &model.graphs {
@@ -119,7 +184,23 @@ impl Compiler {
                 .collect(),
             kernels: l.kernels,
             programs,
-            report: FusionReport { phases, rewrites: l.rewrites },
+            report: FusionReport {
+                phases,
+                rewrites: l.rewrites,
+                numeric: self.options.fusion.numeric.name().into(),
+                refused_rewrites: l.refused_rewrites,
+                validation: Validation {
+                    rewrites: l.validator.counts,
+                    dropped: l
+                        .validator
+                        .dropped
+                        .iter()
+                        .map(|(rule, place)| format!("rewrite {rule} at {place}"))
+                        .chain(l.validation.dropped)
+                        .collect(),
+                    ..l.validation
+                },
+            },
         })
     }
 }
@@ -151,7 +232,7 @@ impl Lowering<'_> {
         let mut graph = g.graph.clone();
         self.passes(&mut graph, g)?;
         copy_source_outputs(&mut graph);
-        let (built, refused, instances) = self.regions(&graph, g)?;
+        let Fused { built, refused, instances, work } = self.regions(&graph, g)?;
         let steps_last = (built.len() as u32).saturating_sub(1);
         let mut live: HashMap<ValueId, (u32, u32)> = HashMap::new();
         let mut values: Vec<ValueId> = Vec::new();
@@ -178,6 +259,8 @@ impl Lowering<'_> {
         let state_of: HashMap<ValueId, StateId> =
             graph.outputs.iter().filter_map(|o| Some((o.value, o.state?))).collect();
         values.retain(|v| !state_of.contains_key(v));
+        let over = if self.options.in_place { self.overwritable(&graph, &built) } else { HashMap::new() };
+        let mut in_place: Vec<(u32, ValueId, ValueId)> = Vec::new();
         let bounds = size_bounds(tables);
         let mut decls: Vec<ValueDecl> = Vec::new();
         let mut index: HashMap<ValueId, u32> = HashMap::new();
@@ -185,11 +268,23 @@ impl Lowering<'_> {
         for float in [true, false] {
             let own: Vec<ValueId> =
                 values.iter().copied().filter(|v| (graph.ty(*v).scalar == Scalar::F32) == float).collect();
+            let place: HashMap<ValueId, usize> = own.iter().enumerate().map(|(i, v)| (*v, i)).collect();
             let lifetimes: Vec<Lifetime> = own
                 .iter()
-                .map(|v| Lifetime { size: graph.ty(*v).elems(), live: live.get(v).copied().unwrap_or((0, steps_last)) })
+                .map(|v| Lifetime {
+                    size: graph.ty(*v).elems(),
+                    live: live.get(v).copied().unwrap_or((0, steps_last)),
+                    over: over.get(v).into_iter().flatten().filter_map(|i| place.get(i).copied()).collect(),
+                })
                 .collect();
             let (slots, layout) = memory::assign(&lifetimes, &bounds);
+            for (v, life) in own.iter().zip(&lifetimes) {
+                let slot = |v: &ValueId| place.get(v).and_then(|i| slots.get(*i)).copied();
+                let shares = |i: &&ValueId| slot(i) == slot(v) && live.get(*i).is_some_and(|l| l.1 == life.live.0);
+                if let Some(i) = over.get(v).into_iter().flatten().find(shares) {
+                    in_place.push((life.live.0, *v, *i));
+                }
+            }
             for ((v, life), slot) in own.iter().zip(&lifetimes).zip(slots) {
                 index.insert(*v, decls.len() as u32);
                 let ty = graph.ty(*v);
@@ -204,6 +299,12 @@ impl Lowering<'_> {
             }
             layouts.push(layout);
         }
+        in_place.sort();
+        let described = |v: &ValueId| index.get(v).and_then(|i| decls.get(*i as usize)).map(|d| d.name.clone());
+        let in_place = in_place
+            .iter()
+            .filter_map(|(step, o, i)| Some(InPlace { step: *step, output: described(o)?, input: described(i)? }))
+            .collect();
         let buffer = |v: ValueId| match (state_of.get(&v), index.get(&v)) {
             (Some(s), _) => Ok(BufferRef::State(s.0)),
             (_, Some(i)) => Ok(BufferRef::Value(*i)),
@@ -243,7 +344,8 @@ impl Lowering<'_> {
             .iter()
             .filter_map(|b| self.kernels.get(b.kernel as usize).map(|k| (&b.region, &k.spec, k.name.as_str())))
             .collect();
-        let phase = PhaseReport { instances, ..report::phase(&g.name, &graph, &refused, &named) };
+        let phase =
+            PhaseReport { instances, work, in_place, ..report::phase(&g.name, &graph, &bounds, &refused, &named) };
         let ints = layouts.pop().unwrap_or_default();
         let arena = layouts.pop().unwrap_or_default();
         let program = Program {
@@ -261,13 +363,41 @@ impl Lowering<'_> {
         Ok((program, phase))
     }
 
+    /// For each value, the inputs of the step that makes it whose storage it may take by the kernel's alias contracts.
+    /// Values that leave the graph are never written over.
+    fn overwritable(&self, graph: &Graph, built: &[Built]) -> HashMap<ValueId, Vec<ValueId>> {
+        let mut over: HashMap<ValueId, Vec<ValueId>> = HashMap::new();
+        for b in built {
+            let Some(kernel) = self.kernels.get(b.kernel as usize) else { continue };
+            for a in &kernel.spec.aliases {
+                let of = |id: frit_kernels::spec::ArgId| match b.operands.get(id.0 as usize) {
+                    Some(Operand::Value(v)) => Some(*v),
+                    _ => None,
+                };
+                if let (Some(o), Some(i)) = (of(a.output), of(a.input))
+                    && !graph.is_output(i)
+                {
+                    over.entry(o).or_default().push(i);
+                }
+            }
+        }
+        over
+    }
+
     fn passes(&mut self, graph: &mut Graph, g: &ModelGraph) -> Result<()> {
         let mut manager = passes::PassManager::standard(&g.fixed);
         manager.options.skip.clone_from(&self.options.skip_passes);
+        manager.options.mode = self.options.fusion.numeric;
+        manager.options.disabled.clone_from(&self.options.disabled_rules);
+        manager.options.validator = std::mem::replace(&mut self.validator, Validator::off());
         if let Some(left) = self.fuel {
             manager.options.fuel = Fuel::limited(left);
         }
         let log = manager.run(graph, &self.model.tables)?;
+        self.validator = std::mem::replace(&mut manager.options.validator, Validator::off());
+        for (rule, (class, n)) in &log.refused {
+            self.refused_rewrites.entry((*rule).into()).or_insert_with(|| (class.name().into(), 0)).1 += n;
+        }
         for pass in &log.passes {
             for (rule, n) in &pass.rules {
                 *self.rewrites.entry((*rule).into()).or_default() += n;
@@ -278,38 +408,77 @@ impl Lowering<'_> {
     }
     /// Regions of a graph in launch order, with their kernels. Where layers repeat, four of them are fused and the others
     /// follow from these.
-    fn regions(&mut self, graph: &Graph, g: &ModelGraph) -> Result<(Vec<Built>, Vec<Refused>, u32)> {
+    fn regions(&mut self, graph: &Graph, g: &ModelGraph) -> Result<Fused> {
         if self.options.outline
             && let Some(outline) = Outline::find(graph, &self.model.tables)
             && let Some(short) = outline.shrink(graph)
         {
             let (part, built, specs) = self.fused(&short, g)?;
             if let Some((built, refused)) = outline.stretch(graph, &part, &built) {
-                return Ok((self.registered(built, &specs)?, refused, outline.instances()));
+                let built = self.registered(built, &specs)?;
+                return Ok(Fused { built, refused, instances: outline.instances(), work: part.work });
             }
         }
         let (part, built, specs) = self.fused(graph, g)?;
-        Ok((self.registered(built, &specs)?, part.refused, 0))
+        let built = self.registered(built, &specs)?;
+        Ok(Fused { built, refused: part.refused, instances: 0, work: part.work })
     }
-    /// The partition of a graph, its regions, and their distinct kernels, which [`Built::kernel`] counts.
-    fn fused(&self, graph: &Graph, g: &ModelGraph) -> Result<(Partition, Vec<Built>, Vec<KernelSpec>)> {
+    /// The partition of a graph, its regions, and their distinct kernels, which [`Built::kernel`] counts. A region whose
+    /// kernel is found wrong is taken apart.
+    fn fused(&mut self, graph: &Graph, g: &ModelGraph) -> Result<(Partition, Vec<Built>, Vec<KernelSpec>)> {
+        let mut apart: HashSet<ValueId> = HashSet::new();
+        loop {
+            let part = fusion::partition(graph, &self.model.tables, &g.at_most, &self.options.fusion, &apart);
+            let before = apart.len();
+            let (built, specs) = self.kernels_of(graph, &part, &mut apart)?;
+            if apart.len() == before {
+                return Ok((part, built, specs));
+            }
+        }
+    }
+    /// The kernels of a partition. The members of those that validation finds wrong are added to `apart`.
+    fn kernels_of(
+        &mut self,
+        graph: &Graph,
+        part: &Partition,
+        apart: &mut HashSet<ValueId>,
+    ) -> Result<(Vec<Built>, Vec<KernelSpec>)> {
         let tables = &self.model.tables;
-        let part = fusion::partition(graph, tables, &g.at_most, &self.options.fusion);
         let (mut built, mut specs) = (Vec::with_capacity(part.regions.len()), Vec::new());
         let mut known: HashMap<blake3::Hash, u32> = HashMap::new();
         for region in &part.regions {
             let site = anchors::Site { graph, tables, stored: &part.stored, region };
-            let (spec, operands) = anchors::build(&site).map_err(|fault| Error::Internal {
+            let broken = |fault: String| Error::Internal {
                 pass: "fusion",
                 fault: format!("{}: {fault}", anchors::describe(&site)),
-            })?;
-            let kernel = *known.entry(spec.hash()).or_insert_with(|| {
+            };
+            let (mut spec, operands) = anchors::build(&site).map_err(broken)?;
+            if let Some(plant) = self.options.plant.0 {
+                plant(&mut spec);
+            }
+            spec.aliases = memory::contracts(&spec);
+            let hash = spec.hash();
+            if !known.contains_key(&hash) && self.validation.on {
+                let verdict = fusion::validate::region(&site, &spec, &operands, &mut self.kernel_budget);
+                let members = region.members();
+                let fused = members.iter().filter(|v| report::is_launch(graph, **v)).count() > 1;
+                match verdict {
+                    Ok(decided) => self.validation.kernels[if decided { 0 } else { 2 }] += 1,
+                    Err(fault) if fused && members.iter().any(|v| !apart.contains(v)) => {
+                        self.validation.kernels[1] += 1;
+                        self.validation.dropped.push(format!("kernel {}: {fault}", anchors::describe(&site)));
+                        apart.extend(members);
+                    }
+                    Err(fault) => return Err(broken(format!("no fusion is left to drop, and {fault}"))),
+                }
+            }
+            let kernel = *known.entry(hash).or_insert_with(|| {
                 specs.push(spec);
                 specs.len() as u32 - 1
             });
             built.push(Built { region: region.clone(), kernel, operands });
         }
-        Ok((part, built, specs))
+        Ok((built, specs))
     }
     /// Renders the kernels of regions and numbers them as the plan does.
     fn registered(&mut self, mut built: Vec<Built>, specs: &[KernelSpec]) -> Result<Vec<Built>> {

@@ -1,4 +1,5 @@
 //! Random transformer-like graphs: what the families of models have in common, in sizes off every tile.
+#![allow(dead_code)]
 
 use crate::support::Random;
 use frit::Tensor;

@@ -1,5 +1,10 @@
 //! The closed set of reasons for which two operations do not share a kernel. Codes are stable; tests and reports cite
 //! them.
+//!
+//! Conditions that cannot fail have no code. Rows of any length are reduced in as many passes as they need, barriers and
+//! invocations follow from the templates, and registers and workgroup memory from their fixed tiles. Attention has no
+//! output for its probabilities, and the shapes that a raise asks for are the recognisers' business: `explain --lint`
+//! names them.
 
 use std::fmt;
 
@@ -12,12 +17,8 @@ pub enum Refusal {
     Dtype,
     /// The consumer's read map does not meet the producer's write map within one invocation.
     Map,
-    /// Attention probabilities are used outside.
-    Probs,
     /// The producer would be computed again for several consumers at too high a price.
     Dup,
-    /// A reduced row does not fit one workgroup.
-    Row,
     /// A row reduction behind a matmul whose tiles do not own whole rows.
     RowTile,
     /// A norm in front of a matmul with many rows: recomputing its statistics in every column tile costs more than it
@@ -33,14 +34,32 @@ pub enum Refusal {
     Effect,
     /// The rewrite's proof class exceeds the numeric mode.
     Mode,
-    /// Attribute or shape preconditions.
-    Shape,
     /// Switched off by the user.
     User,
     /// Legal, but it saves too little.
     Profit,
-    /// Legal, but too few workgroups would be left to fill the device.
-    Parallelism,
+    /// The fused kernel differs from its operations on random operands.
+    Mismatch,
+}
+
+impl Refusal {
+    /// Every code, in the order of the conditions.
+    pub const ALL: [Refusal; 14] = [
+        Refusal::Cycle,
+        Refusal::Dtype,
+        Refusal::Map,
+        Refusal::Dup,
+        Refusal::RowTile,
+        Refusal::Recompute,
+        Refusal::Bind,
+        Refusal::Dispatch,
+        Refusal::Grid,
+        Refusal::Effect,
+        Refusal::Mode,
+        Refusal::User,
+        Refusal::Profit,
+        Refusal::Mismatch,
+    ];
 }
 
 impl Refusal {
@@ -50,9 +69,7 @@ impl Refusal {
             Refusal::Cycle => "L1-CYCLE",
             Refusal::Dtype => "L2-DTYPE",
             Refusal::Map => "L3-MAP",
-            Refusal::Probs => "L4-PROBS",
             Refusal::Dup => "L5-DUP",
-            Refusal::Row => "L6-ROW",
             Refusal::RowTile => "L7-ROWTILE",
             Refusal::Recompute => "L8-RECOMPUTE",
             Refusal::Bind => "L9-BIND",
@@ -60,10 +77,9 @@ impl Refusal {
             Refusal::Grid => "L14-GRID",
             Refusal::Effect => "L17-EFFECT",
             Refusal::Mode => "L18-MODE",
-            Refusal::Shape => "L19-SHAPE",
             Refusal::User => "L20-USER",
             Refusal::Profit => "N-PROFIT",
-            Refusal::Parallelism => "N-PAR",
+            Refusal::Mismatch => "V-MISMATCH",
         }
     }
     /// The smallest change that would allow the fusion, in general terms.
@@ -72,20 +88,17 @@ impl Refusal {
             Refusal::Cycle => "remove the path through the operation outside",
             Refusal::Dtype => "use a type the target computes with",
             Refusal::Map => "make both operations walk the same tile: equal extents, or a view between them",
-            Refusal::Probs => "drop the output that keeps the probabilities alive",
             Refusal::Dup => "let one consumer remain, or accept the copy as a value of its own",
-            Refusal::Row => "shorten the row, or split the reduction",
             Refusal::RowTile => "let one workgroup own whole rows: fewer columns than a tile",
             Refusal::Recompute => "run with at most 4 rows, or forward the statistic from the producer",
-            Refusal::Bind => "pack small operands, or raise the target's limit of storage buffers",
+            Refusal::Bind => "read fewer matrices at once, or raise the target's limit of storage buffers",
             Refusal::Dispatch => "split the tensor along its rows",
             Refusal::Grid => "two kernels: a grid-wide dependency needs a launch between them",
             Refusal::Effect => "keep the order of cache writes and reads",
             Refusal::Mode => "allow the numeric mode that covers this rewrite",
-            Refusal::Shape => "meet the shape the rule asks for",
             Refusal::User => "switch the fusion on again",
+            Refusal::Mismatch => "none: report the model, this is a fault of the compiler",
             Refusal::Profit => "larger extents: at these it saves less than a launch",
-            Refusal::Parallelism => "more rows: one workgroup a row would leave the device idle",
         }
     }
 }

@@ -12,6 +12,8 @@ mod partition;
 pub mod region;
 pub mod report;
 pub mod spec_builder;
+pub mod traffic;
+pub mod validate;
 
 pub use legality::Refusal;
 pub use partition::{Partition, depends_on_tokens, is_anchor};
@@ -19,6 +21,8 @@ pub use region::{MatMulForm, MatMulGroup, Region, RegionAnchor};
 pub use spec_builder::{Operand, PackedWeight};
 
 use crate::graph::{Graph, Tables, ValueId};
+use crate::numeric::NumericMode;
+use std::collections::HashSet;
 
 /// What fusion may do. Every switch is on by default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +37,14 @@ pub struct FusionOptions {
     pub fuse_norms: bool,
     /// Run matmuls with the same left side as one.
     pub merge_siblings: bool,
+    /// Which classes of fusions may be made.
+    pub numeric: NumericMode,
+    /// Operations whose origin contains one of these are not fused.
+    pub no_fuse: Vec<String>,
+    /// How many operations are absorbed at most, in the order in which fusion meets them.
+    pub fuel: Option<u64>,
+    /// Storage bindings that a kernel may have.
+    pub limit_bindings: u32,
     /// Largest binding; larger weights are split by rows.
     pub limit_binding_bytes: u64,
 }
@@ -45,6 +57,10 @@ impl Default for FusionOptions {
             fuse_prologues: true,
             fuse_norms: true,
             merge_siblings: true,
+            numeric: NumericMode::default(),
+            no_fuse: Vec::new(),
+            fuel: None,
+            limit_bindings: 8,
             limit_binding_bytes: 128 << 20,
         }
     }
@@ -92,9 +108,15 @@ pub struct Refused {
     pub detail: String,
 }
 
-/// Splits a graph into regions.
-pub fn partition(graph: &Graph, tables: &Tables, at_most: &[(String, u64)], options: &FusionOptions) -> Partition {
-    partition::Partitioner::new(graph, tables, at_most, options).run()
+/// Splits a graph into regions. Operations in `apart` are not fused: kernels that held them were found wrong.
+pub fn partition(
+    graph: &Graph,
+    tables: &Tables,
+    at_most: &[(String, u64)],
+    options: &FusionOptions,
+    apart: &HashSet<ValueId>,
+) -> Partition {
+    partition::Partitioner::new(graph, tables, at_most, options, apart).run()
 }
 
 #[cfg(test)]

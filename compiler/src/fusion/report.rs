@@ -1,13 +1,15 @@
 //! Fills the fusion report: what each region saves, what was refused and why, and the ledger of bytes.
 
 use super::partition::is_anchor;
+use super::traffic::{self, visible_keys};
 use super::{Refused, Region, RegionAnchor};
 use crate::graph::{Graph, Op, ValueId};
-use frit_kernels::dim::{Dim, product};
+use crate::numeric::ProofClass;
+use frit_kernels::dim::{Bounds, Dim, product};
 use frit_kernels::dtype::Scalar;
-use frit_kernels::spec::{Anchor, KernelSpec, Space};
+use frit_kernels::spec::KernelSpec;
 use frit_plan::{AttentionCount, Ledger, PhaseReport, RefusedEdge, RegionReport};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Whether the operation would be a kernel if nothing were fused: views, sources and integer arithmetic would not.
 pub fn is_launch(graph: &Graph, v: ValueId) -> bool {
@@ -16,68 +18,49 @@ pub fn is_launch(graph: &Graph, v: ValueId) -> bool {
     !op.is_source() && !op.is_view() && !small
 }
 
-/// Bytes an operation moves by itself: every operand once, the result once. Weights are counted apart.
-fn alone(graph: &Graph, v: ValueId) -> Dim {
+/// Bytes an operation moves by itself: every operand once, the result once. Weights are counted apart. What is read
+/// through views and integer arithmetic, which no kernel of their own computes, are the values below these.
+fn alone(graph: &Graph, v: ValueId, bounds: &Bounds) -> Dim {
     let ops = graph.operands(v);
-    let reads = ops.iter().filter(|o| !matches!(graph.op(**o), Op::Weight(_) | Op::Const(_)));
+    let mut leaves: Vec<(ValueId, Dim)> = Vec::new();
+    for (port, o) in ops.iter().enumerate() {
+        let first = leaves.len();
+        operand_leaves(graph, *o, None, &mut leaves);
+        if let (Op::Attention(a), 1 | 2, [q, k, ..]) = (graph.op(v), port, ops.as_slice()) {
+            let queries = graph.ty(*q).shape.get(2).cloned().unwrap_or_else(Dim::one);
+            let keys = graph.ty(*k).shape.get(2).cloned().unwrap_or_else(Dim::one);
+            let (lo, hi) = visible_keys(&queries, &keys, a.causal.as_ref(), a.window, bounds);
+            let shape = graph.ty(*o).shape.iter().enumerate();
+            let seen: Vec<Dim> = shape.map(|(i, d)| if i == 2 { hi.clone() - lo.clone() } else { d.clone() }).collect();
+            leaves.iter_mut().skip(first).take(1).for_each(|l| l.1 = product(&seen) * Dim::constant(4));
+        }
+    }
+    leaves.sort();
+    leaves.dedup();
     let result = match graph.op(v) {
         Op::KvAppend { .. } => ops.first().map_or_else(Dim::zero, |o| graph.ty(*o).bytes()),
         _ => graph.ty(v).bytes(),
     };
-    reads.fold(result, |s, o| s + graph.ty(*o).bytes())
+    leaves.into_iter().fold(result, |s, (_, bytes)| s + bytes)
 }
 
-/// Weight bytes a kernel reads; a gather reads the rows it takes.
-pub fn weight_bytes(spec: &KernelSpec) -> Dim {
-    let args = spec.args.iter().filter(|a| a.space == Space::Weight);
-    args.fold(Dim::zero(), |s, a| {
-        let elems = match spec.anchor {
-            Anchor::MatMul { .. } => a.len.clone(),
-            _ => a.len.smaller(&product(&spec.domain)),
-        };
-        s + (elems * Dim::from(a.storage.block_bytes())).div(&Dim::from(a.storage.block_elems()))
-    })
-}
-
-/// Activation and cache bytes a kernel reads and writes, each argument once.
-pub fn activation_bytes(spec: &KernelSpec) -> Dim {
-    let four = Dim::constant(4);
-    let mut sum = Dim::zero();
-    for (i, a) in spec.args.iter().enumerate() {
-        let stores = spec.stores.iter().filter(|s| s.arg.0 as usize == i).count();
-        match (a.space, &spec.anchor) {
-            (Space::Weight | Space::Side, _) => {}
-            (Space::Kv(_), Anchor::Attention(at)) => {
-                let heads = spec.domain.get(1).cloned().unwrap_or_default().div(&Dim::from(at.group));
-                let batch = spec.domain.first().cloned().unwrap_or_default();
-                let dim = if a.name.starts_with("cache_k") { at.head_dim } else { at.value_dim };
-                sum = sum + &(&(&batch * &heads) * &at.kv_len) * &(Dim::from(dim) * four.clone());
-            }
-            (Space::Kv(_), _) => {
-                let mut one = Dim::zero();
-                for s in spec.stores.iter().filter(|s| s.arg.0 as usize == i) {
-                    let mut elems = product(&spec.domain);
-                    if let Some(w) = &s.when {
-                        let width = spec.domain.get(w.axis as usize).cloned().unwrap_or_else(Dim::one);
-                        elems = &elems.div(&width) * &(w.hi.clone() - w.lo.clone());
-                    }
-                    one = one + elems;
-                }
-                sum = sum + one * four.clone();
-            }
-            _ => {
-                let read = !a.written
-                    || spec
-                        .exprs
-                        .iter()
-                        .any(|(_, e)| matches!(e, frit_kernels::spec::Expr::Load { arg, .. } if arg.0 as usize == i));
-                let left = spec.left.as_ref().is_some_and(|l| l.arg.0 as usize == i);
-                let times = u64::from(read) + u64::from(stores > 0 || left);
-                sum = sum + a.len.clone() * Dim::from(times) * four.clone();
-            }
+/// The values in memory that an operand is made of, with the bytes read of each; `slice` holds the bytes of the part
+/// that a view picks.
+fn operand_leaves(graph: &Graph, o: ValueId, slice: Option<Dim>, out: &mut Vec<(ValueId, Dim)>) {
+    let op = graph.op(o);
+    match op {
+        Op::Weight(_) | Op::Const(_) | Op::Iota { .. } => {}
+        Op::Input(_) | Op::State(_) => out.push((o, slice.unwrap_or_else(|| graph.ty(o).bytes()))),
+        _ if is_launch(graph, o) => out.push((o, slice.unwrap_or_else(|| graph.ty(o).bytes()))),
+        _ => {
+            let part = match op {
+                Op::Slice { .. } => Some(graph.ty(o).bytes()),
+                Op::Reshape(_) | Op::Transpose(_) => slice,
+                _ => None,
+            };
+            graph.operands(o).into_iter().for_each(|x| operand_leaves(graph, x, part.clone(), out));
         }
     }
-    sum
 }
 
 fn describe(graph: &Graph, v: ValueId) -> String {
@@ -91,7 +74,13 @@ pub fn layer_of(origin: &str) -> Option<u32> {
 }
 
 /// The report of one program.
-pub fn phase(program: &str, graph: &Graph, refused: &[Refused], specs: &[(&Region, &KernelSpec, &str)]) -> PhaseReport {
+pub fn phase(
+    program: &str,
+    graph: &Graph,
+    bounds: &Bounds,
+    refused: &[Refused],
+    specs: &[(&Region, &KernelSpec, &str)],
+) -> PhaseReport {
     let order = graph.order();
     let launches: Vec<ValueId> = order.iter().copied().filter(|v| is_launch(graph, *v)).collect();
     let blocks = order.iter().filter(|v| matches!(graph.op(**v), Op::Attention(_))).count() as u32;
@@ -100,10 +89,12 @@ pub fn phase(program: &str, graph: &Graph, refused: &[Refused], specs: &[(&Regio
     let mut per_layer: BTreeMap<u32, u32> = BTreeMap::new();
     let (mut weights, mut activations) = (Dim::zero(), Dim::zero());
     let mut counted: HashSet<ValueId> = HashSet::new();
+    let mut moved: HashMap<&str, (Dim, Dim)> = HashMap::new();
     for (id, (r, spec, kernel)) in specs.iter().enumerate() {
         let members: Vec<ValueId> = r.members().into_iter().filter(|v| is_launch(graph, *v)).collect();
-        let before = members.iter().filter(|v| counted.insert(**v)).fold(Dim::zero(), |s, v| s + alone(graph, *v));
-        let (w, a) = (weight_bytes(spec), activation_bytes(spec));
+        let before =
+            members.iter().filter(|v| counted.insert(**v)).fold(Dim::zero(), |s, v| s + alone(graph, *v, bounds));
+        let (w, a) = moved.entry(kernel).or_insert_with(|| traffic::moved(spec, bounds)).clone();
         let mut origins: Vec<String> =
             members.iter().map(|v| graph.node(*v).origin.clone()).filter(|o| !o.is_empty()).collect();
         origins.sort();
@@ -111,8 +102,10 @@ pub fn phase(program: &str, graph: &Graph, refused: &[Refused], specs: &[(&Regio
         if let Some(l) = origins.iter().find_map(|o| layer_of(o)) {
             *per_layer.entry(l).or_default() += 1;
         }
-        let reassociates = matches!(&r.anchor, RegionAnchor::Attention(_))
-            || matches!(&r.anchor, RegionAnchor::MatMul(g) if g.norm.is_some());
+        let class = match &r.anchor {
+            RegionAnchor::MatMul(g) if g.norm.is_some() => ProofClass::Reassoc,
+            _ => ProofClass::Bit,
+        };
         regions.push(RegionReport {
             id: id as u32,
             kind: r.kind().into(),
@@ -122,7 +115,7 @@ pub fn phase(program: &str, graph: &Graph, refused: &[Refused], specs: &[(&Regio
             saved_bytes: before - a.clone(),
             saved_launches: (members.len() as u32).saturating_sub(1),
             bindings: spec.bindings() as u32,
-            class: if reassociates { "REASSOC" } else { "BIT" }.into(),
+            class: class.name().into(),
             weight_bytes: w.clone(),
             activation_bytes: a.clone(),
         });
@@ -143,11 +136,13 @@ pub fn phase(program: &str, graph: &Graph, refused: &[Refused], specs: &[(&Regio
         dispatches_per_layer: layers.get(layers.len() / 2).copied().unwrap_or(0),
         unfused_dispatches: launches.len() as u32,
         instances: 0,
+        work: 0,
+        in_place: Vec::new(),
         attention: AttentionCount { blocks, fused },
         regions,
         refused: refused.collect(),
         ledger: Ledger {
-            activations_unfused: launches.iter().fold(Dim::zero(), |s, v| s + alone(graph, *v)),
+            activations_unfused: launches.iter().fold(Dim::zero(), |s, v| s + alone(graph, *v, bounds)),
             activations_fused: activations.clone(),
             total: weights.clone() + activations,
             weights,

@@ -142,6 +142,10 @@ impl<'a> Editor<'a> {
         self.prune(old);
         Ok(true)
     }
+    /// Takes back a node that was added and not used.
+    pub fn discard(&mut self, added: ValueId) {
+        self.prune(added);
+    }
     /// Removes `v` and what only it used, as far as nothing needs them.
     fn prune(&mut self, v: ValueId) {
         let mut stack = vec![v];

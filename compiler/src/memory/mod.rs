@@ -1,6 +1,10 @@
 //! Memory after fusion: which values share a slot of an arena, from their live ranges. Sizes stay symbolic; offsets
 //! follow when a session binds them.
 
+mod alias;
+
+pub use alias::contracts;
+
 use frit_kernels::dim::{Bounds, Dim};
 use frit_plan::SlotLayout;
 
@@ -11,17 +15,36 @@ pub struct Lifetime {
     pub size: Dim,
     /// First and last step, inclusive.
     pub live: (u32, u32),
+    /// Values whose storage it may take while the step that makes it reads them, by the alias contract of its kernel.
+    pub over: Vec<usize>,
 }
 
-/// Gives every value a slot so that values alive at the same step never share one. A free slot of the same size is
-/// taken first, then one whose size compares; a slot grows to the larger of its values.
+/// Gives every value a slot so that values alive at the same step never share one, but for values written over an
+/// input of equal size that dies there. Such an input's slot is taken first, then a free slot of the same size, then one
+/// whose size compares; a slot grows to the larger of its values.
 pub fn assign(values: &[Lifetime], bounds: &Bounds) -> (Vec<u32>, SlotLayout) {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by_key(|i| (values[*i].live.0, *i));
     let mut slots: Vec<(Dim, u32)> = Vec::new();
     let mut of = vec![0u32; values.len()];
+    let mut placed = vec![false; values.len()];
+    let mut taken: std::collections::HashSet<(usize, u32)> = std::collections::HashSet::new();
     for i in order {
         let v = &values[i];
+        let dies_here = |o: &usize| {
+            let other = values.get(*o)?;
+            let slot = of[*o] as usize;
+            let held = slots.get(slot).is_some_and(|s| s.1 == other.live.1);
+            (*o != i && placed[*o] && held && other.live.1 == v.live.0 && other.size == v.size).then_some(slot)
+        };
+        let over = v.over.iter().find_map(dies_here).filter(|k| !taken.contains(&(*k, v.live.0)));
+        placed[i] = true;
+        if let Some(k) = over {
+            taken.insert((k, v.live.0));
+            slots[k].1 = v.live.1;
+            of[i] = k as u32;
+            continue;
+        }
         let free = |s: &(Dim, u32)| s.1 < v.live.0;
         let same = slots.iter().position(|s| free(s) && s.0 == v.size);
         let larger = || slots.iter().position(|s| free(s) && bounds.le(&v.size, &s.0));
@@ -48,7 +71,7 @@ mod tests {
     use super::*;
 
     fn v(size: &str, a: u32, b: u32) -> Lifetime {
-        Lifetime { size: size.parse().unwrap(), live: (a, b) }
+        Lifetime { size: size.parse().unwrap(), live: (a, b), over: Vec::new() }
     }
 
     #[test]
@@ -63,6 +86,17 @@ mod tests {
         }
         assert_eq!(layout.sizes.len(), 2);
         assert!(layout.sizes.contains(&"256*B".parse().unwrap()));
+    }
+    #[test]
+    fn a_value_takes_the_place_of_an_input_that_dies_and_is_as_large() {
+        let mut values = [v("B*64", 0, 1), v("B*64", 0, 2), v("B*64", 1, 3), v("B*32", 2, 3)];
+        values[2].over = vec![0, 1];
+        values[3].over = vec![1];
+        let (of, layout) = assign(&values, &Bounds::new());
+        assert_eq!((of[2], layout.sizes.len()), (of[0], 3));
+        assert_ne!(of[3], of[1], "they differ in size");
+        values[2].over = vec![1];
+        assert_ne!(assign(&values, &Bounds::new()).0[2], of[1], "it is read again later");
     }
     #[test]
     fn sizes_that_do_not_compare_keep_apart() {

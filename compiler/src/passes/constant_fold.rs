@@ -21,13 +21,13 @@ impl ConstantFold {
     pub const NAME: &'static str = "constant-fold";
 }
 
-const RULES: &[Rule] = &[
-    Rule { name: "fold-unary", apply: fold_unary },
-    Rule { name: "fold-binary", apply: fold_binary },
-    Rule { name: "fold-cast", apply: fold_cast },
-    Rule { name: "uniform-weight", apply: uniform_weight },
-    Rule { name: "view-of-scalar", apply: view_of_scalar },
-    Rule { name: "unit-iota", apply: unit_iota },
+pub(super) const RULES: &[Rule] = &[
+    Rule::round("fold-unary", fold_unary),
+    Rule::exact("fold-binary", fold_binary),
+    Rule::exact("fold-cast", fold_cast),
+    Rule::exact("uniform-weight", uniform_weight),
+    Rule::exact("view-of-scalar", view_of_scalar),
+    Rule::exact("unit-iota", unit_iota),
 ];
 
 impl Pass for ConstantFold {

@@ -1,6 +1,7 @@
 //! Graph to graph. Each pass is named, says what it needs and what it leaves, and edits through
 //! [`crate::graph::patch`] alone. Nothing here knows a file format or a target.
 
+pub mod approximate;
 pub mod canonicalize;
 pub mod constant_fold;
 pub mod cse;
@@ -10,12 +11,16 @@ pub mod recognize;
 mod rewrite;
 pub mod shape_fold;
 pub mod specialize;
+pub mod validate;
 
 use crate::error::{Error, Result};
 use crate::graph::patch::{Fuel, Log};
-use crate::graph::{Graph, Tables, text, verify};
+use crate::graph::{Graph, Tables, ValueId, text, verify};
+use crate::numeric::{NumericMode, ProofClass};
 use frit_kernels::dim::Bounds;
 use indexmap::IndexMap;
+use std::collections::{BTreeMap, HashSet};
+use validate::Validator;
 
 /// Whether a pass changed the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,12 +48,35 @@ pub struct Ctx<'a> {
     pub log: Log,
     /// Names of passes whose fixpoint hit its bound.
     pub unfinished: Vec<&'static str>,
+    /// Which classes of rules may be applied.
+    pub mode: NumericMode,
+    /// Checks applications.
+    pub validator: Validator,
+    /// Names of rules that are switched off.
+    pub disabled: Vec<String>,
+    /// Places where a rule matched that the mode does not allow.
+    pub refused: BTreeMap<(&'static str, ValueId), ProofClass>,
+    /// Places where the validator found a rule wrong.
+    pub wrong: HashSet<(&'static str, ValueId)>,
+    /// Left sides that matched, applied or not.
+    pub tried: u64,
 }
 
 impl<'a> Ctx<'a> {
     /// A context over tables, with unlimited fuel.
     pub fn new(tables: &'a Tables) -> Self {
-        Ctx { tables, bounds: verify::size_bounds(tables), log: Log::default(), unfinished: Vec::new() }
+        Ctx {
+            tables,
+            bounds: verify::size_bounds(tables),
+            log: Log::default(),
+            unfinished: Vec::new(),
+            mode: NumericMode::default(),
+            validator: Validator::off(),
+            disabled: Vec::new(),
+            refused: BTreeMap::new(),
+            wrong: HashSet::new(),
+            tried: 0,
+        }
     }
 }
 
@@ -83,6 +111,10 @@ pub struct PassLog {
     pub passes: Vec<PassRun>,
     /// Passes whose fixpoint hit its bound.
     pub unfinished: Vec<&'static str>,
+    /// Places where a rule matched that the numeric mode does not allow, by rule.
+    pub refused: BTreeMap<&'static str, (ProofClass, u64)>,
+    /// Left sides that matched, applied or not.
+    pub tried: u64,
 }
 
 impl PassLog {
@@ -118,6 +150,12 @@ pub struct Options<'h> {
     pub stop_after: Option<String>,
     /// How many rewrites are applied at most.
     pub fuel: Fuel,
+    /// Which classes of rules may be applied.
+    pub mode: NumericMode,
+    /// Names of rules that are switched off.
+    pub disabled: Vec<String>,
+    /// Checks applications; comes back from the run with its counts.
+    pub validator: Validator,
     /// After which passes `show` is called.
     pub print_after: PrintAfter,
     /// Takes the name of a pass and the text of the graph after it.
@@ -131,6 +169,9 @@ impl Default for Options<'_> {
             skip: Vec::new(),
             stop_after: None,
             fuel: Fuel::UNLIMITED,
+            mode: NumericMode::default(),
+            disabled: Vec::new(),
+            validator: Validator::off(),
             print_after: PrintAfter::Nothing,
             show: None,
         }
@@ -163,7 +204,8 @@ impl<'h> PassManager<'h> {
         for r in recognize::RECOGNIZERS {
             passes.push(Box::new(r));
         }
-        let rest: [Box<dyn Pass>; 6] = [
+        let rest: [Box<dyn Pass>; 7] = [
+            Box::new(approximate::Approximate),
             Box::new(canonicalize::Canonicalize),
             Box::new(constant_fold::ConstantFold),
             Box::new(shape_fold::ShapeFold),
@@ -182,6 +224,9 @@ impl<'h> PassManager<'h> {
         let mut out = PassLog::default();
         let mut ctx = Ctx::new(tables);
         ctx.log.fuel = self.options.fuel;
+        ctx.mode = self.options.mode;
+        ctx.disabled.clone_from(&self.options.disabled);
+        ctx.validator = std::mem::replace(&mut self.options.validator, Validator::off());
         if self.options.verify_each {
             check("ingest", graph, tables)?;
         }
@@ -209,6 +254,11 @@ impl<'h> PassManager<'h> {
             }
         }
         out.unfinished = ctx.unfinished;
+        out.tried = ctx.tried;
+        for ((rule, _), class) in ctx.refused {
+            out.refused.entry(rule).or_insert((class, 0)).1 += 1;
+        }
+        self.options.validator = ctx.validator;
         Ok(out)
     }
 }
@@ -218,6 +268,17 @@ fn check(pass: &'static str, graph: &Graph, tables: &Tables) -> Result<()> {
         let list: Vec<String> = faults.iter().map(|f| f.to_string()).collect();
         Error::Internal { pass, fault: format!("{}\n{}", list.join("\n"), text::print(graph)) }
     })
+}
+
+/// Names of the rules that may be switched off: all that are applied by sweeps.
+pub fn rule_names() -> Vec<&'static str> {
+    let lists = [canonicalize::rules(), constant_fold::RULES.to_vec(), shape_fold::RULES.to_vec()];
+    let recognisers = recognize::RECOGNIZERS.iter().flat_map(|r| r.rule_names());
+    let mut names: Vec<&'static str> = lists.iter().flatten().map(|r| r.name).chain(recognisers).collect();
+    names.push(approximate::RULES[0].name);
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 /// Runs the standard list on a graph in which `fixed` sizes are replaced by their value.

@@ -4,6 +4,7 @@ use super::{Changed, Ctx};
 use crate::error::{Error, Result};
 use crate::graph::patch::Editor;
 use crate::graph::{Graph, GraphError, Op, Tables, TensorType, ValueId, infer};
+use crate::numeric::ProofClass;
 use frit_kernels::dim::Bounds;
 use frit_kernels::spec::{BinaryOp, Literal, UnaryOp};
 
@@ -53,11 +54,30 @@ impl New {
     }
 }
 
+/// The right side of a rule for a node, where its left side matches.
+pub(super) type Apply = fn(&Site<'_>, ValueId) -> Option<New>;
+
+/// A rule, and what it does to numbers.
 #[derive(Clone, Copy)]
-/// A rule: its right side for a node, where its left side matches.
 pub(super) struct Rule {
     pub name: &'static str,
-    pub apply: fn(&Site<'_>, ValueId) -> Option<New>,
+    pub class: ProofClass,
+    pub apply: Apply,
+}
+
+impl Rule {
+    pub const fn exact(name: &'static str, apply: Apply) -> Rule {
+        Rule { name, class: ProofClass::Bit, apply }
+    }
+    pub const fn round(name: &'static str, apply: Apply) -> Rule {
+        Rule { name, class: ProofClass::Round, apply }
+    }
+    pub const fn reassoc(name: &'static str, apply: Apply) -> Rule {
+        Rule { name, class: ProofClass::Reassoc, apply }
+    }
+    pub const fn approx(name: &'static str, apply: Apply) -> Rule {
+        Rule { name, class: ProofClass::Approx, apply }
+    }
 }
 
 const MAX_ROUNDS: usize = 24;
@@ -90,10 +110,29 @@ fn apply_at(pass: &'static str, graph: &mut Graph, ctx: &mut Ctx<'_>, rules: &[R
         }
         let site = Site { g: graph, tables: ctx.tables, bounds: &ctx.bounds };
         let Some(new) = (rule.apply)(&site, v) else { continue };
+        ctx.tried += 1;
+        if ctx.disabled.iter().any(|d| d == rule.name) {
+            continue;
+        }
+        if !ctx.mode.allows(rule.class) {
+            ctx.refused.insert((rule.name, v), rule.class);
+            continue;
+        }
+        if ctx.wrong.contains(&(rule.name, v)) {
+            continue;
+        }
         let bounds = ctx.bounds.clone();
         let mut e = Editor::new(graph, rule.name, &mut ctx.log).with_bounds(&bounds);
         let origin = e.graph().node(v).origin.clone();
-        let done = build(&mut e, &new, &origin).and_then(|n| e.replace(v, n));
+        let approximate = rule.class == ProofClass::Approx;
+        let done = build(&mut e, &new, &origin).and_then(|n| {
+            if approximate || ctx.validator.admits(e.graph(), ctx.tables, rule.name, v, n) {
+                return e.replace(v, n);
+            }
+            ctx.wrong.insert((rule.name, v));
+            e.discard(n);
+            Ok(false)
+        });
         if done.map_err(|f: GraphError| Error::Internal { pass, fault: format!("{}: {f}", rule.name) })? {
             return Ok(true);
         }

@@ -26,12 +26,12 @@ impl ShapeFold {
     pub const NAME: &'static str = "shape-fold";
 }
 
-const RULES: &[Rule] = &[
-    Rule { name: "transpose-of-units", apply: transpose_of_units },
-    Rule { name: "reduce-of-units", apply: reduce_of_units },
-    Rule { name: "argmax-of-unit", apply: argmax_of_unit },
-    Rule { name: "empty-part", apply: empty_part },
-    Rule { name: "slice-of-unit", apply: slice_of_unit },
+pub(super) const RULES: &[Rule] = &[
+    Rule::exact("transpose-of-units", transpose_of_units),
+    Rule::exact("reduce-of-units", reduce_of_units),
+    Rule::exact("argmax-of-unit", argmax_of_unit),
+    Rule::exact("empty-part", empty_part),
+    Rule::exact("slice-of-unit", slice_of_unit),
 ];
 
 impl Pass for ShapeFold {

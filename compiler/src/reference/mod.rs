@@ -4,6 +4,7 @@
 //! its business.
 
 mod array;
+mod element;
 mod ops;
 mod scalar;
 mod weights;
@@ -12,6 +13,10 @@ mod weights;
 pub mod random;
 
 pub use array::Array;
+pub use element::{Elements, hashed};
+pub(crate) use scalar::{
+    binary as scalar_binary, cast as scalar_cast, literal as scalar_literal, unary as scalar_unary,
+};
 pub use weights::weight_array;
 
 use crate::graph::control::Control;

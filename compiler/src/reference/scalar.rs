@@ -3,7 +3,7 @@
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{BinaryOp, Literal, UnaryOp};
 
-pub(super) fn literal(l: Literal) -> f64 {
+pub(crate) fn literal(l: Literal) -> f64 {
     match l {
         Literal::F32(bits) => f64::from(f32::from_bits(bits)),
         Literal::I32(v) => f64::from(v),
@@ -34,7 +34,7 @@ fn sigmoid(x: f64) -> f64 {
     if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
 }
 
-pub(super) fn unary(op: UnaryOp, x: f64) -> f64 {
+pub(crate) fn unary(op: UnaryOp, x: f64) -> f64 {
     match op {
         UnaryOp::Neg => -x,
         UnaryOp::Abs => x.abs(),
@@ -69,7 +69,7 @@ pub(super) fn unary(op: UnaryOp, x: f64) -> f64 {
     }
 }
 
-pub(super) fn binary(op: BinaryOp, scalar: Scalar, a: f64, b: f64) -> f64 {
+pub(crate) fn binary(op: BinaryOp, scalar: Scalar, a: f64, b: f64) -> f64 {
     match op {
         BinaryOp::Add => a + b,
         BinaryOp::Sub => a - b,
@@ -93,7 +93,7 @@ pub(super) fn binary(op: BinaryOp, scalar: Scalar, a: f64, b: f64) -> f64 {
     }
 }
 
-pub(super) fn cast(to: Scalar, x: f64) -> f64 {
+pub(crate) fn cast(to: Scalar, x: f64) -> f64 {
     match to {
         Scalar::F32 => x,
         Scalar::I32 => x.trunc(),

@@ -8,6 +8,7 @@ mod buffer;
 pub mod format;
 mod kernel;
 pub mod limits;
+mod lock;
 mod model;
 mod plan;
 mod report;
@@ -16,8 +17,9 @@ mod weights;
 
 pub use buffer::{BufferRef, KvPart, KvSlotDecl, SlotLayout, StateDecl, ValueDecl};
 pub use kernel::{Kernel, Schedule, Variant};
+pub use lock::lock_changes;
 pub use model::{ChatInfo, InputFill, ModelInfo, Port, Task};
 pub use plan::{PLAN_VERSION, Plan, Program, SizeDecl, Step, sizes};
-pub use report::{AttentionCount, FusionReport, Ledger, PhaseReport, RefusedEdge, RegionReport};
+pub use report::{AttentionCount, FusionReport, InPlace, Ledger, PhaseReport, RefusedEdge, RegionReport, Validation};
 pub use validate::{PlanError, StoredShape};
 pub use weights::{Part, Placement, RopePart, TensorData, TensorSource, WeightDecl, WeightSource, repack};

@@ -12,6 +12,29 @@ pub struct FusionReport {
     /// Rewrites of the graphs by rule, all programs together.
     #[serde(default)]
     pub rewrites: BTreeMap<String, u64>,
+    /// The numeric mode: `strict`, `default` or `fast`.
+    #[serde(default)]
+    pub numeric: String,
+    /// Rules that matched and that the numeric mode does not allow (`L18-MODE`): proof class and places.
+    #[serde(default)]
+    pub refused_rewrites: BTreeMap<String, (String, u64)>,
+    /// What translation validation found.
+    #[serde(default)]
+    pub validation: Validation,
+}
+
+/// Translation validation: both sides of every rewrite, and every kernel and its operations, compared on random
+/// operands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Validation {
+    /// Whether it was asked for.
+    pub on: bool,
+    /// Rewrites found equal, found different, and not decided.
+    pub rewrites: [u64; 3],
+    /// Kernels found equal, found different, and not decided.
+    pub kernels: [u64; 3],
+    /// Rewrites and kernels that were dropped for the unfused form, with their places.
+    pub dropped: Vec<String>,
 }
 
 /// The report of one program.
@@ -28,6 +51,12 @@ pub struct PhaseReport {
     /// Repetitions of a block of layers whose regions follow from another repetition's, without being fused again.
     #[serde(default)]
     pub instances: u32,
+    /// Decisions that fusion took: what compiling costs, in units that no clock disturbs.
+    #[serde(default)]
+    pub work: u64,
+    /// Values that are written over an input of the same step.
+    #[serde(default)]
+    pub in_place: Vec<InPlace>,
     /// Attention blocks of the graph, and how many became one kernel.
     pub attention: AttentionCount,
     /// Every region in launch order.
@@ -36,6 +65,17 @@ pub struct PhaseReport {
     pub refused: Vec<RefusedEdge>,
     /// Bytes of one run, symbolic in the sizes.
     pub ledger: Ledger,
+}
+
+/// A value that takes the storage of an input that dies in the step that makes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InPlace {
+    /// The step.
+    pub step: u32,
+    /// The value written.
+    pub output: String,
+    /// The value it is written over.
+    pub input: String,
 }
 
 /// Attention blocks found and fused.

@@ -297,6 +297,7 @@ impl Check<'_> {
             }
             self.ensure(v.live.0 <= v.live.1, || format!("{value} lives from step {} to {}", v.live.0, v.live.1));
         }
+        self.sharing(g, &place);
         for p in &g.inputs {
             self.port(g, p, &format!("{place}, input `{}`", p.name), &probes);
         }
@@ -306,6 +307,35 @@ impl Check<'_> {
         for (i, s) in g.steps.iter().enumerate() {
             self.step(g, s, &format!("{place}, step {i}"), &probes);
         }
+    }
+
+    /// Values of one slot are alive one after another. Where one begins at the step at which another ends, that step's
+    /// kernel must allow it by an alias contract.
+    fn sharing(&mut self, g: &Program, place: &str) {
+        let mut slots: HashMap<(bool, u32), Vec<usize>> = HashMap::new();
+        for (i, v) in g.values.iter().enumerate() {
+            slots.entry((v.storage == Storage::F32, v.slot)).or_default().push(i);
+        }
+        let mut slots: Vec<_> = slots.into_iter().collect();
+        slots.sort();
+        for (_, mut values) in slots {
+            values.sort_by_key(|i| g.values.get(*i).map(|v| (v.live, *i)));
+            for pair in values.windows(2) {
+                let (Some(a), Some(b)) = (pair.first(), pair.last()) else { continue };
+                let (Some(old), Some(new)) = (g.values.get(*a), g.values.get(*b)) else { continue };
+                let apart = old.live.1 < new.live.0;
+                let over = old.live.1 == new.live.0 && self.overwrites(g, new.live.0, *b as u32, *a as u32);
+                self.ensure(apart || over, || {
+                    format!("{place}: `{}` and `{}` share slot {} while both are alive", old.name, new.name, old.slot)
+                });
+            }
+        }
+    }
+    fn overwrites(&self, g: &Program, step: u32, output: u32, input: u32) -> bool {
+        let Some(s) = g.steps.get(step as usize) else { return false };
+        let Some(k) = self.plan.kernels.get(s.kernel as usize) else { return false };
+        let is = |id: frit_kernels::spec::ArgId, v: u32| s.args.get(id.0 as usize) == Some(&BufferRef::Value(v));
+        k.spec.aliases.iter().any(|a| is(a.output, output) && is(a.input, input))
     }
 
     fn port(&mut self, g: &Program, p: &Port, place: &str, probes: &[Vec<u64>]) {

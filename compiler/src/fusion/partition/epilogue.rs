@@ -39,6 +39,9 @@ impl Partitioner<'_> {
                                 inside.insert((*p, u));
                                 self.owner.insert(u, id);
                                 self.regions[id].epilogue.push(u);
+                                if !self.graph.op(u).is_view() {
+                                    self.spend();
+                                }
                             }
                         }
                         Ok(()) => {}
@@ -75,6 +78,10 @@ impl Partitioner<'_> {
         }
         if matches!(g.op(v), Op::KvAppend { .. }) {
             return Err((Refusal::Effect, "the slot holds positions of earlier runs as well".into()));
+        }
+        if !op.is_view() {
+            self.permitted(v, u)?;
+            self.binds(id, u)?;
         }
         let shape_in = &g.ty(v).shape;
         match op {

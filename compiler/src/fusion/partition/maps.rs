@@ -33,7 +33,14 @@ impl Partitioner<'_> {
             let pinned = matches!(op, Op::KvAppend { .. }) || self.graph.is_output(v);
             let free = op.is_view() || self.is_cheap(v);
             let single = here.len() == 1 && here.values().all(|ok| *ok) && self.options.fuse_prologues;
-            if !pinned && (free || single) {
+            let barred = match (here.keys().next(), self.users(v).first()) {
+                (Some(r), Some(u)) if single && !free => self.permitted(v, *u).and_then(|()| self.binds(*r, v)).err(),
+                _ => None,
+            };
+            if !pinned && (free || (single && barred.is_none())) {
+                if !free {
+                    self.spend();
+                }
                 for r in here.keys() {
                     self.regions[*r].prologue.push(v);
                 }
@@ -41,7 +48,9 @@ impl Partitioner<'_> {
                 continue;
             }
             if !pinned {
-                let (code, detail) = if here.len() > 1 {
+                let (code, detail) = if let Some(barred) = barred {
+                    barred
+                } else if here.len() > 1 {
                     (Refusal::Dup, format!("{} regions read it; kept as a value", here.len()))
                 } else if self.options.fuse_prologues {
                     (Refusal::Dup, "every column tile of the consumer would compute it again".into())

@@ -1,6 +1,7 @@
 //! Splits a graph into regions: anchors first, then horizontal merges, then what each anchor absorbs behind and in
 //! front of itself, and pointwise regions for what is left.
 
+mod bindings;
 mod epilogue;
 mod maps;
 mod norms;
@@ -14,6 +15,7 @@ use super::{FusionOptions, Refused};
 use crate::graph::{Graph, Op, Tables, ValueId, WeightId};
 use frit_kernels::dim::{Bounds, Dim, Sym, product};
 use frit_plan::sizes;
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
 /// Regions in launch order, and every edge that was considered and refused.
@@ -25,6 +27,8 @@ pub struct Partition {
     pub stored: HashSet<ValueId>,
     /// Edges not fused.
     pub refused: Vec<Refused>,
+    /// Decisions taken: a measure of work that no clock disturbs.
+    pub work: u64,
 }
 
 /// Largest number of rows for which a norm is computed inside the matmul that reads it.
@@ -43,6 +47,10 @@ pub(super) struct Partitioner<'a> {
     regions: Vec<Region>,
     stored: HashSet<ValueId>,
     refused: Vec<Refused>,
+    apart: HashSet<ValueId>,
+    off: HashSet<ValueId>,
+    fuel: Option<u64>,
+    work: Cell<u64>,
 }
 
 /// Whether the operation is computed by reductions and so starts a region.
@@ -56,6 +64,7 @@ impl<'a> Partitioner<'a> {
         tables: &'a Tables,
         at_most: &[(String, u64)],
         options: &'a FusionOptions,
+        apart: &HashSet<ValueId>,
     ) -> Self {
         let order = graph.order();
         let position: HashMap<_, _> = order.iter().enumerate().map(|(i, v)| (*v, i)).collect();
@@ -80,6 +89,11 @@ impl<'a> Partitioner<'a> {
         for (name, max) in at_most {
             bounds.set(Sym::Size(name.as_str().into()), 1, Some(Dim::from(*max)));
         }
+        let named = |v: &ValueId| {
+            let origin = &graph.node(*v).origin;
+            options.no_fuse.iter().any(|part| origin.contains(part.as_str()))
+        };
+        let off = order.iter().copied().filter(named).collect();
         Partitioner {
             graph,
             tables,
@@ -93,6 +107,10 @@ impl<'a> Partitioner<'a> {
             regions: Vec::new(),
             stored: HashSet::new(),
             refused: Vec::new(),
+            apart: apart.clone(),
+            off,
+            fuel: options.fuel,
+            work: Cell::new(0),
         }
     }
 
@@ -108,7 +126,7 @@ impl<'a> Partitioner<'a> {
         self.refused.retain(|r| !together.iter().any(|m| m.contains(&r.from) && m.contains(&r.to)));
         self.refused.sort_by_key(|a| (a.from, a.to, a.code));
         self.refused.dedup_by(|a, b| (a.from, a.to) == (b.from, b.to));
-        Partition { regions: self.regions, stored: self.stored, refused: self.refused }
+        Partition { regions: self.regions, stored: self.stored, refused: self.refused, work: self.work.get() }
     }
 
     fn users(&self, v: ValueId) -> &[ValueId] {
@@ -119,6 +137,25 @@ impl<'a> Partitioner<'a> {
             (Some(a), Some(b)) => self.ancestors[*a][b / 64] & (1 << (b % 64)) != 0,
             _ => false,
         }
+    }
+    /// Whether two operations may share a kernel as far as no property of theirs is concerned: neither is switched off,
+    /// there is fuel, and no kernel with them was found wrong.
+    fn permitted(&self, a: ValueId, b: ValueId) -> Result<(), (Refusal, String)> {
+        self.work.set(self.work.get() + 1);
+        if self.apart.contains(&a) || self.apart.contains(&b) {
+            return Err((Refusal::Mismatch, "a kernel with both differed from its operations".into()));
+        }
+        if self.off.contains(&a) || self.off.contains(&b) {
+            return Err((Refusal::User, "the operation is switched off by its origin".into()));
+        }
+        if self.fuel == Some(0) {
+            return Err((Refusal::User, "the fusion fuel is spent".into()));
+        }
+        Ok(())
+    }
+    /// Takes note of an absorption.
+    fn spend(&mut self) {
+        self.fuel = self.fuel.map(|f| f.saturating_sub(1));
     }
     fn refuse(&mut self, from: ValueId, to: ValueId, code: Refusal, detail: String) {
         self.refused.push(Refused { from, to, code, detail });

@@ -4,6 +4,7 @@ use super::{NORM_PROLOGUE_ROWS, Partitioner};
 use crate::fusion::legality::Refusal;
 use crate::fusion::region::{MatMulForm, RegionAnchor};
 use crate::graph::{Op, ValueId};
+use crate::numeric::ProofClass;
 use frit_kernels::dim::Dim;
 use frit_kernels::templates::has_few_rows;
 use std::collections::BTreeSet;
@@ -35,6 +36,17 @@ impl Partitioner<'_> {
                 self.refuse(v, first, Refusal::User, "norm prologues are switched off".into());
                 continue;
             }
+            if let Err((code, detail)) = self.permitted(v, first) {
+                self.refuse(v, first, code, detail);
+                continue;
+            }
+            if !self.options.numeric.allows(ProofClass::Reassoc) {
+                let mode = self.options.numeric.name();
+                let detail =
+                    format!("REASSOC: column tiles add up the statistics in their own order; the mode is {mode}");
+                self.refuse(v, first, Refusal::Mode, detail);
+                continue;
+            }
             let kept = !others.is_empty() || self.graph.is_output(v);
             if let Some(early) = others.iter().find(|u| self.before(target, **u)) {
                 let detail =
@@ -44,6 +56,7 @@ impl Partitioner<'_> {
             }
             match self.recompute(v, target, kept) {
                 Ok(()) => {
+                    self.spend();
                     if let RegionAnchor::MatMul(g) = &mut self.regions[target].anchor {
                         g.norm = Some(v);
                         self.owner.insert(v, target);

@@ -62,12 +62,15 @@ impl Partitioner<'_> {
             let distinct = group.iter().all(|g| self.rhs_weight(*g) != self.rhs_weight(*v));
             if !self.options.merge_siblings {
                 self.refuse(first, *v, Refusal::User, "merging of sibling matmuls is switched off".into());
+            } else if let Err((code, detail)) = self.permitted(first, *v) {
+                self.refuse(first, *v, code, detail);
             } else if !same {
                 let detail = format!("stored as {} and {}", base.storage, w.storage);
                 self.refuse(first, *v, Refusal::Dtype, detail);
             } else if !apart || !distinct {
                 self.refuse(first, *v, Refusal::Cycle, "one feeds the other, or both use one weight".into());
             } else {
+                self.spend();
                 group.push(*v);
             }
         }

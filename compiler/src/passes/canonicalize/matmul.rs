@@ -13,7 +13,7 @@ use frit_kernels::spec::BinaryOp;
 /// where q, other than p, keeps the innermost axis innermost; an identity q vanishes by `no-op-view`. Both directions
 /// (`matmul` to `matmul.bt` and back) are the same rule. Exact.
 pub(super) const RULES: &[Rule] =
-    &[Rule { name: "matmul-of-transpose", apply: of_transpose }, Rule { name: "outer-product", apply: outer_product }];
+    &[Rule::exact("matmul-of-transpose", of_transpose), Rule::exact("outer-product", outer_product)];
 
 fn of_transpose(s: &Site<'_>, v: ValueId) -> Option<New> {
     let Op::MatMul { b_transposed } = s.g.op(v) else { return None };

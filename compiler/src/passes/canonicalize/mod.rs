@@ -4,7 +4,7 @@ mod arith;
 mod matmul;
 mod views;
 
-use super::rewrite::sweep;
+use super::rewrite::{Rule, sweep};
 use super::{Changed, Ctx, Pass};
 use crate::error::Result;
 use crate::graph::Graph;
@@ -28,12 +28,15 @@ impl Canonicalize {
     pub const NAME: &'static str = "canonicalize";
 }
 
+pub(super) fn rules() -> Vec<Rule> {
+    [views::RULES, arith::RULES, matmul::RULES].concat()
+}
+
 impl Pass for Canonicalize {
     fn name(&self) -> &'static str {
         Self::NAME
     }
     fn run(&self, graph: &mut Graph, ctx: &mut Ctx<'_>) -> Result<Changed> {
-        let rules = [views::RULES, arith::RULES, matmul::RULES].concat();
-        sweep(Self::NAME, graph, ctx, &rules)
+        sweep(Self::NAME, graph, ctx, &rules())
     }
 }

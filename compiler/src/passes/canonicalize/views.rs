@@ -21,18 +21,18 @@ use frit_kernels::dim::Dim;
 /// ```
 /// All are exact.
 pub(super) const RULES: &[Rule] = &[
-    Rule { name: "no-op-view", apply: no_op },
-    Rule { name: "reshape-of-reshape", apply: reshape_of_reshape },
-    Rule { name: "transpose-of-transpose", apply: transpose_of_transpose },
-    Rule { name: "broadcast-of-broadcast", apply: broadcast_of_broadcast },
-    Rule { name: "slice-of-slice", apply: slice_of_slice },
-    Rule { name: "implicit-broadcast", apply: implicit_broadcast },
-    Rule { name: "unit-reshape", apply: unit_reshape },
-    Rule { name: "sink-broadcast", apply: sink_broadcast },
-    Rule { name: "unary-of-broadcast", apply: unary_of_broadcast },
-    Rule { name: "concat-of-one", apply: concat_of_one },
-    Rule { name: "concat-of-slices", apply: concat_of_slices },
-    Rule { name: "keep-reduced", apply: keep_reduced },
+    Rule::exact("no-op-view", no_op),
+    Rule::exact("reshape-of-reshape", reshape_of_reshape),
+    Rule::exact("transpose-of-transpose", transpose_of_transpose),
+    Rule::exact("broadcast-of-broadcast", broadcast_of_broadcast),
+    Rule::exact("slice-of-slice", slice_of_slice),
+    Rule::exact("implicit-broadcast", implicit_broadcast),
+    Rule::exact("unit-reshape", unit_reshape),
+    Rule::exact("sink-broadcast", sink_broadcast),
+    Rule::exact("unary-of-broadcast", unary_of_broadcast),
+    Rule::exact("concat-of-one", concat_of_one),
+    Rule::exact("concat-of-slices", concat_of_slices),
+    Rule::exact("keep-reduced", keep_reduced),
 ];
 
 fn no_op(s: &Site<'_>, v: ValueId) -> Option<New> {

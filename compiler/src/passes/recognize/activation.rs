@@ -20,11 +20,11 @@ use frit_kernels::spec::{BinaryOp, UnaryOp};
 /// The last three in any order of sums and products, and with further factors: `x·(sigmoid(x)·u) == silu(x)·u`, which
 /// is how a gated feed-forward part may be spelled. Numbers are compared up to the rounding of f32. Reassociates.
 pub(super) const RULES: &[Rule] = &[
-    Rule { name: "sigmoid", apply: sigmoid },
-    Rule { name: "relu", apply: relu },
-    Rule { name: "silu", apply: |s, v| activation(s, v, UnaryOp::Silu).ok() },
-    Rule { name: "gelu-erf", apply: |s, v| activation(s, v, UnaryOp::GeluErf).ok() },
-    Rule { name: "gelu-tanh", apply: |s, v| activation(s, v, UnaryOp::GeluTanh).ok() },
+    Rule::round("sigmoid", sigmoid),
+    Rule::exact("relu", relu),
+    Rule::round("silu", |s, v| activation(s, v, UnaryOp::Silu).ok()),
+    Rule::round("gelu-erf", |s, v| activation(s, v, UnaryOp::GeluErf).ok()),
+    Rule::round("gelu-tanh", |s, v| activation(s, v, UnaryOp::GeluTanh).ok()),
 ];
 
 fn sigmoid(s: &Site<'_>, v: ValueId) -> Option<New> {

@@ -22,7 +22,7 @@ use frit_kernels::spec::{BinaryOp, Literal, UnaryOp};
 /// w` beside it a window, what always holds vanishes, and the rest stays a Bool operand. Reassociates; the same
 /// function wherever a row sees a key. A row that sees none is 0; with masks that are added to it, such a row was an
 /// average of values that depended on the number added.
-pub(super) const RULES: &[Rule] = &[Rule { name: "attention", apply: |s, v| attention(s, v).ok() }];
+pub(super) const RULES: &[Rule] = &[Rule::reassoc("attention", |s, v| attention(s, v).ok())];
 
 fn attention(s: &Site<'_>, v: ValueId) -> Found {
     let g = s.g;

@@ -61,6 +61,13 @@ pub struct Recognize {
     is_raised: fn(&Op) -> bool,
 }
 
+impl Recognize {
+    /// Names of its rules.
+    pub(super) fn rule_names(&self) -> impl Iterator<Item = &'static str> {
+        self.rules.iter().map(|r| r.name)
+    }
+}
+
 /// The recognisers in the order in which they run: attention wants softmax, activations want sigmoids.
 pub const RECOGNIZERS: [Recognize; 5] = [
     Recognize {

@@ -20,10 +20,10 @@ use frit_kernels::spec::{BinaryOp, UnaryOp};
 /// with means over the last axis, ε a number, γ and β vectors of its extent, and any order of sums and products; the
 /// variance may also be spelled `mean(x²) − μ²`. Reassociates.
 pub(super) const RULES: &[Rule] = &[
-    Rule { name: "layer-norm", apply: |s, v| norm(s, v, NormKind::Layer).ok() },
-    Rule { name: "rms-norm", apply: |s, v| norm(s, v, NormKind::Rms).ok() },
-    Rule { name: "norm-gain", apply: gain },
-    Rule { name: "norm-bias", apply: bias },
+    Rule::reassoc("layer-norm", |s, v| norm(s, v, NormKind::Layer).ok()),
+    Rule::reassoc("rms-norm", |s, v| norm(s, v, NormKind::Rms).ok()),
+    Rule::round("norm-gain", gain),
+    Rule::round("norm-bias", bias),
 ];
 
 /// What stands below the root.

@@ -18,8 +18,7 @@ use frit_kernels::spec::{BinaryOp, Literal, UnaryOp};
 /// equation is checked on the elements of y, so slices, stacks, negations and tables may be arranged in any way, and
 /// the heads may stand before or behind the tokens. c and n become tables with one row a token, or a row for each token
 /// of each sequence where they differ between sequences; positions are the numbers of those rows. Exact.
-pub(super) const RULES: &[Rule] =
-    &[Rule { name: "rope", apply: |s, v| rope(s, v).ok() }, Rule { name: "rope-partial", apply: partial }];
+pub(super) const RULES: &[Rule] = &[Rule::round("rope", |s, v| rope(s, v).ok()), Rule::round("rope-partial", partial)];
 
 /// A product with a known number.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
 /// softmax   exp(x − c) / Σ exp(x − c) == softmax(x)     c one value a row, or absent; over the last axis
 /// ```
 /// Reassociates: the raised operation subtracts the largest element of the row.
-pub(super) const RULES: &[Rule] = &[Rule { name: "softmax", apply: |s, v| softmax(s, v).ok() }];
+pub(super) const RULES: &[Rule] = &[Rule::round("softmax", |s, v| softmax(s, v).ok())];
 
 pub(super) fn softmax(s: &Site<'_>, v: ValueId) -> Found {
     let (e, sum) = quotient(s, v).ok_or(Miss::Other)?;

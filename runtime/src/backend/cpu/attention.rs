@@ -140,9 +140,9 @@ impl Attention {
                 (lo, hi) = (lo.min(a), hi.max(b));
             }
         }
-        let mut t0 = lo / KEYS * KEYS;
+        let mut t0 = lo;
         while t0 < hi {
-            let n = (hi - t0).min(KEYS);
+            let n = (hi - t0).min(KEYS - t0 % KEYS);
             t.place(frame, 0);
             let mut buffer = [0i32; CHUNK];
             let (k, k_start, k_step) = self.k.rows(frame, l, t0, n, k_copy, &mut buffer)?;
@@ -202,7 +202,7 @@ impl Attention {
             if !ok {
                 return Err(fault);
             }
-            t0 += KEYS;
+            t0 += n;
         }
         for (r, o) in out.chunks_exact_mut(vd).enumerate() {
             let scale = if sum[r] > 0.0 { 1.0 / sum[r] } else { 0.0 };

@@ -1,6 +1,9 @@
 //! Binding and running: buffers, launches, inputs and outputs.
 
+mod poison;
+
 use super::bind;
+use super::count::{LaunchAccess, counted};
 use super::kernel::{Code, Sizes, refused};
 use super::launch::{Launch, Pool};
 use super::memory::{Stored, View, shared};
@@ -13,6 +16,7 @@ use frit_kernels::spec::Space;
 use frit_plan::{BufferRef, KvPart, Plan, Port, Program, TensorSource};
 use std::mem::take;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Arguments a kernel may have.
 const LIMIT_ARGS: usize = 64;
@@ -81,6 +85,9 @@ pub struct CpuExecutor {
     buffers: Buffers,
     scratch: Scratch,
     counters: Counters,
+    accesses: Option<Vec<LaunchAccess>>,
+    poisons: bool,
+    times: Option<Vec<Duration>>,
 }
 
 impl CpuExecutor {
@@ -114,11 +121,32 @@ impl CpuExecutor {
             steps: Vec::new(),
             buffers: Buffers::default(),
             scratch: Scratch::default(),
+            accesses: None,
+            poisons: false,
+            times: None,
             plan,
         };
         out.steps = (0..out.plan.programs.len()).map(|p| out.bind_program(p)).collect::<Result<_>>()?;
         out.lay_out()?;
         Ok(out)
+    }
+
+    /// From now on counts which elements launches touch; slow.
+    pub fn count_accesses(&mut self) {
+        self.accesses = Some(Vec::new());
+    }
+    /// What the launches since then touched, in their order.
+    pub fn take_accesses(&mut self) -> Vec<LaunchAccess> {
+        self.accesses.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// From now on takes the time of every launch.
+    pub fn time_launches(&mut self) {
+        self.times = Some(Vec::new());
+    }
+    /// What the launches since then took, in their order.
+    pub fn take_times(&mut self) -> Vec<Duration> {
+        self.times.as_mut().map(take).unwrap_or_default()
     }
 
     fn slots(&self) -> usize {
@@ -186,9 +214,18 @@ impl CpuExecutor {
                 places.push(place);
             }
             let (mut copies_f, mut copies_i) = (0, 0);
-            let bound = k.spec.args.iter().zip(places).zip(&code.loads).map(|((a, place), loaded)| {
+            let all = places.clone();
+            let contracted = |n: usize, place: Place| {
+                let mut writers =
+                    k.spec.args.iter().zip(&all).enumerate().filter(|(_, (a, p))| a.written && **p == place);
+                writers.all(|(o, _)| {
+                    k.spec.aliases.iter().any(|a| usize::from(a.input.0) == n && usize::from(a.output.0) == o)
+                })
+            };
+            let bound = k.spec.args.iter().zip(places).zip(&code.loads).enumerate().map(|(n, ((a, place), loaded))| {
                 let number = written.iter().position(|w| *w == place);
                 let read = match (number, place) {
+                    (Some(w), _) if !a.written && contracted(n, place) => Read::Written(w),
                     (Some(_), Place::Float(_)) if *loaded && !matches!(a.space, Space::Kv(_)) => {
                         copies_f += 1;
                         Read::Copy(copies_f - 1)
@@ -388,7 +425,13 @@ impl CpuExecutor {
                 write: &write[..n],
                 pool: &s.pool,
             };
-            code.run(&launch, &s.sizes.extents, &mut s.left[..all], &kernel.spec)
+            let left = &mut s.left[..all];
+            match &mut self.accesses {
+                None => code.run(&launch, &s.sizes.extents, left, &kernel.spec),
+                Some(list) => {
+                    counted(&launch, list, (program, at), |l| code.run(l, &s.sizes.extents, left, &kernel.spec))
+                }
+            }
         };
         let (mut f, mut i) = (s.written_f.drain(..), s.written_i.drain(..));
         for w in &step.written {
@@ -513,10 +556,21 @@ impl Executor for CpuExecutor {
         self.check_run(program, sizes, inputs.len(), wanted)?;
         let plan = Arc::clone(&self.plan);
         let p = &plan.programs[program];
+        self.poison(program, None);
         for (port, t) in p.inputs.iter().zip(inputs) {
             self.write_input(port, p, sizes, t)?;
         }
-        rayon::scope(|_| (0..self.steps[program].len()).try_for_each(|at| self.step(program, at, sizes)))?;
+        rayon::scope(|_| {
+            (0..self.steps[program].len()).try_for_each(|at| {
+                let start = Instant::now();
+                self.step(program, at, sizes)?;
+                if let Some(times) = &mut self.times {
+                    times.push(start.elapsed());
+                }
+                self.poison(program, Some(at));
+                Ok::<(), Error>(())
+            })
+        })?;
         wanted.iter().map(|w| self.read_output(&p.outputs[*w], p, sizes)).collect()
     }
     fn counters(&self) -> Counters {

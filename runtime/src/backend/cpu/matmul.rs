@@ -272,7 +272,7 @@ impl MatMul {
             let mut buffer = [0i32; CHUNK];
             let starts = source.starts(frame, p.l, p.lo, n, &mut buffer)?;
             let view = *p.l.read.get(source.arg as usize).ok_or(fault)?;
-            if !matches!(view, View::Shared(_)) {
+            if !matches!(view, View::Shared(_) | View::Counted(_)) {
                 if !gemv::products(view, starts, rows, n, acc, n) {
                     return Err(fault);
                 }

@@ -4,6 +4,7 @@
 //! plain ones do, an input that shares the output's storage reads through the same view, and a plan whose tasks write
 //! the same element twice is wrong but harmless.
 
+use super::count::Counted;
 use super::dequant;
 use super::math::{bf16_to_f32, half_to_f32};
 use frit_kernels::dtype::Storage;
@@ -66,6 +67,8 @@ pub enum View<'a> {
     Blocks(Storage, &'a [u8]),
     /// An argument without elements. It reads as zeros, since a select may look at the branch that it does not take.
     Nothing,
+    /// Another view, whose accesses are counted.
+    Counted(&'a Counted<'a>),
 }
 
 /// A buffer as words that several tasks may write.
@@ -88,7 +91,7 @@ pub struct Run {
 impl Run {
     /// The first position and whether all `n` elements lie inside `len`.
     #[inline(always)]
-    fn check(self, n: usize, len: usize) -> bool {
+    pub(super) fn check(self, n: usize, len: usize) -> bool {
         let last = (n as i64 - 1).max(0).checked_mul(self.step).and_then(|d| self.start.checked_add(d));
         last.is_some_and(|l| self.start.min(l) >= 0 && (self.start.max(l) as u64) < len as u64) || n == 0
     }
@@ -147,6 +150,7 @@ impl<'a> View<'a> {
             View::Half(_, v) => v.len(),
             View::Nothing => 0,
             View::Blocks(s, v) => v.len() / s.block_bytes() as usize * s.block_elems() as usize,
+            View::Counted(c) => c.view.len(),
         }
     }
     /// Its first `n` elements; `None` when it has fewer.
@@ -157,7 +161,7 @@ impl<'a> View<'a> {
             View::Shared(v) => View::Shared(v.get(..n)?),
             View::Half(b, v) => View::Half(b, v.get(..n)?),
             View::Nothing => return (n == 0).then_some(self),
-            View::Blocks(..) => return (n <= self.len()).then_some(self),
+            View::Blocks(..) | View::Counted(_) => return (n <= self.len()).then_some(self),
         })
     }
     /// Reads a run of floats; `false` when it leaves the argument.
@@ -170,6 +174,7 @@ impl<'a> View<'a> {
             View::Half(true, v) => run.copy(v, to, |x| bf16_to_f32(*x)),
             View::I32(v) => run.copy(v, to, |x| *x as f32),
             View::Nothing => zeros(to),
+            View::Counted(c) => c.run(run, to.len()) && c.view.read_f32(run, to),
             View::Blocks(s, v) => {
                 if !run.check(to.len(), self.len()) {
                     return false;
@@ -196,6 +201,7 @@ impl<'a> View<'a> {
             View::Half(true, v) => gather(v, at, to, |x| bf16_to_f32(*x)),
             View::I32(v) => gather(v, at, to, |x| *x as f32),
             View::Nothing => zeros(to),
+            View::Counted(c) => c.each(at) && c.view.gather_f32(at, to),
             View::Blocks(s, v) => to
                 .iter_mut()
                 .zip(at)
@@ -209,6 +215,7 @@ impl<'a> View<'a> {
             View::I32(v) => run.copy(v, to, |x| *x),
             View::Shared(v) => run.copy(v, to, |x| x.load(Relaxed) as i32),
             View::Nothing => zeros(to),
+            View::Counted(c) => c.run(run, to.len()) && c.view.read_i32(run, to),
             _ => false,
         }
     }
@@ -219,13 +226,18 @@ impl<'a> View<'a> {
             View::I32(v) => gather(v, at, to, |x| *x),
             View::Shared(v) => gather(v, at, to, |x| x.load(Relaxed) as i32),
             View::Nothing => zeros(to),
+            View::Counted(c) => c.each(at) && c.view.gather_i32(at, to),
             _ => false,
         }
     }
     /// Writes `n` words to a run; `false` when it leaves the argument or the argument is not written.
     #[inline(always)]
     pub fn write(&self, run: Run, n: usize, word: impl Fn(usize) -> u32) -> bool {
-        let View::Shared(to) = self else { return false };
+        let to = match self {
+            View::Shared(to) => to,
+            View::Counted(c) => return c.run(run, n) && c.view.write(run, n, word),
+            _ => return false,
+        };
         if !run.check(n, to.len()) {
             return false;
         }
@@ -244,7 +256,11 @@ impl<'a> View<'a> {
     /// Writes words to positions; `false` when one leaves the argument or the argument is not written.
     #[inline(always)]
     pub fn scatter(&self, at: &[i32], word: impl Fn(usize) -> u32) -> bool {
-        let View::Shared(to) = self else { return false };
+        let to = match self {
+            View::Shared(to) => to,
+            View::Counted(c) => return c.each(at) && c.view.scatter(at, word),
+            _ => return false,
+        };
         at.iter().enumerate().all(|(j, i)| {
             let slot = usize::try_from(*i).ok().and_then(|i| to.get(i));
             slot.map(|t| t.store(word(j), Relaxed)).is_some()

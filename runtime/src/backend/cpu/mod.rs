@@ -6,6 +6,7 @@
 
 mod attention;
 mod bind;
+mod count;
 mod dequant;
 mod executor;
 mod gemv;
@@ -21,6 +22,7 @@ mod row;
 #[cfg(test)]
 mod tests;
 
+pub use count::LaunchAccess;
 pub use executor::CpuExecutor;
 
 use super::{Backend, Executor, Extent, Progress};

@@ -51,7 +51,7 @@ pub fn run(model: &Path, command: &str, progress: &Progress) -> Result<()> {
         o.fusion.switch_off(id);
         if s.accepts(o)? {
             progress.clear();
-            println!("the fusion `{id}` makes the command fail; `--no-fuse {id}` leaves it out");
+            println!("the fusion `{id}` makes the command fail; `--disable {id}` leaves it out");
             return Ok(());
         }
     }

@@ -3,16 +3,30 @@
 use crate::model::Progress;
 use anyhow::{Result, bail};
 use frit::{LoadedModel, model_source};
-use frit_compiler::CompileOptions;
 use frit_compiler::fusion::FusionOptions;
 use frit_compiler::passes::PassManager;
+use frit_compiler::{CompileOptions, NumericMode};
 use std::path::Path;
 
-#[derive(clap::Args, Clone, Default)]
+#[derive(clap::Args, Clone)]
 pub struct Switches {
-    /// Leave one kind of fusion out: epilogue, rope, prologue, norm or siblings. May be given several times.
-    #[arg(long, value_name = "ID")]
-    no_fuse: Vec<String>,
+    /// Leave one fusion or rewrite out, by an id of `frit explain --ids`, or everything whose origin contains a text, as
+    /// in @layers.3.mlp. May be given several times.
+    #[arg(long, value_name = "ID", alias = "no-fuse")]
+    disable: Vec<String>,
+    /// How far results may differ in their last bits: strict (not at all), default (sums in another order) or fast
+    /// (close functions too).
+    #[arg(long, value_name = "MODE")]
+    numeric: Option<String>,
+    /// Compare both sides of every rewrite, and every kernel with its operations, on random operands: on or off.
+    #[arg(long, value_name = "on|off")]
+    verify_rewrites: Option<String>,
+    /// Evaluations that --verify-rewrites makes at most.
+    #[arg(long, value_name = "N", default_value_t = CompileOptions::VALIDATION_BUDGET)]
+    verify_budget: u64,
+    /// Absorb no more than this many operations into regions.
+    #[arg(long, value_name = "N")]
+    fusion_fuel: Option<u64>,
     /// Leave one pass out. May be given several times.
     #[arg(long, value_name = "PASS")]
     skip_pass: Vec<String>,
@@ -23,16 +37,37 @@ pub struct Switches {
 
 impl Switches {
     fn is_default(&self) -> bool {
-        self.no_fuse.is_empty() && self.skip_pass.is_empty() && self.rewrite_fuel.is_none()
+        self.disable.is_empty()
+            && self.skip_pass.is_empty()
+            && self.rewrite_fuel.is_none()
+            && self.numeric.is_none()
+            && self.verify_rewrites.is_none()
+            && self.fusion_fuel.is_none()
     }
     /// The options they stand for.
     pub fn options(&self) -> Result<CompileOptions> {
         let mut o = CompileOptions { rewrite_fuel: self.rewrite_fuel, ..CompileOptions::default() };
-        for id in &self.no_fuse {
-            if !o.fusion.switch_off(id) {
-                bail!("there is no fusion `{id}`\nhint: --no-fuse {}", FusionOptions::IDS.join(" | "));
+        o.fusion.fuel = self.fusion_fuel;
+        for id in &self.disable {
+            if let Some(origin) = id.strip_prefix('@') {
+                o.fusion.no_fuse.push(origin.into());
+            } else if !o.disable(id) {
+                let kinds = FusionOptions::IDS.join(" | ");
+                bail!("there is no fusion `{id}`\nhint: --disable {kinds}, or a rule that `frit explain --ids` lists");
             }
         }
+        if let Some(mode) = &self.numeric {
+            let Some(mode) = NumericMode::of(mode) else {
+                bail!("there is no numeric mode `{mode}`\nhint: --numeric strict | default | fast");
+            };
+            o.fusion.numeric = mode;
+        }
+        o.validate = match self.verify_rewrites.as_deref() {
+            None => o.validate,
+            Some("on") => Some(self.verify_budget),
+            Some("off") => None,
+            Some(other) => bail!("--verify-rewrites is on or off, not `{other}`"),
+        };
         let known: Vec<&str> = PassManager::standard(&[]).passes.iter().map(|p| p.name()).collect();
         for pass in &self.skip_pass {
             if !known.contains(&pass.as_str()) {

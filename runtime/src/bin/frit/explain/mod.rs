@@ -1,16 +1,15 @@
 //! `frit explain`.
 
 mod html;
+mod measure;
 
 use crate::model::{self, Progress, bytes};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use frit_kernels::dim::Dim;
 use frit_plan::format::FormatError;
 use frit_plan::{PhaseReport, Plan, sizes};
 use std::io::Write;
-#[cfg(feature = "compiler")]
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -38,6 +37,23 @@ pub struct Args {
     #[cfg(feature = "compiler")]
     #[arg(long)]
     lint: bool,
+    /// List what --disable switches off: kinds of fusion, then rules of rewrites.
+    #[cfg(feature = "compiler")]
+    #[arg(long)]
+    ids: bool,
+    /// List every code of a refusal with its remedy.
+    #[cfg(feature = "compiler")]
+    #[arg(long)]
+    all_codes: bool,
+    /// Compare the fusions with this file and fail on a difference; write it if it does not exist.
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
+    /// Write the file of --lock anew.
+    #[arg(long, requires = "lock")]
+    update: bool,
+    /// Run the phase on the CPU backend and print each kernel's time beside its bytes.
+    #[arg(long)]
+    measure: bool,
     /// Write the report as a page with pictures.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -80,14 +96,65 @@ fn json(a: &Args, plan: &Plan) -> serde_json::Value {
         "refused": main.map(|p| &p.refused),
         "ledger": main.map(|p| &p.ledger),
         "memory": main.and_then(|p| {
-            let [arena_bytes, value_bytes] = memory(plan, &p.program, &values(a, plan, &p.program))?;
-            Some(serde_json::json!({ "arena_bytes": arena_bytes, "value_bytes": value_bytes }))
+            let [arena_bytes, value_bytes, peak_bytes] = memory(plan, &p.program, &values(a, plan, &p.program))?;
+            Some(serde_json::json!({
+                "arena_bytes": arena_bytes, "value_bytes": value_bytes, "peak_bytes": peak_bytes,
+                "in_place": p.in_place.len(),
+            }))
         }),
+        "numeric": plan.report.numeric,
+        "refused_rewrites": plan.report.refused_rewrites,
+        "validation": plan.report.validation,
         "phases": plan.report.phases,
     })
 }
 
+#[cfg(feature = "compiler")]
+fn print_ids() {
+    let rules = frit_compiler::passes::rule_names();
+    for id in frit_compiler::CompileOptions::ids() {
+        println!("{:8} {id}", if rules.contains(&id) { "rewrite" } else { "fusion" });
+    }
+}
+
+#[cfg(feature = "compiler")]
+fn print_codes() {
+    for code in frit_compiler::fusion::Refusal::ALL {
+        println!("{:14} {}", code.code(), code.remedy());
+    }
+}
+
+/// Compares a plan with a lock file.
+fn lock(a: &Args, plan: &Plan, file: &Path) -> Result<()> {
+    let text = plan.lock();
+    if a.update || !file.exists() {
+        frit_plan::format::replace_file(file, |w| {
+            w.write_all(text.as_bytes()).map_err(|source| FormatError::Io { path: file.to_owned(), source })
+        })?;
+        eprintln!("{} written", file.display());
+        return Ok(());
+    }
+    let old = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    let changes = frit_plan::lock_changes(&old, &text);
+    if changes.is_empty() {
+        println!("{} holds", file.display());
+        return Ok(());
+    }
+    changes.iter().for_each(|l| println!("{l}"));
+    bail!("the fusions differ from {} in {} lines\nhint: --update accepts them", file.display(), changes.len());
+}
+
 pub fn main(a: &Args) -> Result<()> {
+    #[cfg(feature = "compiler")]
+    if a.ids || a.all_codes {
+        if a.ids {
+            print_ids();
+        }
+        if a.all_codes {
+            print_codes();
+        }
+        return Ok(());
+    }
     let path = model::path(a.model.as_deref())?;
     let progress = Progress::new();
     #[cfg(feature = "compiler")]
@@ -99,6 +166,9 @@ pub fn main(a: &Args) -> Result<()> {
     #[cfg(feature = "compiler")]
     if a.lint {
         return lint(a, &path);
+    }
+    if let Some(file) = &a.lock {
+        return lock(a, plan, file);
     }
     if let Some(file) = &a.html {
         let page = html::page(plan, &|program, d| signed(plan, &values(a, plan, program), d));
@@ -118,6 +188,9 @@ pub fn main(a: &Args) -> Result<()> {
         let have: Vec<&str> = plan.report.phases.iter().map(|p| p.program.as_str()).collect();
         bail!("{} has no phase `{wanted}`\nhint: --phase {}", path.display(), have.join(" | "));
     };
+    if a.measure {
+        return measure::print(&loaded, phase, &values(a, plan, &phase.program));
+    }
     match &a.edge {
         Some(edge) => print_edge(edge, phase),
         None => {
@@ -188,13 +261,17 @@ fn print_edge(edge: &str, phase: &PhaseReport) -> Result<()> {
     }
 }
 
-/// Bytes of a program's arenas, and of all the values that live in them.
-fn memory(plan: &Plan, program: &str, at: &[u64]) -> Option<[u64; 2]> {
+/// Bytes of a program's arenas, of all the values that live in them, and of those alive at once at most.
+fn memory(plan: &Plan, program: &str, at: &[u64]) -> Option<[u64; 3]> {
     let p = plan.program(program)?;
     let elems = |d: &Dim| u64::try_from(signed(plan, at, d)).unwrap_or(0);
     let arena: u64 = p.arena.sizes.iter().chain(&p.ints.sizes).map(elems).sum();
     let sum: u64 = p.values.iter().map(|v| elems(&frit_kernels::dim::product(&v.shape))).sum();
-    Some([4 * arena, 4 * sum])
+    let steps = p.steps.len().max(1) as u32;
+    let alive = |t: u32| p.values.iter().filter(move |v| v.live.0 <= t && t <= v.live.1);
+    let at_once = |t: u32| alive(t).map(|v| elems(&frit_kernels::dim::product(&v.shape))).sum::<u64>();
+    let peak = (0..steps).map(at_once).max().unwrap_or(0);
+    Some([4 * arena, 4 * sum, 4 * peak])
 }
 
 /// The value of a count at the sizes `at`; savings may be negative.
@@ -258,10 +335,30 @@ fn print(a: &Args, plan: &Plan, phase: &PhaseReport) {
         count(&l.activations_fused),
         count(&l.total)
     );
-    if let Some([arena, sum]) = memory(plan, &phase.program, &at) {
+    if let Some([arena, sum, peak]) = memory(plan, &phase.program, &at) {
         let ratio = sum as f64 / arena.max(1) as f64;
-        println!("memory   {} for values of {} together, each byte used {ratio:.1} times", bytes(arena), bytes(sum));
+        println!(
+            "memory   {} for values of {} together, {} of them alive at once; each byte used {ratio:.1} times",
+            bytes(arena),
+            bytes(sum),
+            bytes(peak)
+        );
     }
+    if !phase.in_place.is_empty() {
+        println!("         {} values are written over an input that dies", phase.in_place.len());
+    }
+    for (rule, (class, n)) in &plan.report.refused_rewrites {
+        println!(
+            "L18-MODE rewrite {rule} is {class} and not applied at {n} places; the mode is {}",
+            plan.report.numeric
+        );
+    }
+    let v = &plan.report.validation;
+    if v.on {
+        let [[a, b, c], [d, e, f]] = [v.rewrites, v.kernels];
+        println!("checked  rewrites: {a} equal, {b} wrong, {c} open; kernels: {d} equal, {e} wrong, {f} open");
+    }
+    v.dropped.iter().for_each(|d| println!("dropped  {d}"));
     if !a.all {
         println!("(layer {middle} stands for all layers; --all shows each)");
     }

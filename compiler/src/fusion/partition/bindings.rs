@@ -1,0 +1,58 @@
+//! Storage bindings as a resource: what a region would bind if it took one more operation.
+
+use super::Partitioner;
+use crate::fusion::legality::Refusal;
+use crate::fusion::region::RegionAnchor;
+use crate::fusion::spec_builder::is_side;
+use crate::graph::{Op, ValueId};
+use frit_kernels::dtype::Scalar;
+use std::collections::BTreeSet;
+
+impl Partitioner<'_> {
+    /// Whether region `id` with `v` in it keeps to the target's bindings: the arenas, the side buffer and each cache slot
+    /// count once, every matrix of weights once, and the packed right side of a matmul once.
+    pub(super) fn binds(&self, id: usize, v: ValueId) -> Result<(), (Refusal, String)> {
+        let region = &self.regions[id];
+        let packed: Vec<ValueId> = match &region.anchor {
+            RegionAnchor::MatMul(g) => g.members.clone(),
+            _ => Vec::new(),
+        };
+        let mut spaces: BTreeSet<(u8, u32)> = BTreeSet::from([(0, 0)]);
+        if !packed.is_empty() {
+            spaces.insert((1, 0));
+        }
+        for m in region.members().into_iter().chain([v]) {
+            if let Op::KvAppend { slot, .. } | Op::KvRead { slot, .. } = self.graph.op(m) {
+                spaces.insert((2, slot.0));
+            }
+            for (port, o) in self.graph.operands(m).into_iter().enumerate() {
+                match self.graph.op(o) {
+                    Op::Weight(_) if port == 1 && packed.contains(&m) => {}
+                    Op::Weight(w) => {
+                        let info = self.tables.weight_info(*w);
+                        let side = info.is_some_and(|i| is_side(&i.shape, i.storage));
+                        spaces.insert(if side { (3, 0) } else { (4, w.0) });
+                    }
+                    Op::KvAppend { slot, .. } => {
+                        spaces.insert((2, slot.0));
+                    }
+                    Op::Const(_) => {}
+                    _ if self.graph.ty(o).scalar != Scalar::F32 => {
+                        spaces.insert((5, 0));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let (n, limit) = (spaces.len() as u32, self.options.limit_bindings);
+        if n <= limit {
+            return Ok(());
+        }
+        Err((
+            Refusal::Bind,
+            format!("{n} > {limit} storage buffers, {} of them matrices of weights", {
+                spaces.iter().filter(|s| matches!(s.0, 1 | 4)).count()
+            }),
+        ))
+    }
+}

@@ -1,0 +1,334 @@
+//! One graph for each code of a refusal: the list is closed, and every code in it is met.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use frit_compiler::fusion::{FusionOptions, Refusal};
+use frit_compiler::graph::{AttentionAttrs, Float, NormKind};
+use frit_compiler::ingest::builder::{GraphBuilder, ModelBuilder};
+use frit_compiler::model::MemoryTensors;
+use frit_compiler::{CompileOptions, Compiler, Model, NumericMode};
+use frit_kernels::dim::Dim;
+use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::spec::{Expr, Literal, ReduceOp, UnaryOp};
+use frit_plan::{KvPart, Plan, RefusedEdge, TensorData, sizes};
+use std::sync::Arc;
+use support::Random;
+
+type Build = Box<dyn FnOnce(&mut GraphBuilder<'_>)>;
+
+fn model(rows: u64, weights: impl FnOnce(&mut ModelBuilder) -> Build) -> Model {
+    let mut m = ModelBuilder::new("codes");
+    let build = weights(&mut m);
+    m.graph_with("forward", &[], &[("N", rows)], |g| build(g));
+    m.finish().unwrap()
+}
+
+fn compile(model: &Model, options: CompileOptions) -> Plan {
+    let plan = Compiler::new(CompileOptions { targets: Vec::new(), ..options }).compile(model).unwrap();
+    plan.validate().unwrap();
+    plan
+}
+
+fn matrix(m: &mut ModelBuilder, name: &str, rows: u64, columns: u64) -> frit_compiler::graph::WeightId {
+    m.constant(name, &[rows, columns], &Random::new(rows + columns).floats(rows * columns, 0.5))
+}
+
+fn x(g: &mut GraphBuilder<'_>, width: u64) -> frit_compiler::graph::ValueId {
+    g.input("x", Scalar::F32, &["N".into(), width.into()])
+}
+
+/// A product whose rows are scaled by their own sums: the scale waits for the product.
+fn cycle() -> Model {
+    model(64, |m| {
+        let w = matrix(m, "w", 40, 48);
+        Box::new(move |g| {
+            let x = x(g, 48);
+            let y = g.linear(x, w, None);
+            let s = g.reduce(ReduceOp::Sum, y, &[1], true);
+            let out = g.mul(y, s);
+            g.output("y", out);
+        })
+    })
+}
+
+/// Two projections of one input, stored differently.
+fn mixed_storage() -> Model {
+    model(64, |m| {
+        let mut tensors = MemoryTensors::default();
+        let bytes = vec![0x3cu8; 2 * 40 * 48];
+        tensors.0.insert("half".into(), TensorData { storage: Storage::F16, shape: vec![40, 48], bytes });
+        m.source(Arc::new(tensors));
+        let (a, b) = (matrix(m, "a", 40, 48), m.stored("half", Storage::F16, &[40, 48]));
+        Box::new(move |g| {
+            let x = x(g, 48);
+            let (a, b) = (g.linear(x, a, None), g.linear(x, b, None));
+            g.output("a", a);
+            g.output("b", b);
+        })
+    })
+}
+
+/// A product and its left half beside its right half.
+fn halves() -> Model {
+    model(64, |m| {
+        let w = matrix(m, "w", 40, 48);
+        Box::new(move |g| {
+            let x = x(g, 48);
+            let y = g.linear(x, w, None);
+            let (a, b) = (g.slice(y, 1, 0.into(), 20.into()), g.slice(y, 1, 20.into(), 20.into()));
+            let out = g.mul(a, b);
+            g.output("y", out);
+        })
+    })
+}
+
+/// One function of the input, read by a product and by a softmax.
+fn two_readers() -> Model {
+    model(64, |m| {
+        let w = matrix(m, "w", 40, 48);
+        Box::new(move |g| {
+            let x = x(g, 48);
+            let t = g.unary(UnaryOp::Tanh, x);
+            let (a, b) = (g.linear(t, w, None), g.softmax(t));
+            g.output("a", a);
+            g.output("b", b);
+        })
+    })
+}
+
+fn softmax_of_product() -> Model {
+    model(64, |m| {
+        let w = matrix(m, "w", 300, 48);
+        Box::new(move |g| {
+            let x = x(g, 48);
+            let y = g.linear(x, w, None);
+            let p = g.softmax(y);
+            g.output("p", p);
+        })
+    })
+}
+
+fn norm_and_product(rows: u64, columns: u64) -> Model {
+    model(rows, |m| {
+        let w = matrix(m, "w", columns, 48);
+        Box::new(move |g| {
+            let x = x(g, 48);
+            let n = g.norm(NormKind::Rms, x, 1e-5, None, None);
+            let y = g.linear(n, w, None);
+            g.output("y", y);
+        })
+    })
+}
+
+/// The sum of more matrices than a kernel may bind.
+fn many_matrices() -> Model {
+    let mut m = ModelBuilder::new("codes");
+    let all: Vec<_> = (0..11).map(|i| matrix(&mut m, &format!("w{i}"), 12, 12)).collect();
+    m.graph("forward", |g| {
+        let mut sum = g.input("x", Scalar::F32, &[12.into(), 12.into()]);
+        for w in all {
+            let w = g.weight(w);
+            sum = g.mul(sum, w);
+            sum = g.unary(UnaryOp::Tanh, sum);
+        }
+        g.output("y", sum);
+    });
+    m.finish().unwrap()
+}
+
+fn siblings() -> Model {
+    model(64, |m| {
+        let (a, b) = (matrix(m, "a", 64, 48), matrix(m, "b", 70, 48));
+        Box::new(move |g| {
+            let x = x(g, 48);
+            let (a, b) = (g.linear(x, a, None), g.linear(x, b, None));
+            g.output("a", a);
+            g.output("b", b);
+        })
+    })
+}
+
+fn chain() -> Model {
+    model(64, |m| {
+        let (a, b) = (matrix(m, "a", 40, 48), matrix(m, "b", 9, 40));
+        Box::new(move |g| {
+            let x = x(g, 48);
+            let y = g.linear(x, a, None);
+            let y = g.unary(UnaryOp::GeluErf, y);
+            let y = g.linear(y, b, None);
+            g.output("y", y);
+        })
+    })
+}
+
+fn plain_attention() -> AttentionAttrs {
+    AttentionAttrs { scale: Float(0.25), causal: None, window: None, softcap: None, has_mask: false, has_bias: false }
+}
+
+fn attended(g: &mut GraphBuilder<'_>, w: frit_compiler::graph::WeightId) -> frit_compiler::graph::ValueId {
+    let shape: [Dim; 3] = [1.into(), "N".into(), 48.into()];
+    let x = g.input("x", Scalar::F32, &shape);
+    let y = g.linear(x, w, None);
+    let heads = g.reshape(y, &[1.into(), "N".into(), 3.into(), 16.into()]);
+    let heads = g.transpose(heads, &[0, 2, 1, 3]);
+    g.attention(heads, heads, heads, None, None, plain_attention())
+}
+
+fn attention_of_product() -> Model {
+    model(64, |m| {
+        let w = matrix(m, "w", 48, 48);
+        Box::new(move |g| {
+            let a = attended(g, w);
+            g.output("y", a);
+        })
+    })
+}
+
+/// The result of an attention goes into a cache.
+fn cached_attention() -> Model {
+    let mut m = ModelBuilder::new("codes");
+    m.size(sizes::BATCH, 1, None);
+    m.size(sizes::TOKENS, 1, None);
+    m.size(sizes::PAST, 0, None);
+    m.size(sizes::CAPACITY, 1, Some(64));
+    let slot = m.kv_slot("cache", 3, 16, 16);
+    m.graph("forward", |g| {
+        let shape: [Dim; 4] = [sizes::BATCH.into(), 3.into(), sizes::TOKENS.into(), 16.into()];
+        let x = g.input("x", Scalar::F32, &shape);
+        let a = g.attention(x, x, x, None, None, plain_attention());
+        let all = g.kv_append(slot, KvPart::K, a);
+        let b = g.attention(x, all, all, None, None, plain_attention());
+        g.output("y", b);
+    });
+    m.finish().unwrap()
+}
+
+fn damage(spec: &mut frit_kernels::spec::KernelSpec) {
+    if spec.name.contains("tanh") && spec.name.contains("matmul") {
+        let two = spec.exprs.add(Expr::Const(Literal::f32(2.0)), Scalar::F32);
+        spec.stores[0].value = two;
+    }
+}
+
+fn fusion(f: impl FnOnce(&mut FusionOptions)) -> CompileOptions {
+    let mut o = CompileOptions::default();
+    f(&mut o.fusion);
+    o
+}
+
+fn case(code: Refusal) -> (Model, CompileOptions) {
+    let usual = CompileOptions::default();
+    match code {
+        Refusal::Cycle => (cycle(), usual),
+        Refusal::Dtype => (mixed_storage(), usual),
+        Refusal::Map => (halves(), usual),
+        Refusal::Dup => (two_readers(), usual),
+        Refusal::RowTile => (softmax_of_product(), usual),
+        Refusal::Recompute => (norm_and_product(64, 6600), usual),
+        Refusal::Bind => (many_matrices(), usual),
+        Refusal::Dispatch => (siblings(), fusion(|f| f.limit_binding_bytes = 20_000)),
+        Refusal::Grid => (attention_of_product(), usual),
+        Refusal::Effect => (cached_attention(), usual),
+        Refusal::Mode => (norm_and_product(4, 48), fusion(|f| f.numeric = NumericMode::Strict)),
+        Refusal::User => (siblings(), fusion(|f| f.merge_siblings = false)),
+        Refusal::Profit => (chain(), usual),
+        Refusal::Mismatch => {
+            let mut o = CompileOptions { validate: Some(1 << 30), ..usual };
+            o.plant.0 = Some(damage);
+            (activated(), o)
+        }
+    }
+}
+
+fn activated() -> Model {
+    model(64, |m| {
+        let w = matrix(m, "w", 40, 48);
+        Box::new(move |g| {
+            let x = x(g, 48);
+            let y = g.linear(x, w, None);
+            let y = g.unary(UnaryOp::Tanh, y);
+            g.output("y", y);
+        })
+    })
+}
+
+fn found(plan: &Plan) -> Vec<&RefusedEdge> {
+    plan.report.phases.iter().flat_map(|p| &p.refused).collect()
+}
+
+/// Each code names its edge, its operands and what would allow the fusion.
+#[test]
+fn every_code_is_met_by_a_graph() {
+    for code in Refusal::ALL {
+        let (model, options) = case(code);
+        let plan = compile(&model, options);
+        let all = found(&plan);
+        let codes: Vec<&str> = all.iter().map(|r| r.code.as_str()).collect();
+        let hit = all.iter().find(|r| r.code == code.code()).unwrap_or_else(|| panic!("{code} is not in {codes:?}"));
+        assert!(!hit.from.is_empty() && !hit.to.is_empty() && !hit.detail.is_empty(), "{hit:?}");
+        assert_eq!(hit.remedy, code.remedy());
+    }
+}
+
+#[test]
+fn codes_are_distinct_and_in_the_order_of_their_conditions() {
+    let mut sorted = Refusal::ALL;
+    sorted.sort();
+    assert_eq!(sorted, Refusal::ALL);
+    let mut names: Vec<&str> = Refusal::ALL.iter().map(|c| c.code()).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), Refusal::ALL.len());
+}
+
+/// A kernel that computes something else is taken apart, and the report says which.
+#[test]
+fn a_wrong_kernel_is_dropped_for_the_unfused_form() {
+    let (model, options) = case(Refusal::Mismatch);
+    let plan = compile(&model, options);
+    assert_eq!(plan.programs[0].steps.len(), 2, "{:?}", plan.report.phases[0].regions);
+    let v = &plan.report.validation;
+    assert_eq!((v.on, v.kernels[1]), (true, 1));
+    assert!(v.dropped[0].contains("matmul_tanh") && v.dropped[0].contains("its operations give"), "{:?}", v.dropped);
+    let sound = compile(&model, CompileOptions { validate: Some(1 << 30), ..CompileOptions::default() });
+    assert_eq!((sound.programs[0].steps.len(), sound.report.validation.kernels), (1, [1, 0, 0]));
+}
+
+/// No kernel binds more storage buffers than the limit says, whatever it would be fused from.
+#[test]
+fn kernels_keep_to_the_bindings_of_the_target() {
+    let plan = Compiler::new(CompileOptions::default()).compile(&many_matrices()).unwrap();
+    assert!(plan.kernels.len() > 1);
+    assert!(plan.kernels.iter().all(|k| k.spec.bindings() <= 8), "{:?}", plan.kernels.len());
+}
+
+/// Fuel counts absorbed operations: each step more absorbs one more, and enough of it absorbs what no limit does.
+#[test]
+fn fusion_fuel_absorbs_one_operation_after_another() {
+    let model = support::load("devset/bert");
+    let launches =
+        |fuel| compile(&model, CompileOptions { outline: false, ..fusion(|f| f.fuel = fuel) }).programs[0].steps.len();
+    let (none, all) = (launches(Some(0)), launches(None));
+    let mut last = none;
+    for fuel in 1..=8 {
+        let now = launches(Some(fuel));
+        assert!(now == last || now == last - 1, "{fuel}: {last} to {now}");
+        last = now;
+    }
+    assert!(last < none && launches(Some(10_000)) == all, "{none} to {last}, {all}");
+}
+
+/// What is switched off by origin stays apart, and nothing else changes.
+#[test]
+fn fusions_are_switched_off_by_origin() {
+    let model = support::load("devset/bert");
+    let plan = compile(&model, fusion(|f| f.no_fuse = vec!["layer.1.".into()]));
+    let usual = compile(&model, CompileOptions::default());
+    let of = |p: &Plan, layer: &str| {
+        let regions = &p.report.phases[0].regions;
+        regions.iter().filter(|r| r.origins.iter().any(|o| o.contains(layer))).count()
+    };
+    assert!(of(&plan, "layer.1.") > of(&usual, "layer.1."));
+    assert_eq!(of(&plan, "layer.0."), of(&usual, "layer.0."));
+}
