@@ -52,12 +52,13 @@ impl Counted<'_> {
     pub fn run(&self, run: Run, n: usize) -> bool {
         matches!(self.view, View::Nothing)
             || run.check(n, self.view.len())
-            && (0..n).all(|j| self.marks.set(run.start.wrapping_add(run.step.wrapping_mul(j as i64)) as usize))
+                && (0..n).all(|j| self.marks.set(run.start.wrapping_add(run.step.wrapping_mul(j as i64)) as usize))
     }
     /// Marks positions; `false` when one leaves the argument.
     pub fn each(&self, at: &[i32]) -> bool {
         let len = self.view.len();
-        matches!(self.view, View::Nothing) || at.iter().all(|i| usize::try_from(*i).is_ok_and(|i| i < len && self.marks.set(i)))
+        matches!(self.view, View::Nothing)
+            || at.iter().all(|i| usize::try_from(*i).is_ok_and(|i| i < len && self.marks.set(i)))
     }
 }
 
