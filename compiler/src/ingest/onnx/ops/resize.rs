@@ -87,7 +87,7 @@ pub fn resize(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
 /// The axes whose elements change.
 fn axes(n: &Node<'_>, x: &Val, old: bool) -> Res<Vec<Axis>> {
     let named: Vec<usize> = match n.ints("axes")? {
-        Some(list) => node::axes(list, x.rank())?,
+        Some(list) => list.iter().map(|a| node::axis(*a, x.rank())).collect::<Res<_>>()?,
         None => (0..x.rank()).collect(),
     };
     let scales = if old { floats(n, 1, "scales")? } else { floats(n, 2, "scales")? };
@@ -175,13 +175,8 @@ impl Sampling {
                     0.0
                 }
             }
-            "align_corners" => {
-                if a.to > 1 {
-                    i * (from - 1.0) / (to - 1.0)
-                } else {
-                    0.0
-                }
-            }
+            "align_corners" if scale * from > 1.0 => i * (from - 1.0) / (scale * from - 1.0),
+            "align_corners" => 0.0,
             "asymmetric" => i / scale,
             "tf_half_pixel_for_nn" => (i + 0.5) / scale,
             "tf_crop_and_resize" => {
