@@ -174,7 +174,9 @@ impl Memory<'_> {
             Op::Const(_) | Op::Iota { .. } => return None,
             Op::Weight(w) => self.weight(&PackedWeight { parts: vec![*w], rows: None, side: false }, i),
             Op::State(s) => self.element(&Operand::State(*s), i as i64),
-            Op::KvAppend { slot, part } | Op::KvRead { slot, part } => self.cached(*slot, *part, i, self.tokens(v)),
+            Op::KvAppend { slot, part, .. } | Op::KvRead { slot, part } | Op::KvLoad { slot, part } => {
+                self.cached(*slot, *part, i, self.tokens(v))
+            }
             Op::Input(_) => self.element(&Operand::Value(v), i as i64),
             _ if self.site.stored.contains(&v) && !own.contains(&v) => self.element(&Operand::Value(v), i as i64),
             _ => return None,
@@ -186,7 +188,7 @@ impl Memory<'_> {
         match o {
             Some(Operand::Value(v)) => graph.at(*v, at).map(Some),
             Some(Operand::Kv(slot, part)) => {
-                let is = |v: &&ValueId| matches!(self.site.graph.op(**v), Op::KvAppend { slot: s, part: p } if s == slot && p == part);
+                let is = |v: &&ValueId| matches!(self.site.graph.op(**v), Op::KvAppend { slot: s, part: p, .. } if s == slot && p == part);
                 let node = self.site.region.outputs.iter().find(is);
                 let Some(x) = node.and_then(|n| self.site.graph.operands(*n).first().copied()) else { return Ok(None) };
                 let (_, dim) = self.slot(*slot, *part);

@@ -207,7 +207,7 @@ impl Cone {
                 u64::from(w.0) | 1 << 40
             }
             Op::State(s) => u64::from(s.0) | 2 << 40,
-            Op::KvAppend { slot, part } | Op::KvRead { slot, part } => {
+            Op::KvAppend { slot, part, .. } | Op::KvRead { slot, part } | Op::KvLoad { slot, part } => {
                 u64::from(slot.0) << 1 | u64::from(*part == frit_plan::KvPart::V) | 3 << 40
             }
             Op::Input(_) | Op::Control(_) => v.index() as u64 | 4 << 40,

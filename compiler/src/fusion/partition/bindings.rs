@@ -22,7 +22,7 @@ impl Partitioner<'_> {
             spaces.insert((1, 0));
         }
         for m in region.members().into_iter().chain([v]) {
-            if let Op::KvAppend { slot, .. } | Op::KvRead { slot, .. } = self.graph.op(m) {
+            if let Op::KvAppend { slot, .. } | Op::KvRead { slot, .. } | Op::KvLoad { slot, .. } = self.graph.op(m) {
                 spaces.insert((2, slot.0));
             }
             for (port, o) in self.graph.operands(m).into_iter().enumerate() {
