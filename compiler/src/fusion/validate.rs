@@ -115,6 +115,10 @@ impl Memory<'_> {
     fn tokens(&self, v: ValueId) -> usize {
         self.site.graph.ty(v).shape.get(2).map_or(1, |d| self.extent(d))
     }
+    /// Positions that a slot has room for.
+    fn room(&self, slot: KvSlotId) -> usize {
+        self.site.tables.kv_slots.get(slot.0 as usize).map_or(1, |i| self.extent(&i.len).max(1))
+    }
     fn slot(&self, slot: KvSlotId, part: KvPart) -> (usize, usize) {
         let info = self.site.tables.kv_slots.get(slot.0 as usize);
         let (h, d) = info.map_or((1, 1), |i| (i.heads, if part == KvPart::K { i.k_dim } else { i.v_dim }));
@@ -192,7 +196,11 @@ impl Memory<'_> {
                 let node = self.site.region.outputs.iter().find(is);
                 let Some(x) = node.and_then(|n| self.site.graph.operands(*n).first().copied()) else { return Ok(None) };
                 let (_, dim) = self.slot(*slot, *part);
-                let (capacity, past, tokens) = (self.size(sizes::CAPACITY), self.size(sizes::PAST), self.tokens(x));
+                let past = node.map(|n| self.site.graph.op(*n)).and_then(|op| match op {
+                    Op::KvAppend { past, .. } => Some(self.extent(past)),
+                    _ => None,
+                });
+                let (capacity, past, tokens) = (self.room(*slot), past.unwrap_or(0), self.tokens(x));
                 let (row, token, d) = (at / (dim * capacity), at / dim % capacity, at % dim);
                 match token.checked_sub(past).filter(|t| *t < tokens) {
                     Some(t) => graph.at(x, (row * tokens + t) * dim + d).map(Some),
