@@ -12,7 +12,7 @@ use crate::reference::{Elements, RefError, hashed, scalar_binary, scalar_cast, s
 use frit_kernels::dim::{Dim, Sym};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{Anchor, Attention, Expr, ExprId, KernelSpec, ReduceOp, Stat};
-use frit_plan::{KvPart, sizes};
+use frit_plan::KvPart;
 use std::collections::{BTreeMap, HashSet};
 
 /// Relative difference allowed: both sides are f64 and differ by the order of sums.
@@ -108,9 +108,6 @@ struct Memory<'a> {
 }
 
 impl Memory<'_> {
-    fn size(&self, name: &str) -> usize {
-        self.sizes.get(name).copied().unwrap_or(1) as usize
-    }
     /// The extent of a value's token axis.
     fn tokens(&self, v: ValueId) -> usize {
         self.site.graph.ty(v).shape.get(2).map_or(1, |d| self.extent(d))
@@ -168,7 +165,7 @@ impl Memory<'_> {
                 let storage = self.site.tables.states.get(s.0 as usize).map(|s| s.storage.scalar());
                 random(u64::from(s.0) | 2 << 40, i, storage.unwrap_or(Scalar::I32), false)
             }
-            Operand::Kv(slot, part) => self.cached(*slot, *part, i, self.size(sizes::CAPACITY)),
+            Operand::Kv(slot, part) => self.cached(*slot, *part, i, self.room(*slot)),
             Operand::Weight(w) => self.weight(w, i),
         }
     }
