@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::fusion::outline::{Built, Outline};
 use crate::fusion::spec_builder::size_bounds;
-use crate::fusion::{self, FusionOptions, Operand, PackedWeight, Partition, Refused, anchors, report};
+use crate::fusion::{self, FusionOptions, Operand, PackedWeight, Partition, Refused, anchors, guards, report};
 use crate::graph::patch::Fuel;
 use crate::graph::{Graph, KvSlot, Op, StateId, Tables, ValueId, WeightData};
 use crate::memory::{self, Lifetime};
@@ -310,9 +310,10 @@ impl Lowering<'_> {
             (_, Some(i)) => Ok(BufferRef::Value(*i)),
             _ => Err(Error::Internal { pass: "lower", fault: format!("{} has no buffer", graph.op(v).name()) }),
         };
+        let guards = guards::guards(&graph, &built);
         let nothing_stored = HashSet::new();
         let mut steps = Vec::with_capacity(built.len());
-        for b in &built {
+        for (b, guard) in built.iter().zip(guards) {
             let mut args = Vec::with_capacity(b.operands.len());
             for o in &b.operands {
                 args.push(match o {
@@ -325,7 +326,12 @@ impl Lowering<'_> {
                 });
             }
             let site = anchors::Site { graph: &graph, tables, stored: &nothing_stored, region: &b.region };
-            steps.push(Step { kernel: b.kernel, args, label: anchors::describe(&site) });
+            steps.push(Step {
+                kernel: b.kernel,
+                args,
+                label: anchors::describe(&site),
+                when: guard.and_then(|v| index.get(&v).copied()),
+            });
         }
         let port = |name: &str, v: ValueId, fill: InputFill| {
             let ty = graph.ty(v);

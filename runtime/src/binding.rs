@@ -35,6 +35,25 @@ pub(crate) fn bind(plan: &Plan, program: &Program, given: &[(&str, &Tensor)]) ->
     }
 }
 
+/// How many runs a decoder's tokens take: one, or one a token where the plan takes no more at once.
+pub(crate) fn steps(plan: &Plan, values: &[u64]) -> u64 {
+    match (plan.model.task, plan.size_index(sizes::TOKENS)) {
+        (Task::Decoder, Some(i)) if takes_one(plan) => values.get(i).copied().unwrap_or(1),
+        _ => 1,
+    }
+}
+
+/// Whether a decoder takes one token of each sequence at a time.
+fn takes_one(plan: &Plan) -> bool {
+    let tokens = plan.sizes.iter().find(|z| z.name == sizes::TOKENS);
+    plan.model.task == Task::Decoder && tokens.is_some_and(|z| z.max == Some(1))
+}
+
+/// The axis of a port that runs over tokens.
+pub(crate) fn along_tokens(p: &Port) -> Option<usize> {
+    p.shape.iter().position(|d| d.as_size() == Some(sizes::TOKENS))
+}
+
 struct Binder<'a> {
     plan: &'a Plan,
     program: &'a Program,
@@ -208,11 +227,12 @@ impl<'a> Binder<'a> {
     fn ranges(&mut self, values: &[u64]) {
         for (z, v) in self.plan.sizes.iter().zip(values) {
             let past = z.name == sizes::PAST && *v == 0;
+            let stepped = z.name == sizes::TOKENS && takes_one(self.plan);
             let bound = self.program.at_most.iter().find(|a| a.0 == z.name).map(|a| a.1).into_iter().chain(z.max).min();
             if *v < z.min && !past {
                 self.fault(format!("size {} is {v}, at least {} is needed", z.name, z.min));
             }
-            if let Some(m) = bound.filter(|m| v > m) {
+            if let Some(m) = bound.filter(|m| v > m && !stepped) {
                 self.fault(format!("size {} is {v}, at most {m} is possible", z.name));
             }
         }

@@ -8,6 +8,7 @@ use crate::binding::{INPUT_IDS, KEY_MASK};
 use crate::prompt::Batch;
 use crate::recompute;
 use crate::rows::Rows;
+use crate::run_stats::{self, RunStats};
 use crate::sampler::{Sampler, Sampling, argmax};
 use crate::session::{POS_OFFSET, Session, state, state_len};
 use crate::{Error, Result, Tensor};
@@ -121,6 +122,8 @@ pub struct GenerateStats {
     pub saved_bytes_per_token: u64,
     /// Bytes that one decode run moves, at the last run's sizes.
     pub bytes_per_token: u64,
+    /// What ran of the model, where a policy decides about it.
+    pub depth: RunStats,
 }
 
 impl GenerateStats {
@@ -274,6 +277,7 @@ impl Run {
         }
         let phase = plan.programs.get(decode).and_then(|g| plan.report.phases.iter().find(|p| p.program == g.name));
         let stats = GenerateStats {
+            depth: RunStats::new(&plan),
             kernels_per_token: phase.map_or(0, |p| p.dispatches),
             kernels_per_token_unfused: phase.map_or(0, |p| p.unfused_dispatches),
             ..GenerateStats::default()
@@ -390,8 +394,14 @@ impl Run {
         let on_device = self.samplers.is_empty();
         let read = if on_device { output(NEXT_TOKEN).or(output(LOGITS)) } else { output(LOGITS) };
         let read = read.ok_or_else(|| Error::Plan(format!("program `{}` gives no `{LOGITS}`", g.name)))?;
-        let wanted = if choose { vec![read] } else { Vec::new() };
+        let told = run_stats::telling(g);
+        let wanted: Vec<usize> = if choose { [read].into_iter().chain(told).collect() } else { Vec::new() };
         let out = session.executor.run(program, &self.sizes, &inputs, &wanted)?;
+        if choose {
+            let counts = self.rows.going();
+            let names = wanted.iter().skip(1).filter_map(|i| g.outputs.get(*i)).map(|p| p.name.as_str());
+            self.stats.depth.add(names.zip(out.iter().skip(1)), Some(&counts));
+        }
         if !choose {
             return Ok(());
         }

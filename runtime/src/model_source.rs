@@ -110,8 +110,22 @@ pub fn compile_with(
     options: frit_compiler::CompileOptions,
     progress: &mut dyn FnMut(Stage),
 ) -> Result<LoadedModel> {
+    compile_as(path, &frit_compiler::ingest::LoadOptions::default(), options, progress)
+}
+
+/// Compiles the model at `path` as [`compile_with`] does, loaded with options of one's own.
+///
+/// # Errors
+/// As [`open`].
+#[cfg(feature = "compiler")]
+pub fn compile_as(
+    path: &Path,
+    load: &frit_compiler::ingest::LoadOptions,
+    options: frit_compiler::CompileOptions,
+    progress: &mut dyn FnMut(Stage),
+) -> Result<LoadedModel> {
     progress(Stage::Open);
-    let model = frit_compiler::ingest::load(path).map_err(frit_compiler::Error::from)?;
+    let model = frit_compiler::ingest::load_with(path, load).map_err(frit_compiler::Error::from)?;
     progress(Stage::Compile);
     let plan = frit_compiler::Compiler::new(options).compile(&model)?;
     Ok(LoadedModel { plan: Arc::new(plan), weights: model.weights(), artifact: None })

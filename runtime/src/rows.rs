@@ -39,6 +39,10 @@ impl Rows {
         let going = self.rows.iter().filter(|r| r.finish.is_none());
         going.map(|r| self.most.saturating_sub(r.tokens.len()) as u64).max().unwrap_or(0)
     }
+    /// Which rows go on.
+    pub fn going(&self) -> Vec<bool> {
+        self.rows.iter().map(|r| r.finish.is_none()).collect()
+    }
     /// Gives each row that goes on its token, and the caller too.
     pub fn take(&mut self, next: &[i32], on_token: &mut dyn FnMut(NewToken) -> ControlFlow<()>) -> Taken {
         let mut tokens = 0;

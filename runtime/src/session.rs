@@ -3,8 +3,9 @@
 use crate::backend::{Backend, Counters, Executor, Extent};
 use crate::binding::{self, Bound, KEY_MASK};
 use crate::model_source::{self, LoadedModel, Stage};
+use crate::run_stats::RunStats;
 use crate::{BackendChoice, Error, Result, Tensor};
-use frit_plan::{InputFill, Plan, Program, Task, TensorSource, sizes};
+use frit_plan::{InputFill, Plan, Port, Program, RAN, Task, TensorSource, sizes};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -69,7 +70,8 @@ impl<'p> SessionBuilder<'p> {
         let told = &mut self.progress;
         let mut bytes = |done, all| told(Stage::Weights(done, all));
         let executor = backend.bind(Arc::clone(&plan), weights, &Extent(extent.clone()), &mut bytes)?;
-        Ok(Session { plan, executor, extent, backend: backend.name(), device: backend.device() })
+        let stats = RunStats::new(&plan);
+        Ok(Session { plan, executor, extent, stats, backend: backend.name(), device: backend.device() })
     }
 }
 
@@ -160,6 +162,7 @@ pub struct Session {
     pub(crate) plan: Arc<Plan>,
     pub(crate) executor: Box<dyn Executor>,
     pub(crate) extent: Vec<u64>,
+    pub(crate) stats: RunStats,
     backend: &'static str,
     device: String,
 }
@@ -192,6 +195,10 @@ impl Session {
     pub fn counters(&self) -> Counters {
         self.executor.counters()
     }
+    /// What the last [`Session::run`] or [`Session::generate`] executed, where a policy decides about it.
+    pub fn stats(&self) -> &RunStats {
+        &self.stats
+    }
     /// Bytes held on the device: weights, cache, arenas.
     pub fn memory_bytes(&self) -> [u64; 3] {
         self.executor.memory_bytes()
@@ -222,10 +229,47 @@ impl Session {
         if plan.model.task == Task::Decoder {
             self.forget(&sizes, key_mask)?;
         }
-        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        let outputs = self.outputs(index, &sizes, &inputs)?;
+        self.stats = RunStats::new(&plan);
+        let named: Vec<(String, Tensor)> = program.outputs.iter().map(|p| p.name.clone()).zip(outputs).collect();
+        self.stats.add(named.iter().map(|(n, t)| (n.as_str(), t)), None);
+        Ok(named.into_iter().filter(|(n, _)| !n.starts_with(RAN)).collect())
+    }
+
+    /// All outputs of a program. One that takes a token at a time, as decoders do whose layers read what layers above
+    /// them made of the token before, runs once for each; outputs with an extent of tokens are put together.
+    fn outputs(&mut self, index: usize, sizes: &[u64], inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let plan = Arc::clone(&self.plan);
+        let program = plan.programs.get(index).ok_or_else(|| self.lacks("forward"))?;
         let wanted: Vec<usize> = (0..program.outputs.len()).collect();
-        let outputs = self.executor.run(index, &sizes, &inputs, &wanted)?;
-        Ok(program.outputs.iter().map(|p| p.name.clone()).zip(outputs).collect())
+        let at = |n: &str| plan.size_index(n);
+        let steps = binding::steps(&plan, sizes);
+        let (Some(tokens), Some(past), true) = (at(sizes::TOKENS), at(sizes::PAST), steps > 1) else {
+            return self.executor.run(index, sizes, &inputs.iter().collect::<Vec<_>>(), &wanted);
+        };
+        let mut parts: Vec<Vec<Tensor>> = vec![Vec::new(); wanted.len()];
+        for step in 0..steps {
+            let mut now = sizes.to_vec();
+            for (i, v) in [(tokens, 1), (past, step)] {
+                if let Some(slot) = now.get_mut(i) {
+                    *slot = v;
+                }
+            }
+            let cut =
+                |(p, t): (&Port, &Tensor)| binding::along_tokens(p).map_or(Ok(t.clone()), |k| t.slice(k, step, 1));
+            let own: Vec<Tensor> = program.inputs.iter().zip(inputs).map(cut).collect::<Result<_>>()?;
+            let made = self.executor.run(index, &now, &own.iter().collect::<Vec<_>>(), &wanted)?;
+            parts.iter_mut().zip(made).for_each(|(all, t)| all.push(t));
+        }
+        let join = |(p, mut parts): (&Port, Vec<Tensor>)| match (binding::along_tokens(p), parts.pop()) {
+            (Some(k), Some(last)) => {
+                parts.push(last);
+                Tensor::concat(&parts, k)
+            }
+            (None, Some(last)) => Ok(last),
+            (_, None) => Err(Error::Device("the program gave no output".into())),
+        };
+        program.outputs.iter().zip(parts).map(join).collect()
     }
 
     /// Sets a decoder's states for a run without history.

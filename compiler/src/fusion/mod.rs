@@ -6,6 +6,7 @@
 
 pub mod anchors;
 pub mod coords;
+pub mod guards;
 pub mod legality;
 pub mod outline;
 mod partition;

@@ -125,7 +125,7 @@ impl Check<'_> {
         if let Op::Control(c) = &node.op {
             self.graph(c.body(), depth + 1);
         }
-        if let Op::Input(_) | Op::State(_) | Op::Weight(_) | Op::Iota { .. } | Op::KvLoad { .. } = node.op {
+        if node.op.is_source() && !matches!(node.op, Op::Const(_)) {
             if !ports.is_empty() {
                 self.fault(g, v, "a source with operands");
             }

@@ -44,6 +44,10 @@ impl<'a> Binder<'a> {
     pub fn has(&self, name: &str) -> bool {
         self.stock.contains_key(name)
     }
+    /// The dimensions of a tensor.
+    pub fn shape(&self, name: &str) -> Option<&[u64]> {
+        self.stock.get(name).map(|t| t.shape.as_slice())
+    }
 
     /// The first of these prefixes with which the file has a tensor `{prefix}{probe}`; else the first of all.
     pub fn prefix<'p>(&self, prefixes: &[&'p str], probe: &str) -> &'p str {

@@ -11,7 +11,7 @@ use crate::model::{MemoryTensors, Model, ModelGraph};
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{BinaryOp, Literal, ReduceOp, UnaryOp};
-use frit_plan::{InputFill, KvPart, ModelInfo, RopePart, Task, TensorData, TensorSource};
+use frit_plan::{InputFill, KvPart, ModelInfo, RopePart, Task, TensorData, TensorSource, sizes};
 use indexmap::IndexMap;
 use std::sync::Arc;
 
@@ -471,6 +471,12 @@ impl GraphBuilder<'_> {
         let dim = if part == KvPart::K { info.k_dim } else { info.v_dim };
         let shape = vec![Dim::size(frit_plan::sizes::BATCH), info.heads.into(), info.len, dim.into()];
         self.source_node(Op::KvLoad { slot, part }, Scalar::F32, shape, &info.name)
+    }
+    /// What a cache slot of `heads` heads of `dim` elements held before the run.
+    pub fn kv_past(&mut self, slot: KvSlotId, part: KvPart, heads: u64, dim: u64) -> ValueId {
+        let shape = [Dim::size(sizes::BATCH), Dim::from(heads), Dim::size(sizes::PAST), Dim::from(dim)];
+        let origin = self.origin();
+        self.source_node(Op::KvLoad { slot, part }, Scalar::F32, shape.to_vec(), &origin)
     }
     /// Scaled dot-product attention; see [`Op::Attention`]. `has_mask` and `has_bias` of `attrs` are set here.
     pub fn attention(

@@ -15,11 +15,13 @@ pub mod gguf;
 pub mod hf;
 pub mod limits;
 pub mod onnx;
+pub mod policy;
 mod recipe;
 pub mod rope;
 
 pub use error::{Error, Gap, Place, Result};
 pub use limits::Limits;
+pub use policy::RunPolicy;
 
 use crate::model::Model;
 use file::SourceFile;
@@ -37,6 +39,8 @@ pub struct LoadOptions {
     pub inputs: Vec<(String, InputValue)>,
     /// Reads every tensor of a directory once, and lets those of equal content be one weight.
     pub dedupe: bool,
+    /// How deep a decoder runs.
+    pub policy: RunPolicy,
 }
 
 /// The value of an input.

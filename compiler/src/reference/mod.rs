@@ -212,6 +212,9 @@ fn eval_node(graph: &Graph, v: ValueId, xs: &[&Array], env: &Env<'_>, caches: &m
         Op::Rope { style, rotary_dim } => ops::rope(*style, *rotary_dim as usize, x(0)?, x(1)?, x(2)?, x(3)?)?,
         Op::KvLoad { slot, part } => match env.past.get(&(*slot, *part)) {
             Some(x) => x.clone(),
+            None if node.ty.shape.get(2).map(|d| env.dim(d)).transpose()? == Some(0) => {
+                Array::full(&env.shape(&node.ty.shape)?, 0.0)?
+            }
             None => return Err(RefError::new(format!("slot {} is empty", slot.0))),
         },
         Op::KvAppend { slot, part, past } => {

@@ -68,10 +68,37 @@ pub struct Extension {
     /// transpose of the projection first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding_rank: Option<u64>,
+    /// Layers that decide about themselves, by the tensors `gate.weight` `[1, hidden]` and `gate.bias` `[1]` below the
+    /// layer's own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<Gate>,
+    /// Whether a vector of its own, the tensor `step` `[hidden]`, is added to what enters each layer.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub steps: bool,
     /// Tokens that each layer's cache begins with, whose keys `[tokens, k heads · dim]` and values are the tensors
     /// `prefix_k` and `prefix_v` of the attention part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<u64>,
+}
+
+/// The gate of a layer: `g = w · x + b`, with x what enters it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gate {
+    /// The layer.
+    pub layer: u32,
+    /// What the gate does.
+    pub kind: GateForm,
+}
+
+/// What a gate does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GateForm {
+    /// `(1 − s) x + s layer(x)` with `s = ½ tanh(g) + ½`.
+    Mix,
+    /// The layer runs for tokens with `sigmoid(g) > ½`; for others x stays, and keys and values are made of it.
+    Route,
 }
 
 /// The layers whose keys and values a layer attends to. A source above the layer itself is read without the current

@@ -19,7 +19,7 @@ pub use buffer::{BufferRef, KvPart, KvSlotDecl, SlotLayout, StateDecl, ValueDecl
 pub use kernel::{Kernel, Schedule, Variant};
 pub use lock::lock_changes;
 pub use model::{ChatInfo, InputFill, ModelInfo, Port, Task};
-pub use plan::{PLAN_VERSION, Plan, Program, SizeDecl, Step, sizes};
+pub use plan::{PLAN_VERSION, Plan, Program, RAN, SizeDecl, Step, sizes};
 pub use report::{AttentionCount, FusionReport, InPlace, Ledger, PhaseReport, RefusedEdge, RegionReport, Validation};
 pub use validate::{PlanError, StoredShape};
 pub use weights::{Part, Placement, RopePart, TensorData, TensorSource, WeightDecl, WeightSource, repack};

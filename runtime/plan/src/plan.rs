@@ -24,6 +24,10 @@ pub mod sizes {
     pub const SOURCE: &str = "X";
 }
 
+/// Outputs whose name begins so tell which part of a layer ran, for every token: I32 `[B, S]`, 1 or 0. What follows is
+/// the part and the layer, such as `ffn.3`, `layer.7` or `exit.8`. They steer [`Step::when`] and are no results.
+pub const RAN: &str = "ran:";
+
 /// A dynamic size. Its position in [`Plan::sizes`] is its index in the table that kernels read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SizeDecl {
@@ -96,6 +100,10 @@ pub struct Step {
     pub args: Vec<BufferRef>,
     /// Where it comes from, for people.
     pub label: String,
+    /// The launch may be left out when every element of this integer value of the program is 0: nothing then reads
+    /// what it writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<u32>,
 }
 
 impl Plan {

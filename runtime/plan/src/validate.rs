@@ -364,6 +364,8 @@ impl Check<'_> {
         if !self.ensure(found == want, || format!("{place} gives `{}` {found} arguments, not {want}", k.name)) {
             return;
         }
+        let told = s.when.map(|v| g.values.get(v as usize).is_some_and(|v| v.storage.scalar() != Scalar::F32));
+        self.ensure(told != Some(false), || format!("{place} depends on {:?}, which is no integer value", s.when));
         let mut slots: HashMap<u8, u32> = HashMap::new();
         for (a, r) in k.spec.args.iter().zip(&s.args) {
             self.argument(g, a, *r, place, probes);

@@ -84,6 +84,9 @@ impl Partitioner<'_> {
             self.binds(id, u)?;
         }
         let shape_in = &g.ty(v).shape;
+        if self.guarded.contains(&u) {
+            return Err((Refusal::Profit, "the launch is left out where the condition is false".into()));
+        }
         match op {
             Op::Unary(_) | Op::Cast(_) => {}
             Op::Binary(_) | Op::Select => {

@@ -8,6 +8,7 @@ mod norms;
 mod order;
 mod siblings;
 
+use super::guards::guarded_selects;
 use super::legality::Refusal;
 use super::region::Region;
 use super::spec_builder::size_bounds;
@@ -51,6 +52,8 @@ pub(super) struct Partitioner<'a> {
     off: HashSet<ValueId>,
     fuel: Option<u64>,
     work: Cell<u64>,
+    /// Selects that decide whether the launches in front of them are needed.
+    guarded: HashSet<ValueId>,
 }
 
 /// Whether the operation is computed by reductions and so starts a region.
@@ -111,6 +114,7 @@ impl<'a> Partitioner<'a> {
             off,
             fuel: options.fuel,
             work: Cell::new(0),
+            guarded: guarded_selects(graph),
         }
     }
 

@@ -3,7 +3,9 @@
 use super::latent::Latent;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::probs::{self, Scores};
 use super::shared::Shared;
+use super::sharing::{self, HeadMaps, Made, Slots, Sources};
 use super::sinks;
 use crate::graph::{AttentionAttrs, Float, ValueId, WeightId};
 use crate::ingest::builder::GraphBuilder;
@@ -35,12 +37,16 @@ pub(crate) struct Attention {
     /// `[H]`: a score for each head that takes part in the softmax and adds no value.
     pub sinks: Option<WeightId>,
     pub output: Linear,
+    pub sources: Sources,
+    pub maps: HeadMaps,
 }
 
 /// The projections that make queries, keys and values.
 #[derive(Clone, Debug)]
 pub(crate) enum Qkv {
     Separate([Linear; 3]),
+    /// Of queries, keys and values those that the layer computes itself.
+    Some([Option<Linear>; 3]),
     /// One projection whose result is cut in three.
     Fused(Linear, Packing),
     /// Low-rank projections.
@@ -75,74 +81,173 @@ pub(crate) enum QkNorm {
 }
 
 impl Attention {
+    /// Value heads.
+    pub fn value_heads(&self) -> u64 {
+        self.maps.value_heads.unwrap_or(self.kv_heads)
+    }
+
     /// `x` is `[B, S, H]`; `layer` chooses the cache slot of a decoder. Without slots every query sees every key that
     /// the mask leaves.
     pub fn apply(&self, b: &mut GraphBuilder<'_>, shared: &Shared, layer: usize, x: ValueId) -> ValueId {
         b.scope(self.name, |b| {
-            let [q, k, v] = self.project(b, shared, x);
-            let [q, k] = self.rotated(b, shared, [q, k]);
-            let v = b.transpose(v, &[0, 2, 1, 3]);
-            let slot = shared.slots.get(layer).copied();
-            let (k, v) = match slot {
-                Some(slot) => (b.kv_append(slot, KvPart::K, k), b.kv_append(slot, KvPart::V, v)),
-                None => (k, v),
-            };
-            let attrs = AttentionAttrs {
-                scale: Float(self.scale),
-                causal: slot.map(|_| Dim::size(sizes::PAST)),
-                window: self.window,
-                softcap: self.softcap.map(Float),
-                has_mask: false,
-                has_bias: false,
-            };
-            let y = match self.sinks {
-                Some(sinks) => sinks::attend(b, self, shared, sinks, [q, k, v]),
-                None => b.attention(q, k, v, shared.mask, shared.bias, attrs),
-            };
-            let y = b.transpose(y, &[0, 2, 1, 3]);
-            let width = Dim::from(self.heads * self.value_dim);
-            let y = b.reshape(y, &[shared.batch.clone(), shared.tokens.clone(), width]);
-            self.output.apply(b, y)
+            if let Some(y) = self.sources.output.and_then(|s| shared.made(s)).and_then(|m| m.y) {
+                return self.output.apply(b, y);
+            }
+            let made = self.attend(b, shared, layer, x);
+            shared.keep(layer, made);
+            self.output.apply(b, made.y.unwrap_or(x))
         })
     }
 
-    /// Queries, keys and values, `[B, S, h, D]`.
-    fn project(&self, b: &mut GraphBuilder<'_>, shared: &Shared, x: ValueId) -> [ValueId; 3] {
-        let widths = [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.value_dim];
+    /// The output before the projection `[B, S, H·D]`, and what it is made of.
+    fn attend(&self, b: &mut GraphBuilder<'_>, shared: &Shared, layer: usize, x: ValueId) -> Made {
+        let [q, new_k, v] = self.project(b, shared, x);
+        let [q, new_k] = self.rotated(b, shared, [q, new_k]);
+        let new_v = v.map(|v| b.transpose(v, &[0, 2, 1, 3])).map(|v| self.blended(b, shared, v));
+        let source = self.sources.probs.and_then(|s| shared.made(s));
+        let q = q.or(source.and_then(|m| m.q)).unwrap_or(x);
+        let slots = shared.slots.get(layer).copied();
+        let append = |b: &mut GraphBuilder<'_>, slot: Option<_>, part, new: Option<ValueId>| match (slot, new) {
+            (Some(slot), Some(new)) => Some(b.kv_append(slot, part, new)),
+            (None, new) => new,
+            (_, None) => None,
+        };
+        let own_k = append(b, slots.and_then(|s| s.k), KvPart::K, new_k);
+        let own_v = append(b, slots.and_then(|s| s.v), KvPart::V, new_v);
+        let mut made = Made { q: Some(q), k: own_k, v: own_v, new_v, probs: None, y: None };
+        let is_above = sharing::above(&self.sources, layer);
+        let k = source.and_then(|m| m.k).or_else(|| self.taken(b, shared, layer, KvPart::K)).or(own_k).unwrap_or(x);
+        let v = self.taken(b, shared, layer, KvPart::V).or(own_v).unwrap_or(x);
+
+        let cut = |b: &mut GraphBuilder<'_>, v: ValueId, there: Option<usize>| match there {
+            Some(s) if s > layer => v,
+            _ if is_above => sharing::before(b, v),
+            _ => v,
+        };
+        let (k, v) = (cut(b, k, self.sources.keys), cut(b, v, self.sources.values));
+        let k = self.spread(b, k, self.kv_heads, &self.maps.k_of);
+        let v = self.spread(b, v, self.value_heads(), &self.maps.v_of);
+        let last = slots.map(|_: Slots| shared.first_query.clone());
+        let (mask, bias) = match is_above {
+            true => (shared.mask.map(|m| last_axis(b, m)), shared.bias.map(|m| last_axis(b, m))),
+            false => (shared.mask, shared.bias),
+        };
+        // A source above is read up to the token before: all of it, or the window without the token itself.
+        let (causal, window) = match (is_above, self.window) {
+            (false, window) => (last, window),
+            (true, None) => (None, None),
+            (true, Some(w)) => (last.map(|at| at - Dim::one()), Some(w.saturating_sub(1))),
+        };
+        let attrs = AttentionAttrs {
+            scale: Float(self.scale),
+            causal,
+            window,
+            softcap: self.softcap.map(Float),
+            has_mask: false,
+            has_bias: false,
+        };
+        let y = if let Some(sinks) = self.sinks {
+            sinks::attend(b, self, shared, sinks, [q, k, v])
+        } else if shared.keeps(layer) {
+            let scores = Scores { q, k, mask, bias, attrs: &attrs };
+            let probs = probs::probabilities(b, &scores);
+            made.probs = Some(probs);
+            probs::weighted(b, probs, v)
+        } else if let Some(probs) = source.and_then(|m| m.probs) {
+            probs::weighted(b, probs, v)
+        } else {
+            b.attention(q, k, v, mask, bias, attrs)
+        };
+        let y = b.transpose(y, &[0, 2, 1, 3]);
+        let width = Dim::from(self.heads * self.value_dim);
+        made.y = Some(b.reshape(y, &[shared.batch.clone(), shared.tokens.clone(), width]));
+        made
+    }
+
+    /// Keys or values of another layer: `[B, G, P + S, D]` of one below, `[B, G, P, D]` of one above.
+    fn taken(&self, b: &mut GraphBuilder<'_>, shared: &Shared, layer: usize, part: KvPart) -> Option<ValueId> {
+        let source = if part == KvPart::K { self.sources.keys } else { self.sources.values }?;
+        if source > layer {
+            let slots = shared.slots.get(source)?;
+            return match part {
+                KvPart::K => Some(sharing::past(b, slots.k?, part, self.kv_heads, self.head_dim)),
+                KvPart::V => Some(sharing::past(b, slots.v?, part, self.value_heads(), self.value_dim)),
+            };
+        }
+        let made = shared.made(source)?;
+        if part == KvPart::K { made.k } else { made.v }
+    }
+
+    /// `λ₁ V + λ₂ V₀` for the tokens of this run.
+    fn blended(&self, b: &mut GraphBuilder<'_>, shared: &Shared, v: ValueId) -> ValueId {
+        let Some([own, first]) = self.sources.blend else { return v };
+        let Some(source) = shared.made(0).and_then(|m| m.new_v) else { return v };
+        if (own, first) == (1.0, 0.0) {
+            return v;
+        }
+        let [own, first] = [own, first].map(|factor| b.f32(factor));
+        let v = b.mul(v, own);
+        let source = b.mul(source, first);
+        b.add(v, source)
+    }
+
+    /// One head for each query head, by a map; as they are without one.
+    fn spread(&self, b: &mut GraphBuilder<'_>, x: ValueId, heads: u64, of: &[u64]) -> ValueId {
+        let grouped = self.maps.value_heads.is_none_or(|v| v == self.kv_heads);
+        if of.is_empty() && grouped {
+            return x;
+        }
+        let even: Vec<u64> = (0..self.heads).map(|h| h * heads / self.heads.max(1)).collect();
+        let of = if of.is_empty() { &even } else { of };
+        let one = |b: &mut GraphBuilder<'_>, head: &u64| b.slice(x, 1, Dim::from(*head), Dim::one());
+        let parts: Vec<ValueId> = of.iter().map(|head| one(b, head)).collect();
+        b.concat(&parts, 1)
+    }
+
+    /// Queries, keys and values, `[B, S, h, D]`, as far as the layer computes them.
+    fn project(&self, b: &mut GraphBuilder<'_>, shared: &Shared, x: ValueId) -> [Option<ValueId>; 3] {
+        let [heads, kv_heads, value_heads] = [self.heads, self.kv_heads, self.value_heads()];
+        let widths = [heads * self.head_dim, kv_heads * self.head_dim, value_heads * self.value_dim];
+        let [own_k, own_v] = self.sources.own();
         let parts = match &self.qkv {
             Qkv::Separate(linears) => linears.each_ref().map(|linear| {
                 let part = linear.apply(b, x);
-                self.clipped(b, part)
+                Some(self.clipped(b, part))
             }),
-            Qkv::Latent(latent) => return latent.apply(b, x, self.heads, self.value_dim),
+            Qkv::Some(linears) => linears.each_ref().map(|linear| {
+                let part = linear.as_ref()?.apply(b, x);
+                Some(self.clipped(b, part))
+            }),
+            Qkv::Latent(latent) => return latent.apply(b, x, self.heads, self.value_dim).map(Some),
             Qkv::Fused(all, Packing::Parts) => {
                 let all = all.apply(b, x);
                 let all = self.clipped(b, all);
                 let [q, k, v] = widths;
-                [(0, q), (q, k), (q + k, v)].map(|(from, len)| b.slice(all, 2, Dim::from(from), Dim::from(len)))
+                [(0, q), (q, k), (q + k, v)].map(|(from, len)| Some(b.slice(all, 2, Dim::from(from), Dim::from(len))))
             }
             Qkv::Fused(all, Packing::Groups) => {
                 let all = all.apply(b, x);
                 let all = self.clipped(b, all);
-                return self.groups(b, shared, all);
+                let [q, k, v] = self.groups(b, shared, all);
+                return [self.sources.own_queries().then_some(q), own_k.then_some(k), own_v.then_some(v)];
             }
             Qkv::Fused(all, Packing::Shards) => {
                 let all = all.apply(b, x);
                 let all = self.clipped(b, all);
-                return self.shards(b, shared, all);
+                return self.shards(b, shared, all).map(Some);
             }
         };
         let [q, k, v] = match &self.qk_norm {
             Some(QkNorm::Whole([q_norm, k_norm])) => {
                 let [q, k, v] = parts;
-                [q_norm.apply(b, q), k_norm.apply(b, k), v]
+                [q.map(|q| q_norm.apply(b, q)), k.map(|k| k_norm.apply(b, k)), v]
             }
             _ => parts,
         };
         [
-            self.heads(b, shared, q, self.heads, self.head_dim),
-            self.heads(b, shared, k, self.kv_heads, self.head_dim),
-            self.heads(b, shared, v, self.kv_heads, self.value_dim),
+            q.filter(|_| self.sources.own_queries()).map(|q| self.heads(b, shared, q, heads, self.head_dim)),
+            k.filter(|_| own_k).map(|k| self.heads(b, shared, k, kv_heads, self.head_dim)),
+            v.filter(|_| own_v).map(|v| self.heads(b, shared, v, value_heads, self.value_dim)),
         ]
     }
 
@@ -182,22 +287,32 @@ impl Attention {
     }
 
     /// Queries and keys `[B, S, h, D]`, normalised and rotated: `[B, h, S, D]`.
-    fn rotated(&self, b: &mut GraphBuilder<'_>, shared: &Shared, qk: [ValueId; 2]) -> [ValueId; 2] {
-        let normed = |b: &mut GraphBuilder<'_>, norms: &[Norm; 2], [q, k]: [ValueId; 2]| {
+    fn rotated(&self, b: &mut GraphBuilder<'_>, shared: &Shared, qk: [Option<ValueId>; 2]) -> [Option<ValueId>; 2] {
+        type Both = [Option<ValueId>; 2];
+        let normed = |b: &mut GraphBuilder<'_>, norms: &[Norm; 2], [q, k]: Both| {
             let [q_norm, k_norm] = norms;
-            [q_norm.apply(b, q), k_norm.apply(b, k)]
+            [q.map(|q| q_norm.apply(b, q)), k.map(|k| k_norm.apply(b, k))]
         };
         let qk = match &self.qk_norm {
             Some(QkNorm::Heads(norms)) => normed(b, norms, qk),
             _ => qk,
         };
         let qk = qk.map(|x| {
-            let x = b.transpose(x, &[0, 2, 1, 3]);
-            shared.rotate(b, x, self.rope)
+            let x = b.transpose(x?, &[0, 2, 1, 3]);
+            Some(shared.rotate(b, x, self.rope))
         });
         match &self.qk_norm {
             Some(QkNorm::RotatedHeads(norms)) => normed(b, norms, qk),
             _ => qk,
         }
+    }
+}
+
+/// The first P entries of the last axis, or the axis as it is where it has one entry.
+fn last_axis(b: &mut GraphBuilder<'_>, x: ValueId) -> ValueId {
+    let axis = b.ty(x).rank().saturating_sub(1);
+    match b.ty(x).shape.get(axis).and_then(Dim::as_const) {
+        Some(1) => x,
+        _ => b.slice(x, axis, Dim::zero(), Dim::size(sizes::PAST)),
     }
 }

@@ -1,14 +1,17 @@
 //! A decoder: embedding, layers, head, and the ways to run it.
 
 use super::attention::Attention;
+use super::depth::Gate;
 use super::ffn::Ffn;
 use super::linear::Linear;
 use super::moe::Mixture;
 use super::norm::Norm;
 use super::rotary::Rope;
 use super::shared::Shared;
-use crate::graph::{KvSlotId, ValueId, WeightId};
+use super::sharing::{self, Slots};
+use crate::graph::{ValueId, WeightId};
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
+use crate::ingest::policy::RunPolicy;
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
@@ -29,6 +32,7 @@ pub(crate) struct Decoder {
     pub layers: Vec<Layer>,
     pub norm: Option<Norm>,
     pub head: Head,
+    pub policy: RunPolicy,
 }
 
 /// From tokens to rows.
@@ -60,16 +64,21 @@ pub(crate) struct Positions {
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
     pub attention_norm: Option<Norm>,
-    pub attention: Attention,
+    pub attention: Option<Attention>,
     /// On what the attention gives, before it joins the residual.
     pub attended_norm: Option<Norm>,
     pub ffn_norm: Option<Norm>,
-    pub ffn: Feed,
+    pub ffn: Option<Feed>,
     /// On what the feed-forward part gives, before it joins the residual.
     pub fed_norm: Option<Norm>,
     pub residual: Residual,
     /// Factor on both parts where they join the residual.
     pub residual_scale: Option<f32>,
+    /// Stands for the whole layer: `x = linear(x)`.
+    pub linear: Option<Linear>,
+    /// `[H]`, added to what enters the layer.
+    pub step: Option<WeightId>,
+    pub gate: Option<Gate>,
 }
 
 /// The feed-forward part of a layer.
@@ -106,7 +115,7 @@ pub(crate) struct Head {
 
 /// What the graphs of one decoder share.
 struct Declared {
-    slots: Vec<KvSlotId>,
+    slots: Vec<Slots>,
     /// The constants of each rope.
     growing: Vec<Option<[WeightId; 2]>>,
     slopes: Option<WeightId>,
@@ -152,63 +161,90 @@ impl Embedding {
 }
 
 impl Layer {
-    fn apply(&self, b: &mut GraphBuilder<'_>, shared: &Shared, layer: usize, x: ValueId) -> ValueId {
-        let attend = |b: &mut GraphBuilder<'_>, x| {
-            let y = self.attention.apply(b, shared, layer, x);
-            let y = normed(b, self.attended_norm.as_ref(), y);
-            scaled(b, y, self.residual_scale)
-        };
-        let feed = |b: &mut GraphBuilder<'_>, x| {
-            let y = match &self.ffn {
-                Feed::Dense(ffn) => ffn.apply(b, x),
-                Feed::Mixture(mixture) => mixture.apply(b, x),
-            };
-            let y = normed(b, self.fed_norm.as_ref(), y);
-            scaled(b, y, self.residual_scale)
-        };
-        let (before_attention, before_ffn) = (self.attention_norm.as_ref(), self.ffn_norm.as_ref());
+    /// `x` is `[B, S, H]`, and so is the result.
+    pub(super) fn apply(&self, b: &mut GraphBuilder<'_>, shared: &Shared, layer: usize, x: ValueId) -> ValueId {
+        if let Some(linear) = &self.linear {
+            return linear.apply(b, x);
+        }
         match self.residual {
             Residual::Sequential => {
-                let n = normed(b, before_attention, x);
-                let y = attend(b, n);
-                let x = b.add(x, y);
-                let n = normed(b, before_ffn, x);
-                let y = feed(b, n);
-                b.add(x, y)
+                let x = self.attended(b, shared, layer, x);
+                self.fed(b, x)
             }
             Residual::Parallel => {
-                let n = normed(b, before_attention, x);
-                let attended = attend(b, n);
-                let n = match before_ffn {
+                let n = normed(b, self.attention_norm.as_ref(), x);
+                let attended = self.attend(b, shared, layer, n);
+                let n = match &self.ffn_norm {
                     Some(norm) => norm.apply(b, x),
                     None => n,
                 };
-                let fed = feed(b, n);
-                let sum = b.add(attended, fed);
-                b.add(x, sum)
+                let fed = self.feed(b, n);
+                let sum = match (attended, fed) {
+                    (Some(attended), Some(fed)) => Some(b.add(attended, fed)),
+                    (one, other) => one.or(other),
+                };
+                sum.map_or(x, |sum| b.add(x, sum))
             }
             Residual::Behind => {
-                let y = attend(b, x);
-                let x = b.add(x, y);
-                let x = normed(b, before_attention, x);
-                let y = feed(b, x);
-                let x = b.add(x, y);
-                normed(b, before_ffn, x)
+                let join = |b: &mut GraphBuilder<'_>, x, y: Option<ValueId>, norm: Option<&Norm>| {
+                    y.map_or(x, |y| {
+                        let x = b.add(x, y);
+                        normed(b, norm, x)
+                    })
+                };
+                let y = self.attend(b, shared, layer, x);
+                let x = join(b, x, y, self.attention_norm.as_ref());
+                let y = self.feed(b, x);
+                join(b, x, y, self.ffn_norm.as_ref())
             }
             Residual::Normed => {
-                let n = normed(b, before_attention, x);
-                let y = attend(b, n);
-                let x = b.add(n, y);
-                let n = normed(b, before_ffn, x);
-                let y = feed(b, n);
-                b.add(n, y)
+                let n = normed(b, self.attention_norm.as_ref(), x);
+                let y = self.attend(b, shared, layer, n);
+                let x = y.map_or(n, |y| b.add(n, y));
+                let n = normed(b, self.ffn_norm.as_ref(), x);
+                let y = self.feed(b, n);
+                y.map_or(n, |y| b.add(n, y))
             }
         }
+    }
+
+    /// `x + attention(norm(x))`.
+    pub(super) fn attended(&self, b: &mut GraphBuilder<'_>, shared: &Shared, layer: usize, x: ValueId) -> ValueId {
+        if self.attention.is_none() {
+            return x;
+        }
+        let n = normed(b, self.attention_norm.as_ref(), x);
+        let y = self.attend(b, shared, layer, n);
+        y.map_or(x, |y| b.add(x, y))
+    }
+    /// `x + ffn(norm(x))`.
+    pub(super) fn fed(&self, b: &mut GraphBuilder<'_>, x: ValueId) -> ValueId {
+        if self.ffn.is_none() {
+            return x;
+        }
+        let n = normed(b, self.ffn_norm.as_ref(), x);
+        let y = self.feed(b, n);
+        y.map_or(x, |y| b.add(x, y))
+    }
+
+    fn attend(&self, b: &mut GraphBuilder<'_>, shared: &Shared, layer: usize, x: ValueId) -> Option<ValueId> {
+        let y = self.attention.as_ref()?.apply(b, shared, layer, x);
+        let y = normed(b, self.attended_norm.as_ref(), y);
+        Some(scaled(b, y, self.residual_scale))
+    }
+    fn feed(&self, b: &mut GraphBuilder<'_>, x: ValueId) -> Option<ValueId> {
+        let y = match self.ffn.as_ref()? {
+            Feed::Dense(ffn) => ffn.apply(b, x),
+            Feed::Mixture(mixture) => mixture.apply(b, x),
+        };
+        let y = normed(b, self.fed_norm.as_ref(), y);
+        Some(scaled(b, y, self.residual_scale))
     }
 }
 
 impl Head {
-    fn apply(&self, b: &mut GraphBuilder<'_>, x: ValueId) -> ValueId {
+    /// Logits of rows `[…, H]`.
+    pub(super) fn apply(&self, b: &mut GraphBuilder<'_>, x: ValueId) -> ValueId {
         let x = self.project.as_ref().map_or(x, |linear| linear.apply(b, x));
         let logits = self.linear.apply(b, x);
         let logits = scaled(b, logits, self.scale);
@@ -220,7 +256,7 @@ impl Head {
     }
 }
 
-fn normed(b: &mut GraphBuilder<'_>, norm: Option<&Norm>, x: ValueId) -> ValueId {
+pub(super) fn normed(b: &mut GraphBuilder<'_>, norm: Option<&Norm>, x: ValueId) -> ValueId {
     norm.map_or(x, |norm| norm.apply(b, x))
 }
 
@@ -238,20 +274,14 @@ impl Decoder {
     /// Declares sizes, states and cache slots, and adds the four ways to run the model.
     pub fn build(&self, m: &mut ModelBuilder) {
         m.size(sizes::BATCH, 1, None);
-        m.size(sizes::TOKENS, 1, None);
+        m.size(sizes::TOKENS, 1, sharing::reads_above(&self.layers).then_some(1));
         m.size(sizes::PAST, 0, None);
         m.size(sizes::CAPACITY, 1, Some(self.context));
         m.info.task = Task::Decoder;
-        m.info.layers = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
+        m.info.layers = u32::try_from(self.depth()).unwrap_or(u32::MAX);
         m.info.context = self.context;
         m.info.vocab = self.vocab;
-        let slots: Vec<KvSlotId> = (0..)
-            .zip(&self.layers)
-            .map(|(i, layer): (u64, _)| {
-                let a = &layer.attention;
-                m.kv_slot(&format!("layer{i}"), a.kv_heads, a.head_dim, a.value_dim)
-            })
-            .collect();
+        let slots = sharing::declare(m, &self.layers, |i| self.runs(i));
         let growing = self.ropes.iter().enumerate().map(|(i, rope)| rope.constants(m, i)).collect();
         let slopes = self.alibi.as_ref().map(|slopes| m.constant("alibi.slopes", &[slopes.len() as u64, 1, 1], slopes));
         let declared = Declared { slots, growing, slopes };
@@ -299,22 +329,25 @@ impl Decoder {
             positions: Some(positions),
             rotations,
             slots: declared.slots.clone(),
+            first_query: past.clone(),
+            kept: self.kept((phase == Phase::Decode).then_some(1)),
+            made: Default::default(),
         };
 
         let counted = self.embedding.positions.is_some_and(|p| p.masked) && phase == Phase::Forward;
         let learned = if counted { visible_before(b, key_mask, &batch, &tokens, &keys) } else { positions };
-        let mut x = self.embedding.apply(b, ids, learned);
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = b.scope(&format!("{}.{i}", self.layers_name), |b| layer.apply(b, &shared, i, x));
-        }
+        let x = self.embedding.apply(b, ids, learned);
+        let (x, is_last) = self.stack(b, shared, x, phase == Phase::Prefill);
+        let mixed_norms = self.policy.layer_mix.as_ref().is_some_and(|mix| mix.normed);
+        let norm = self.norm.as_ref().filter(|_| !mixed_norms);
         if phase == Phase::Forward {
-            let x = normed(b, self.norm.as_ref(), x);
+            let x = normed(b, norm, x);
             let logits = self.head.apply(b, x);
             b.output("logits", logits);
             return;
         }
-        let last = b.slice(x, 1, tokens - Dim::one(), Dim::one());
-        let last = normed(b, self.norm.as_ref(), last);
+        let last = if is_last { x } else { b.slice(x, 1, tokens - Dim::one(), Dim::one()) };
+        let last = normed(b, norm, last);
         let logits = self.head.apply(b, last);
         let logits = b.reshape(logits, &[batch, Dim::from(self.vocab)]);
         let token = b.reduce(ReduceOp::ArgMax, logits, &[1], true);

@@ -2,13 +2,14 @@
 //! order of operations is decided here, once.
 //!
 //! One file is one part: `linear` and `norm` (the leaves), `attention` (with `latent` projections and
-//! `sinks`), `ffn` and `moe`, `rotary` (position tables), `shared`
-//! (what the layers of one graph have in common), `decoder` (layers, and the ways to run a decoder). Encoders are made
-//! of `multi_head`, `relative` and `disentangled` (positions in scores), `stack` (layers), `patches` (windows of
-//! pictures and signals) and `encoder_decoder` (the ways to run a pair of both).
+//! `sinks`), `ffn` and `moe`, `rotary` (position tables), `shared` (what the layers of one graph have in common),
+//! `sharing` and `probs` (what layers take from each other), `decoder` (layers, and the ways to run a decoder), `depth`
+//! (which layers run for whom). Encoders are made of `multi_head`, `relative` and `disentangled` (positions in scores),
+//! `stack` (layers), `patches` (windows of pictures and signals) and `encoder_decoder` (the ways to run a pair of both).
 
 mod attention;
 mod decoder;
+mod depth;
 mod disentangled;
 mod encoder_decoder;
 mod ffn;
@@ -18,25 +19,29 @@ mod moe;
 mod multi_head;
 mod norm;
 mod patches;
+mod probs;
 mod relative;
 mod rotary;
 mod shared;
+mod sharing;
 mod sinks;
 mod stack;
 
 pub(crate) use attention::{Attention, Packing, QkNorm, Qkv};
 pub(crate) use decoder::{Decoder, Embedding, Feed, Head, Layer, Positions, Residual};
+pub(crate) use depth::{Gate, GateKind};
 pub(crate) use disentangled::{Disentangled, Distances, distance_row};
 pub(crate) use encoder_decoder::{
     Counting, EncoderDecoder, PositionTable, SignalStem, Source, TokenEmbedding, counted_positions, key_mask,
 };
 pub(crate) use ffn::{Ffn, Up};
 pub(crate) use latent::{Latent, LatentQuery};
-pub(crate) use linear::Linear;
+pub(crate) use linear::{Factor, Linear};
 pub(crate) use moe::{ExpertAct, ExpertLinear, ExpertUp, Experts, Groups, Mixture, Router, Scores};
 pub(crate) use multi_head::{Memory, MultiHead, Projections, Rotary, ScoreTerms};
 pub(crate) use norm::Norm;
 pub(crate) use patches::{Conv1d, embed_patches};
 pub(crate) use relative::{Buckets, RelativeBias, per_head};
 pub(crate) use rotary::{Rope, Rotation};
+pub(crate) use sharing::{HeadMaps, Sources};
 pub(crate) use stack::{Part, Place, Scene, Stack, StackLayer};

@@ -1,9 +1,12 @@
 //! What the layers of one graph have in common.
 
 use super::rotary::Rotation;
-use crate::graph::{KvSlotId, ValueId};
+use super::sharing::{Made, Slots};
+use crate::graph::ValueId;
 use crate::ingest::builder::GraphBuilder;
 use frit_kernels::dim::Dim;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the layers of one graph share.
 pub(crate) struct Shared {
@@ -17,11 +20,43 @@ pub(crate) struct Shared {
     pub(super) positions: Option<ValueId>,
     /// By the number that an attention chooses.
     pub(super) rotations: Vec<Rotation>,
-    /// A cache slot for each layer of a decoder.
-    pub(super) slots: Vec<KvSlotId>,
+    /// The cache slots of each layer of a decoder.
+    pub(super) slots: Vec<Slots>,
+    /// Tokens before the first query, those of this run included.
+    pub(super) first_query: Dim,
+    /// Layers whose probabilities are kept for others.
+    pub(super) kept: BTreeSet<usize>,
+    /// What the layers so far computed.
+    pub(super) made: RefCell<BTreeMap<usize, Made>>,
 }
 
 impl Shared {
+    /// What a layer computed.
+    pub(super) fn made(&self, layer: usize) -> Option<Made> {
+        self.made.borrow().get(&layer).copied()
+    }
+    /// Notes what a layer computed, for those behind it.
+    pub(super) fn keep(&self, layer: usize, made: Made) {
+        self.made.borrow_mut().insert(layer, made);
+    }
+    /// Whether a layer's probabilities are kept in memory for others.
+    pub(super) fn keeps(&self, layer: usize) -> bool {
+        self.kept.contains(&layer)
+    }
+    /// The same for the last token of each sequence alone: queries and outputs so far are cut to it.
+    pub(super) fn last_token(self, b: &mut GraphBuilder<'_>) -> Shared {
+        let from = self.tokens.clone() - Dim::one();
+        let last =
+            |b: &mut GraphBuilder<'_>, x: Option<ValueId>, axis| x.map(|x| b.slice(x, axis, from.clone(), Dim::one()));
+        let positions = last(b, self.positions, 1);
+        for made in self.made.borrow_mut().values_mut() {
+            made.q = last(b, made.q, 2);
+            made.y = last(b, made.y, 1);
+            made.probs = last(b, made.probs, 2);
+        }
+        Shared { positions, first_query: self.first_query + from, tokens: Dim::one(), ..self }
+    }
+
     /// Rotates the heads of `x` `[B, h, S, D]` by the tables of that number; without tables `x` stays.
     pub(super) fn rotate(&self, b: &mut GraphBuilder<'_>, x: ValueId, tables: Option<usize>) -> ValueId {
         let rotation = tables.and_then(|i| self.rotations.get(i));

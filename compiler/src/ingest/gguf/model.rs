@@ -59,6 +59,10 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
         return Err(unsupported(gaps));
     }
     limit_context(&mut decoder.context, options, path)?;
+    let gaps = decoder.set_policy(&options.policy);
+    if !gaps.is_empty() {
+        return Err(unsupported(gaps));
+    }
     decoder.build(&mut m);
     // A model runs on token ids even where its tokenizer is not understood.
     match tokenizer::convert(file.metadata()) {

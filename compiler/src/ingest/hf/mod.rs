@@ -15,6 +15,7 @@ use super::error::{Error, Gap, Result};
 use super::file::ModelDir;
 use super::{LoadOptions, limit_context};
 use crate::model::Model;
+use crate::transform::extension::Extension;
 use config::CONFIG;
 use frit_kernels::dtype::Storage;
 use frit_plan::{TensorData, TensorSource};
@@ -43,7 +44,14 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
     let reading = config::read(&object, limits);
     let mut gaps = reading.gaps;
     let unsupported = |gaps: Vec<Gap>| Error::Unsupported { path: path.to_owned(), gaps };
-    let (Some(config), true) = (reading.config, reading.sizes_known) else { return Err(unsupported(gaps)) };
+    let (Some(mut config), true) = (reading.config, reading.sizes_known) else { return Err(unsupported(gaps)) };
+    match Extension::of(&object) {
+        Ok(extension) => gaps.extend(config.extend(extension)),
+        Err(e) => gaps.push(Gap::field(CONFIG, "frit", e.to_string(), "correct it")),
+    }
+    if !gaps.is_empty() {
+        return Err(unsupported(gaps));
+    }
 
     let weights = Weights::open_dir(&dir, limits)?;
     let (text, faults) = text_files::read(&dir, &object, limits)?;
@@ -62,6 +70,10 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
     }
     if let Some(context) = network.context() {
         limit_context(context, options, path)?;
+    }
+    let gaps = network.set_policy(&options.policy);
+    if !gaps.is_empty() {
+        return Err(unsupported(gaps));
     }
     network.build(&mut m);
     (m.info.tokenizer, m.info.eos, m.info.bos, m.info.chat) = (text.tokenizer, text.eos, text.bos, text.chat);

@@ -5,7 +5,10 @@ use super::fields::Fields;
 use crate::ingest::bind::Binder;
 use crate::ingest::blocks::Decoder;
 use crate::ingest::builder::ModelBuilder;
+use crate::ingest::error::Gap;
+use crate::ingest::policy::RunPolicy;
 use crate::ingest::recipe::{self, Recipe};
+use crate::transform::extension::Extension;
 
 /// A class of transformers that is read.
 pub(crate) struct Class {
@@ -26,6 +29,13 @@ pub(crate) type Reader = fn(&mut Fields<'_>) -> Box<dyn Architecture>;
 pub(crate) trait Architecture: std::fmt::Debug {
     /// Binds the tensors of a model; what is wrong is left in the binder.
     fn bind(&self, t: &mut Binder<'_>) -> Box<dyn Network>;
+    /// Takes what the object `frit` of the configuration says; what the architecture does not serve is a gap.
+    fn extend(&mut self, extension: Extension) -> Vec<Gap> {
+        match extension.is_empty() {
+            true => Vec::new(),
+            false => vec![Gap::field("config.json", "frit", "is not served for this architecture", "remove it")],
+        }
+    }
     /// Whether a tensor that no place asked for may be there: buffers of old versions, heads that are not used.
     fn ignorable(&self, name: &str) -> bool;
 }
@@ -34,6 +44,13 @@ pub(crate) trait Architecture: std::fmt::Debug {
 pub(crate) trait Network {
     /// Declares sizes and states, and adds the ways to run the model.
     fn build(&self, m: &mut ModelBuilder);
+    /// Takes a policy; what the model cannot do is a gap.
+    fn set_policy(&mut self, policy: &RunPolicy) -> Vec<Gap> {
+        match *policy == RunPolicy::default() {
+            true => Vec::new(),
+            false => vec![Gap::field("the run policy", "policy", "is for decoders alone", "run this model whole")],
+        }
+    }
     /// The longest sequence, where the caller may lower it.
     fn context(&mut self) -> Option<&mut u64> {
         None
@@ -53,11 +70,17 @@ impl Network for Decoder {
     fn context(&mut self) -> Option<&mut u64> {
         Some(&mut self.context)
     }
+    fn set_policy(&mut self, policy: &RunPolicy) -> Vec<Gap> {
+        Decoder::set_policy(self, policy)
+    }
 }
 
 impl Architecture for Recipe {
     fn bind(&self, t: &mut Binder<'_>) -> Box<dyn Network> {
         Box::new(recipe::decoder(self, t))
+    }
+    fn extend(&mut self, extension: Extension) -> Vec<Gap> {
+        Recipe::extend(self, extension)
     }
     fn ignorable(&self, name: &str) -> bool {
         Recipe::ignorable(self, name)

@@ -1,13 +1,28 @@
 //! From a recipe and the tensors of a file to blocks.
 
+use super::extend::{self, LayerSizes};
 use super::{FfnForm, LayerForm, NormForm, QkPlace, QkvForm, Recipe};
 use crate::graph::WeightId;
 use crate::ingest::bind::{Binder, Extent};
 use crate::ingest::blocks::{
-    Attention, Decoder, Embedding, Feed, Ffn, Head, Layer, Linear, Norm, Positions, QkNorm, Qkv, Rope, Up,
+    Attention, Decoder, Embedding, Factor, Feed, Ffn, Gate, Head, Layer, Linear, Norm, Positions, QkNorm, Qkv, Rope, Up,
 };
+use crate::ingest::error::Gap;
+use crate::transform::extension::{EMBEDDING_PROJECTION, Extension, LINEAR, LORA_A, LORA_B};
 
 impl Recipe {
+    /// Takes what the object `frit` of a configuration says; what is wrong with it is a gap.
+    pub fn extend(&mut self, mut extension: Extension) -> Vec<Gap> {
+        if extension.kv_map.is_empty() {
+            extension.kv_map = std::mem::take(&mut self.extension.kv_map);
+        }
+        let gaps = extend::check(&extension, self);
+        for (layer, window) in self.layers.iter_mut().zip(&extension.windows) {
+            layer.window = *window;
+        }
+        self.extension = extension;
+        gaps
+    }
     /// Whether a tensor that no place asked for may be there.
     pub fn ignorable(&self, name: &str) -> bool {
         let head = name.strip_prefix(self.names.head).is_some_and(|rest| rest == ".weight");
@@ -34,7 +49,7 @@ pub(crate) fn decoder(recipe: &Recipe, t: &mut Binder<'_>) -> Decoder {
     let (embedding, table) = site.embedding();
     let stem = |i: u64| format!("{prefix}{}.{i}", names.layers);
     let bound = site.t.layers(sizes.layers, names.fields.layers, |i| format!("{}.", stem(i)));
-    let layers = bound.into_iter().zip(&recipe.layers).map(|(i, form)| site.layer(form, &stem(i))).collect();
+    let layers = bound.into_iter().zip(&recipe.layers).map(|(i, form)| site.layer(form, i, &stem(i))).collect();
     let norm = match recipe.head.bare {
         true => None,
         false => Some(site.norm(names.norm, &format!("{prefix}{}", names.norm), recipe.norm)),
@@ -52,6 +67,7 @@ pub(crate) fn decoder(recipe: &Recipe, t: &mut Binder<'_>) -> Decoder {
         layers,
         norm,
         head,
+        policy: Default::default(),
     }
 }
 
@@ -67,12 +83,32 @@ pub(super) fn inside(stem: &str, part: &str) -> String {
 
 impl<'r> Site<'r, '_, '_> {
     pub fn linear(&mut self, name: &'static str, stem: &str, out: Extent<'_>, from: Extent<'_>, bias: bool) -> Linear {
-        let weight = match self.recipe.transposed {
-            true => self.t.take_transposed(&format!("{stem}.weight"), from, out),
-            false => self.t.take(&format!("{stem}.weight"), &[out, from]),
+        let Extension { lora, low_rank, .. } = self.recipe.extension;
+        let (weight, first, second) =
+            (format!("{stem}.weight"), format!("{stem}.{LORA_A}"), format!("{stem}.{LORA_B}"));
+        let bias = |t: &mut Binder<'_>| bias.then(|| t.take(&format!("{stem}.bias"), &[out]));
+        let rank = self.t.shape(&first).and_then(|s| s.first().copied());
+        let factors = |t: &mut Binder<'_>, most: Extent<'_>| {
+            let rank = (rank.unwrap_or(most.0).min(most.0), most.1);
+            [t.take(&first, &[rank, from]), t.take(&second, &[out, rank])]
         };
-        let bias = bias.then(|| self.t.take(&format!("{stem}.bias"), &[out]));
-        Linear { name, weight, bias }
+        let has_factors = rank.is_some();
+        if let Some(rank) = low_rank.filter(|_| has_factors && !self.t.has(&weight)) {
+            let [a, b] = factors(self.t, (rank, "frit.low_rank"));
+            return Linear { name, weight: a, bias: bias(self.t), factor: Factor::Second(b) };
+        }
+        let weight = match self.recipe.transposed {
+            true => self.t.take_transposed(&weight, from, out),
+            false => self.t.take(&weight, &[out, from]),
+        };
+        let factor = match lora.filter(|_| has_factors) {
+            Some(rank) => {
+                let [a, b] = factors(self.t, (rank, "frit.lora"));
+                Factor::Update { a, b }
+            }
+            None => Factor::None,
+        };
+        Linear { name, weight, bias: bias(self.t), factor }
     }
 
     pub fn norm_of(&mut self, name: &'static str, stem: &str, form: NormForm, shape: &[Extent<'_>]) -> Norm {
@@ -88,7 +124,8 @@ impl<'r> Site<'r, '_, '_> {
     fn embedding(&mut self) -> (Embedding, WeightId) {
         let Recipe { sizes, names, embedding: form, norm, .. } = self.recipe;
         let prefix = self.prefix;
-        let width = form.width.map_or(self.hidden, |width| (width, "word_embed_proj_dim"));
+        let rank = self.recipe.extension.embedding_rank.map(|rank| (rank, "frit.embedding_rank"));
+        let width = rank.or(form.width.map(|width| (width, "word_embed_proj_dim"))).unwrap_or(self.hidden);
         let table = self.t.take(&format!("{prefix}{}.weight", names.embedding), &[(sizes.vocab, "vocab_size"), width]);
         let positions = form.positions.map(|p| {
             let rows = (p.rows + p.offset, names.fields.context);
@@ -96,7 +133,10 @@ impl<'r> Site<'r, '_, '_> {
             Positions { table, offset: p.offset, masked: p.masked }
         });
         let [name, _] = names.project;
-        let project = form.width.map(|_| self.linear(name, &format!("{prefix}{name}"), self.hidden, width, false));
+        let project = match rank {
+            Some(rank) => Some(Linear::new(name, self.t.take(EMBEDDING_PROJECTION, &[self.hidden, rank]), None)),
+            None => form.width.map(|_| self.linear(name, &format!("{prefix}{name}"), self.hidden, width, false)),
+        };
         let name = names.embedding_norm;
         let norm = form.norm.then(|| self.norm(name, &format!("{prefix}{name}"), *norm));
         (Embedding { table, positions, scale: form.scale, project, norm }, table)
@@ -109,53 +149,90 @@ impl<'r> Site<'r, '_, '_> {
         let weight = if form.tied { table } else { self.t.take(&format!("{}.weight", names.head), &[vocab, width]) };
         let bias = self.recipe.biases.head.then(|| self.t.take(&format!("{}.bias", names.head), &[vocab]));
         let [_, name] = names.project;
-        let project =
-            embedding.width.map(|_| self.linear(name, &format!("{}{name}", self.prefix), width, self.hidden, false));
-        let linear = Linear { name: "lm_head", weight, bias };
+        let rank = self.recipe.extension.embedding_rank.filter(|_| form.tied);
+        let project = match rank.map(|rank| (rank, "frit.embedding_rank")) {
+            Some(rank) => {
+                Some(Linear::new(name, self.t.take_transposed(EMBEDDING_PROJECTION, self.hidden, rank), None))
+            }
+            None => {
+                embedding.width.map(|_| self.linear(name, &format!("{}{name}", self.prefix), width, self.hidden, false))
+            }
+        };
+        let linear = Linear::new("lm_head", weight, bias);
         Head { project, linear, scale: form.scale, softcap: form.softcap }
     }
 
-    fn layer(&mut self, form: &LayerForm, stem: &str) -> Layer {
+    fn layer(&mut self, form: &LayerForm, i: u64, stem: &str) -> Layer {
         let recipe = self.recipe;
-        let names = &recipe.names;
-        let inner = (recipe.sizes.inner, names.fields.inner);
-        let mut norm =
-            |name: Option<&'static str>| name.map(|name| self.norm(name, &format!("{stem}.{name}"), recipe.norm));
-        let [attention_norm, attended_norm, ffn_norm, fed_norm] =
-            [names.attention_norm, names.attended_norm, names.ffn_norm, names.fed_norm].map(&mut norm);
+        let (names, extension) = (&recipe.names, &recipe.extension);
+        let i = u32::try_from(i).unwrap_or(u32::MAX);
+        let is_linear = extension.linear_layers.contains(&i);
+        let attends = !is_linear && !extension.drop_attention.contains(&i);
+        let feeds = !is_linear && !extension.drop_ffn.contains(&i);
+        let sizes = extend::sizes(recipe, i);
+        let mut norm = |there: bool, name: Option<&'static str>| {
+            name.filter(|_| there).map(|name| self.norm(name, &format!("{stem}.{name}"), recipe.norm))
+        };
+        let attention_norm = norm(attends, names.attention_norm);
+        let attended_norm = norm(attends, names.attended_norm);
+        let ffn_norm = norm(feeds, names.ffn_norm);
+        let fed_norm = norm(feeds, names.fed_norm);
+        let inner = (sizes.inner, names.fields.inner);
+        let (hidden, one) = (self.hidden, (1, "1"));
         Layer {
             attention_norm,
-            attention: self.attention(form, &inside(stem, names.attention)),
+            attention: attends.then(|| self.attention(form, i, sizes, &inside(stem, names.attention))),
             attended_norm,
             ffn_norm,
-            ffn: match recipe.mixture.filter(|_| form.mixed) {
+            ffn: feeds.then(|| match recipe.mixture.filter(|_| form.mixed) {
                 Some(mixture) => Feed::Mixture(Box::new(self.mixture(&mixture, &inside(stem, mixture.name)))),
                 None => {
                     let parts = [names.gate, names.up, names.down];
                     Feed::Dense(self.ffn(shown(names.ffn, "mlp"), &inside(stem, names.ffn), parts, inner))
                 }
-            },
+            }),
             fed_norm,
             residual: recipe.residual,
             residual_scale: recipe.residual_scale,
+            linear: is_linear.then(|| {
+                let stem = format!("{stem}.{LINEAR}");
+                let weight = self.t.take(&format!("{stem}.weight"), &[hidden, hidden]);
+                Linear::new(LINEAR, weight, self.t.take_if_there(&format!("{stem}.bias"), &[hidden]))
+            }),
+            step: extension.steps.then(|| self.t.take(&format!("{stem}.step"), &[hidden])),
+            gate: extend::gate(extension, i).map(|kind| {
+                let weight = self.t.take(&format!("{stem}.gate.weight"), &[one, hidden]);
+                let bias = self.t.take_if_there(&format!("{stem}.gate.bias"), &[one]);
+                Gate { kind, linear: Linear::new("gate", weight, bias) }
+            }),
         }
     }
 
-    fn attention(&mut self, form: &LayerForm, stem: &str) -> Attention {
-        let Recipe { sizes, names, biases, .. } = self.recipe;
+    fn attention(&mut self, form: &LayerForm, i: u32, own: LayerSizes, stem: &str) -> Attention {
+        let Recipe { sizes, names, biases, extension, .. } = self.recipe;
         let hidden = self.hidden;
-        let queries = (sizes.heads * sizes.head_dim, "num_attention_heads × head_dim");
-        let keys = (sizes.kv_heads * sizes.head_dim, "num_key_value_heads × head_dim");
+        let sources = extend::sources(extension, i);
+        let [own_k, own_v] = sources.own();
+        let queries = (own.heads * sizes.head_dim, "num_attention_heads × head_dim");
+        let keys = (own.kv_heads * sizes.head_dim, "num_key_value_heads × head_dim");
         let value_dim = self.recipe.latent.map_or(sizes.head_dim, |latent| latent.value);
-        let values = (sizes.heads * value_dim, "num_attention_heads × head_dim");
+        let values = (own.value_heads * sizes.head_dim, "num_key_value_heads × head_dim");
+        let attended = (own.heads * value_dim, "num_attention_heads × head_dim");
         let qkv = match (self.recipe.latent, self.recipe.qkv) {
             (Some(latent), _) => Qkv::Latent(Box::new(self.latent(&latent, stem))),
             (None, QkvForm::Separate) => {
                 let [q, k, v] = names.qkv;
-                let parts = [(q, queries), (k, keys), (v, keys)];
-                Qkv::Separate(
-                    parts.map(|(name, out)| self.linear(name, &format!("{stem}.{name}"), out, hidden, biases.qkv)),
-                )
+                let mut one = |name: &'static str, out: Extent<'_>| {
+                    self.linear(name, &format!("{stem}.{name}"), out, hidden, biases.qkv)
+                };
+                match (sources.own_queries(), own_k, own_v) {
+                    (true, true, true) => Qkv::Separate([one(q, queries), one(k, keys), one(v, values)]),
+                    (has_q, has_k, has_v) => Qkv::Some([
+                        has_q.then(|| one(q, queries)),
+                        has_k.then(|| one(k, keys)),
+                        has_v.then(|| one(v, values)),
+                    ]),
+                }
             }
             (None, QkvForm::Packed(packing)) => {
                 let all = (queries.0 + 2 * keys.0, "(num_attention_heads + 2 × num_key_value_heads) × head_dim");
@@ -163,11 +240,13 @@ impl<'r> Site<'r, '_, '_> {
                 Qkv::Fused(self.linear(name, &format!("{stem}.{name}"), all, hidden, biases.qkv), packing)
             }
         };
-        let output = self.linear(names.output, &format!("{stem}.{}", names.output), hidden, values, biases.output);
-        let qk_norm = self.recipe.qk_norm.map(|(place, norm)| {
+        let output = self.linear(names.output, &format!("{stem}.{}", names.output), hidden, attended, biases.output);
+        // Where a layer lacks queries or keys it lacks their norm too; the other one stands in and is not applied.
+        let qk_norm = self.recipe.qk_norm.filter(|_| sources.own_queries() || own_k).map(|(place, norm)| {
             let [q, k] = names.qk_norm;
             let head = (sizes.head_dim, "head_dim");
-            let heads = [(q, sizes.heads, queries), (k, sizes.kv_heads, keys)];
+            let (of_q, of_k) = ((q, own.heads, queries), (k, own.kv_heads, keys));
+            let heads = [if sources.own_queries() { of_q } else { of_k }, if own_k { of_k } else { of_q }];
             let norms = heads.map(|(name, heads, whole)| {
                 let stem = format!("{stem}.{name}");
                 match place {
@@ -184,8 +263,8 @@ impl<'r> Site<'r, '_, '_> {
         });
         Attention {
             name: shown(names.attention, "self_attn"),
-            heads: sizes.heads,
-            kv_heads: sizes.kv_heads,
+            heads: own.heads,
+            kv_heads: own.kv_heads,
             head_dim: sizes.head_dim,
             value_dim,
             scale: form.scale,
@@ -200,6 +279,8 @@ impl<'r> Site<'r, '_, '_> {
                 .sinks
                 .then(|| self.t.take(&format!("{stem}.sinks"), &[(sizes.heads, "number of heads")])),
             output,
+            sources,
+            maps: extend::maps(extension, i),
         }
     }
 

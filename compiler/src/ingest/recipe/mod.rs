@@ -3,6 +3,7 @@
 
 pub(crate) mod alibi;
 mod assemble;
+mod extend;
 mod parts;
 
 pub(crate) use assemble::decoder;
@@ -11,6 +12,7 @@ use crate::graph::{NormKind, RopeStyle};
 use crate::ingest::activation::Activation;
 use crate::ingest::blocks::{Groups, Packing, Residual, Scores};
 use crate::ingest::rope::RopeConfig;
+use crate::transform::extension::Extension;
 
 /// A decoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +53,8 @@ pub(crate) struct Recipe {
     pub head: HeadForm,
     /// How the names of tensors end that files hold although nothing reads them.
     pub ignorable: &'static [&'static str],
+    /// What layers share, lack or have besides.
+    pub extension: Extension,
 }
 
 /// The sizes of a decoder.
@@ -359,6 +363,7 @@ impl Recipe {
             transposed: false,
             head: HeadForm::default(),
             ignorable: &[],
+            extension: Extension::default(),
         }
     }
 

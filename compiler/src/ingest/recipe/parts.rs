@@ -77,7 +77,7 @@ impl Site<'_, '_, '_> {
                 false => self.linear(name, &format!("{stem}.{name}"), one, hidden, false),
                 true => {
                     let weight = self.t.take_row(&format!("{stem}.{name}.weight"), hidden);
-                    Linear { name, weight, bias: None }
+                    Linear::new(name, weight, None)
                 }
             });
             (ffn, gate)

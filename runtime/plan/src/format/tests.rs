@@ -122,6 +122,7 @@ fn model() -> (Plan, Tensors) {
                 kernel: 0,
                 args: vec![BufferRef::Value(0), BufferRef::Weight(0), BufferRef::Value(1)],
                 label: "scale".into(),
+                when: None,
             }],
         }],
         report: FusionReport::default(),

@@ -52,6 +52,8 @@ struct BoundStep {
     kernel: usize,
     args: Vec<BoundArg>,
     written: Vec<Place>,
+    /// The buffer and the extents of what must not be 0 everywhere for the launch to count.
+    when: Option<(usize, Vec<Dim>)>,
 }
 
 /// Float and integer buffers: arena slots, states, cache.
@@ -240,7 +242,13 @@ impl CpuExecutor {
                 BoundArg { place, read, write: number.filter(|_| a.written) }
             });
             let args = bound.collect();
-            out.push(BoundStep { kernel, args, written });
+            let when =
+                match step.when.map(|v| (self.place(program, BufferRef::Value(v)), program.values.get(v as usize))) {
+                    None => None,
+                    Some((Some(Place::Int(b)), Some(v))) => Some((b, v.shape.clone())),
+                    Some(_) => return Err(at("depends on a value that is no integer".into())),
+                };
+            out.push(BoundStep { kernel, args, written, when });
         }
         for port in program.inputs.iter().chain(&program.outputs) {
             let place = self.place(program, port.buffer);
@@ -345,6 +353,12 @@ impl CpuExecutor {
 
     fn step(&mut self, program: usize, at: usize, sizes: &[u64]) -> Result<()> {
         let step = &self.steps[program][at];
+        if let Some((buffer, shape)) = &step.when {
+            let told = self.buffers.ints[*buffer].get(..self.elements(shape, sizes)?).unwrap_or_default();
+            if told.iter().all(|v| *v == 0) {
+                return Ok(());
+            }
+        }
         let (code, kernel) = (&self.codes[step.kernel], &self.plan.kernels[step.kernel]);
         let s = &mut self.scratch;
         code.size(sizes, &mut s.sizes)?;

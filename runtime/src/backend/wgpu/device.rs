@@ -350,6 +350,11 @@ impl Gpu {
         add(&self.tally.dispatches, 1);
         pass.dispatch_workgroups(x, y, z);
     }
+    /// Launches the bound kernel with the grid at `offset` of `args`, which the device reads when it comes to it.
+    pub fn dispatch_indirect(&self, pass: &mut wgpu::ComputePass<'_>, args: &wgpu::Buffer, offset: u64) {
+        add(&self.tally.dispatches, 1);
+        pass.dispatch_workgroups_indirect(args, offset);
+    }
     /// Submits what was recorded, and the writes before it.
     pub fn submit(&self, encoder: Option<wgpu::CommandEncoder>) -> wgpu::SubmissionIndex {
         add(&self.tally.submits, 1);

@@ -6,6 +6,7 @@
 //! Generated WGSL runs with the driver's and wgpu's bounds checks on.
 
 mod device;
+mod guard;
 mod pipeline;
 mod readback;
 mod replay;
@@ -237,12 +238,16 @@ impl WgpuExecutor {
             sources.push(bound.buffers.get(&self.weights, o.place.home)?);
         }
         let is_new = self.sizes != Some(table);
+        let mut failed = None;
         let (index, error) = self.gpu.scoped(|| {
             if is_new {
                 self.gpu.write(&bound.buffers.sizes, 0, bytemuck::cast_slice(&table));
             }
             for (w, buffer) in writes.iter().zip(&targets) {
                 self.gpu.write(buffer, w.offset_bytes, &w.bytes);
+            }
+            if let Err(e) = replay.write_guards(&self.gpu, &plan, sizes, &grids) {
+                failed = Some(e);
             }
             let mut encoder = self.gpu.encoder();
             replay.record(&self.gpu, &mut encoder, &self.pipelines, &grids);
@@ -255,6 +260,9 @@ impl WgpuExecutor {
             }
             self.gpu.submit(Some(encoder))
         });
+        if let Some(e) = failed {
+            return Err(e);
+        }
         if let Some(e) = error {
             return Err(Error::Device(format!("program `{}`: {e}", decl.name)));
         }

@@ -5,6 +5,7 @@ use super::super::bindings::{SIZES_BYTES, Slot, variant};
 use super::super::layout::{Home, Layout, Place, RECORD_ALIGN, elements, largest, no_kernel, record};
 use super::super::ports::port_places;
 use super::device::Gpu;
+use super::guard::Guards;
 use super::pipeline::Pipeline;
 use super::weights::DeviceWeights;
 use crate::{Error, Result};
@@ -54,6 +55,8 @@ struct Launch {
     kernel: usize,
     grid: usize,
     group: wgpu::BindGroup,
+    /// The value that must not be 0 everywhere for the launch to count.
+    when: Option<u32>,
 }
 
 /// A program ready to run.
@@ -62,6 +65,7 @@ pub(super) struct Replay {
     launches: Vec<Launch>,
     /// Each launched kernel's grid, once.
     grids: Vec<(usize, [Dim; 3])>,
+    guards: Option<Guards>,
     pub inputs: Vec<Place>,
     pub outputs: Vec<Place>,
     /// Bytes of all outputs at the extent.
@@ -130,7 +134,7 @@ impl Replay {
                     grids.len() - 1
                 }
             };
-            launches.push(Launch { kernel, grid, group });
+            launches.push(Launch { kernel, grid, group, when: step.when });
         }
 
         let sizes = largest(plan, program, extent);
@@ -138,9 +142,12 @@ impl Replay {
         for p in &program.outputs {
             output_bytes = output_bytes.saturating_add(elements(plan, &p.shape, &sizes)?.saturating_mul(4));
         }
+        let by_step: Vec<usize> = launches.iter().map(|l| l.grid).collect();
+        let guards = Guards::new(gpu, plan, at, program, layout, buffers, &by_step)?;
         Ok(Replay {
             launches,
             grids,
+            guards,
             inputs: port_places(plan, layout, at, &program.inputs)?,
             outputs: port_places(plan, layout, at, &program.outputs)?,
             output_bytes,
@@ -164,6 +171,13 @@ impl Replay {
         }
         Ok(out)
     }
+    /// Brings what guarded launches need to the device.
+    ///
+    /// # Errors
+    /// Extents that have no value.
+    pub fn write_guards(&self, gpu: &Gpu, plan: &Plan, sizes: &[u64], grids: &[[u32; 3]]) -> Result<()> {
+        self.guards.as_ref().map_or(Ok(()), |g| g.write(gpu, plan, sizes, grids))
+    }
     /// Records every launch whose grid is not empty.
     pub fn record(
         &self,
@@ -174,18 +188,30 @@ impl Replay {
     ) {
         let mut pass = gpu.pass(encoder);
         let mut bound = None;
-        for l in &self.launches {
+        let mut looked: Vec<u32> = Vec::new();
+        for (at, l) in self.launches.iter().enumerate() {
             let grid = grids.get(l.grid).copied().unwrap_or_default();
             let Some(Some(p)) = pipelines.get(l.kernel) else { continue };
             if grid.contains(&0) {
                 continue;
+            }
+            let guard = l.when.and_then(|v| Some((v, self.guards.as_ref()?)));
+            if let Some((value, guards)) = guard
+                && !looked.contains(&value)
+            {
+                guards.look(gpu, &mut pass, value);
+                looked.push(value);
+                bound = None;
             }
             if bound != Some(l.kernel) {
                 pass.set_pipeline(&p.pipeline);
                 bound = Some(l.kernel);
             }
             pass.set_bind_group(0, &l.group, &[]);
-            gpu.dispatch(&mut pass, grid);
+            match guard.and_then(|(_, guards)| guards.grid(at)) {
+                Some((args, offset)) => gpu.dispatch_indirect(&mut pass, args, offset),
+                None => gpu.dispatch(&mut pass, grid),
+            }
         }
     }
 }

@@ -54,7 +54,7 @@ fn port(name: &str, storage: Storage, shape: &[&str], buffer: BufferRef) -> Port
     Port { name: name.into(), storage, shape: dims(shape), buffer, fill: InputFill::Required }
 }
 fn step(kernel: u32, args: &[BufferRef]) -> Step {
-    Step { kernel, args: args.to_vec(), label: format!("step of kernel {kernel}") }
+    Step { kernel, args: args.to_vec(), label: format!("step of kernel {kernel}"), when: None }
 }
 fn slots(sizes: &[&str]) -> SlotLayout {
     SlotLayout { sizes: dims(sizes) }

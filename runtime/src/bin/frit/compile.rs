@@ -20,6 +20,9 @@ pub struct Args {
     #[cfg(feature = "compiler")]
     #[command(flatten)]
     switches: crate::switches::Switches,
+    #[cfg(feature = "compiler")]
+    #[command(flatten)]
+    policy: crate::policy::Policy,
     /// Print a JSON object about the artifact.
     #[arg(long)]
     json: bool,
@@ -36,7 +39,10 @@ pub fn main(a: &Args) -> Result<()> {
     };
     let start = std::time::Instant::now();
     #[cfg(feature = "compiler")]
-    let loaded = a.switches.open(&a.model, &progress)?;
+    let loaded = match a.policy.open(&a.model, a.switches.options()?, &progress)? {
+        Some(loaded) => loaded,
+        None => a.switches.open(&a.model, &progress)?,
+    };
     #[cfg(not(feature = "compiler"))]
     let loaded = model::open(&a.model, &progress)?;
     let compiled = start.elapsed().as_secs_f64();

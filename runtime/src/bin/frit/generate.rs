@@ -40,6 +40,9 @@ pub struct Args {
     /// Go on after the model's end-of-text token.
     #[arg(long)]
     ignore_eos: bool,
+    #[cfg(feature = "compiler")]
+    #[command(flatten)]
+    policy: crate::policy::Policy,
     /// auto, cpu, wgpu or cuda.
     #[arg(long, default_value = "auto")]
     backend: BackendChoice,
@@ -51,7 +54,11 @@ pub struct Args {
 pub fn main(a: &Args) -> Result<()> {
     let path = model::path(a.model.as_deref())?;
     let progress = Progress::new();
-    let loaded = model::open(&path, &progress)?;
+    #[cfg(feature = "compiler")]
+    let steered = a.policy.open(&path, frit_compiler::CompileOptions::default(), &progress)?;
+    #[cfg(not(feature = "compiler"))]
+    let steered = None;
+    let loaded = steered.map_or_else(|| model::open(&path, &progress), Ok)?;
     let tokenizer = Tokenizer::of(&loaded.plan.model)?;
     let encodes = loaded.plan.model.task == Task::EncoderDecoder;
     let mut source: Vec<(String, Tensor)> = Vec::new();
@@ -159,6 +166,13 @@ pub fn main(a: &Args) -> Result<()> {
             s.kernels_per_token_unfused,
             bytes(s.saved_bytes_per_token)
         );
+        if s.depth.tokens > 0 {
+            let most = s.depth.tokens * u64::from(s.depth.layers);
+            println!(
+                "depth    {} of {most} layers, {} of {} optional ffns",
+                s.depth.layers_run, s.depth.ffn_run, s.depth.ffn_possible
+            );
+        }
         println!("speed    {:.1} tokens/s, prompt {:.1} tokens/s", s.decode_rate(), s.prefill_rate());
     }
     Ok(())

@@ -31,6 +31,9 @@ enum Target {
 pub struct Args {
     /// A Hugging Face directory, a .gguf or a .frit file [default: fixtures/lexicon]
     model: Option<PathBuf>,
+    /// List the cache slots with their bytes per token.
+    #[arg(long)]
+    kv: bool,
     /// List the kernels.
     #[arg(long)]
     kernels: bool,
@@ -72,11 +75,12 @@ fn weight_bytes(plan: &Plan) -> (u64, u64) {
     (each.iter().sum(), logical)
 }
 
-fn kv_per_token(plan: &Plan) -> u64 {
+/// A cache slot: its name, and the bytes a token of one sequence takes in its keys and values.
+fn kv_slots(plan: &Plan) -> Vec<(&str, u64, u64)> {
     let at: Vec<u64> =
         plan.sizes.iter().map(|s| u64::from(s.name == sizes::BATCH || s.name == sizes::CAPACITY)).collect();
-    let elems = |shape: &[Dim]| if shape.is_empty() { 0 } else { plan.eval(&product(shape), &at).unwrap_or(0) };
-    plan.kv_slots.iter().map(|s| 4 * (elems(&s.k_shape) + elems(&s.v_shape))).sum()
+    let bytes = |shape: &[Dim]| if shape.is_empty() { 0 } else { 4 * plan.eval(&product(shape), &at).unwrap_or(0) };
+    plan.kv_slots.iter().map(|s| (s.name.as_str(), bytes(&s.k_shape), bytes(&s.v_shape))).collect()
 }
 
 pub fn main(a: &Args) -> Result<()> {
@@ -103,6 +107,8 @@ pub fn main(a: &Args) -> Result<()> {
         return Ok(());
     }
     let (unique, logical) = weight_bytes(plan);
+    let slots = kv_slots(plan);
+    let kv_bytes: u64 = slots.iter().map(|(_, k, v)| k + v).sum();
     let kernels: Vec<_> = plan
         .kernels()
         .map(|k| {
@@ -117,7 +123,10 @@ pub fn main(a: &Args) -> Result<()> {
             "model": plan.model.name, "architecture": plan.model.architecture, "layers": plan.model.layers,
             "context": plan.model.context, "vocabulary": plan.model.vocab,
             "weights": { "bytes": unique, "logical_bytes": logical, "count": plan.weights.len() },
-            "kv": { "slots": plan.kv_slots.len(), "bytes_per_token": kv_per_token(plan) },
+            "kv": {
+                "slots": plan.kv_slots.len(), "bytes_per_token": kv_bytes,
+                "table": slots.iter().map(|(n, k, v)| serde_json::json!({ "name": n, "k": k, "v": v })).collect::<Vec<_>>(),
+            },
             "programs": programs, "kernels": kernels,
         });
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -126,7 +135,12 @@ pub fn main(a: &Args) -> Result<()> {
     let m = &plan.model;
     println!("{}  {}, {} layers, context {}, vocabulary {}", m.name, m.architecture, m.layers, m.context, m.vocab);
     println!("weights  {} unique, {} logical, {} buffers", bytes(unique), bytes(logical), plan.weights.len());
-    println!("cache    {} slots, {} a token", plan.kv_slots.len(), bytes(kv_per_token(plan)));
+    println!("cache    {} slots, {} a token", plan.kv_slots.len(), bytes(kv_bytes));
+    if a.kv {
+        for (name, k, v) in &slots {
+            println!("  {name:12} keys {:>10}  values {:>10}", bytes(*k), bytes(*v));
+        }
+    }
     for p in &plan.programs {
         println!("program  {:12} {} launches", p.name, p.steps.len());
     }

@@ -17,6 +17,8 @@ mod explain;
 mod generate;
 mod inspect;
 mod model;
+#[cfg(feature = "compiler")]
+mod policy;
 mod run;
 #[cfg(feature = "compiler")]
 mod similar;

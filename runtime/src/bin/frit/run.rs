@@ -22,6 +22,12 @@ pub struct Args {
     /// auto, cpu, wgpu or cuda.
     #[arg(long, default_value = "auto")]
     backend: BackendChoice,
+    #[cfg(feature = "compiler")]
+    #[command(flatten)]
+    policy: crate::policy::Policy,
+    /// Print what ran: layers, feed-forward parts, exits.
+    #[arg(long, value_name = "FORM", value_parser = ["json"])]
+    stats: Option<String>,
     /// Print a JSON object about the run.
     #[arg(long)]
     json: bool,
@@ -33,7 +39,11 @@ pub fn main(a: &Args) -> Result<()> {
         Some(f) => npz::read(f)?,
         None => Vec::new(),
     };
-    let loaded = model::open_for(&a.model, &inputs, &progress)?;
+    #[cfg(feature = "compiler")]
+    let steered = a.policy.open(&a.model, frit_compiler::CompileOptions::default(), &progress)?;
+    #[cfg(not(feature = "compiler"))]
+    let steered = None;
+    let loaded = steered.map_or_else(|| model::open_for(&a.model, &inputs, &progress), Ok)?;
     if !a.text.is_empty() {
         let tokenizer = Tokenizer::of(&loaded.plan.model)?
             .with_context(|| format!("{} has no tokenizer, so that it cannot read texts", a.model.display()))?;
@@ -48,6 +58,9 @@ pub fn main(a: &Args) -> Result<()> {
     let arrays: Vec<(&str, npz::Array<'_>)> =
         outputs.iter().map(|(n, t)| (n.as_str(), npz::Array::Tensor(t))).collect();
     npz::write(&a.output, &arrays)?;
+    if a.stats.is_some() {
+        println!("{}", serde_json::to_string_pretty(session.stats())?);
+    }
     if a.json {
         let shapes: serde_json::Map<String, serde_json::Value> =
             outputs.iter().map(|(n, t)| (n.clone(), serde_json::json!(t.shape()))).collect();

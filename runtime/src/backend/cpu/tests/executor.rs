@@ -91,9 +91,9 @@ fn cached() -> Plan {
             port("next", Storage::I32, &["B"], BufferRef::State(0)),
         ];
         let args = vec![BufferRef::Value(0), BufferRef::Weight(0), kv(KvPart::K), kv(KvPart::V)];
-        p.steps.push(Step { kernel: 0, args, label: "append".into() });
+        p.steps.push(Step { kernel: 0, args, label: "append".into(), when: None });
         let args = vec![kv(KvPart::K), kv(KvPart::V), BufferRef::Value(1), BufferRef::State(0)];
-        p.steps.push(Step { kernel: 1, args, label: "total".into() });
+        p.steps.push(Step { kernel: 1, args, label: "total".into(), when: None });
         plan.programs.push(p);
     }
     plan

@@ -234,7 +234,7 @@ impl Case {
             args.push(buffer);
         }
         plan.kernels.push(Kernel { name: "test".into(), spec: self.spec.clone(), variants: Vec::new() });
-        p.steps.push(Step { kernel: 0, args, label: "test".into() });
+        p.steps.push(Step { kernel: 0, args, label: "test".into(), when: None });
         plan.programs.push(p);
         (plan, source, tensors)
     }

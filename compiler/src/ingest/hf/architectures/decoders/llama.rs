@@ -1,11 +1,13 @@
 //! Llama, Mistral, Qwen2 and Qwen3: RMS norms before each part, rotary positions, grouped queries, a gated feed-forward.
 
+use super::kv_fields;
 use super::sizes::SizeDefaults;
 use crate::ingest::hf::common_fields::{activation, layer_types, whole_rotation, window};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::rope;
 use crate::ingest::recipe::{Biases, HeadForm, NormForm, QkPlace, Recipe, Sizes};
+use crate::transform::extension::Extension;
 use serde_json::Value;
 
 /// Members of the family.
@@ -52,8 +54,13 @@ pub(crate) fn recipe(f: &mut Fields<'_>, family: Family) -> Recipe {
         head: false,
     };
     let depth = sizes.depth(f);
-    let windows = windows(f, family, depth);
+    let shared = kv_fields::read(f, depth);
+    let windows = match shared.windows.is_empty() {
+        true => windows(f, family, depth),
+        false => shared.windows,
+    };
     Recipe {
+        extension: Extension { kv_map: shared.map, ..Extension::default() },
         biases,
         qk_norm: matches!(family, Family::Qwen3 | Family::Qwen3Moe).then_some((QkPlace::Heads, norm)),
         head: HeadForm { tied: f.flag("tie_word_embeddings", false), ..HeadForm::default() },

@@ -13,6 +13,7 @@ mod gpt_neo;
 mod gpt_neox;
 mod gpt_oss;
 mod gptj;
+mod kv_fields;
 mod layer_normed;
 pub(in crate::ingest::hf) mod llama;
 mod mixtures;
@@ -28,6 +29,7 @@ use llama::Family;
 /// Class, `model_type` and reader.
 pub(super) const CLASSES: &[Class] = &[
     Class::new("LlamaForCausalLM", "llama", |f| llama::read(f, Family::Llama)),
+    Class::new("LCKVLlamaForCausalLM", "lckv-llama", |f| llama::read(f, Family::Llama)),
     Class::new("MistralForCausalLM", "mistral", |f| llama::read(f, Family::Mistral)),
     Class::new("Qwen2ForCausalLM", "qwen2", |f| llama::read(f, Family::Qwen2)),
     Class::new("Qwen3ForCausalLM", "qwen3", |f| llama::read(f, Family::Qwen3)),

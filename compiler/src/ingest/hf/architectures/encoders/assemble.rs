@@ -50,7 +50,7 @@ pub(crate) fn linear(
 ) -> Linear {
     let weight = t.take(&format!("{stem}.weight"), &[out, from]);
     let bias = bias.then(|| t.take(&format!("{stem}.bias"), &[out]));
-    Linear { name, weight, bias }
+    Linear::new(name, weight, bias)
 }
 
 /// Binds a layer norm. Old files call its gain `gamma` and its bias `beta`.
@@ -176,12 +176,10 @@ fn step(r: &Recipe, t: &mut Binder<'_>, words: WeightId, prefix: &str, step: &St
             let stem = if *inner { format!("{prefix}{name}") } else { name.clone() };
             Bound::Linear(linear(t, "dense", &stem, (*to, "the head"), (*from, HIDDEN), *bias))
         }
-        Step::Tied { bias } => {
-            Bound::Linear(Linear { name: "decoder", weight: words, bias: Some(t.take(bias, &[vocab])) })
-        }
+        Step::Tied { bias } => Bound::Linear(Linear::new("decoder", words, Some(t.take(bias, &[vocab])))),
         Step::Untied { name, bias } => {
             let weight = t.take(&format!("{name}.weight"), &[vocab, (r.embedding, "embedding_size")]);
-            Bound::Linear(Linear { name: "decoder", weight, bias: Some(t.take(bias, &[vocab])) })
+            Bound::Linear(Linear::new("decoder", weight, Some(t.take(bias, &[vocab]))))
         }
         Step::Act(act) => Bound::Act(*act),
         Step::Norm { name, size, bias } => Bound::Norm(layer_norm(t, "norm", name, (*size, HIDDEN), r.eps, *bias)),

@@ -182,7 +182,7 @@ impl Architecture for Config {
             decoder,
             decoder_bias: None,
             head_scale: None,
-            head: Linear { name: "lm_head", weight, bias },
+            head: Linear::new("lm_head", weight, bias),
             vocab: target_vocab.0,
             context: Some(context),
             start: self.start.clone(),

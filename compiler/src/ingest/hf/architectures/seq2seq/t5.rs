@@ -140,7 +140,7 @@ impl Architecture for Config {
         let (encoder, encoder_bias) = self.side(t, "encoder", self.encoder_layers);
         let (decoder, decoder_bias) = self.side(t, "decoder", self.decoder_layers);
         let head = match self.tied {
-            true => Linear { name: "lm_head", weight: words, bias: None },
+            true => Linear::new("lm_head", words, None),
             false => linear(t, "lm_head", "lm_head", (self.vocab, "vocab_size"), self.width(), false),
         };
         let embedding = TokenEmbedding { words, scale: None, positions: None, norm: None, positions_after_norm: false };

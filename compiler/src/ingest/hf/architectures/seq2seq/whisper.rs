@@ -58,7 +58,7 @@ impl Config {
         let shape = [self.width(), channels, (TAPS, "3")];
         let weight = t.take_flat(&format!("{stem}.weight"), &shape, &[self.width, channels.0 * TAPS]);
         let bias = Some(t.take(&format!("{stem}.bias"), &[self.width()]));
-        Conv1d { linear: Linear { name, weight, bias }, taps: TAPS, stride, padding: 1 }
+        Conv1d { linear: Linear::new(name, weight, bias), taps: TAPS, stride, padding: 1 }
     }
 }
 
@@ -96,7 +96,7 @@ impl Architecture for Config {
             decoder,
             decoder_bias: None,
             head_scale: None,
-            head: Linear { name: "proj_out", weight, bias: None },
+            head: Linear::new("proj_out", weight, None),
             vocab: self.vocab,
             context: Some(self.context),
             start: self.start.clone(),

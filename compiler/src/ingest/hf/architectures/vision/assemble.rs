@@ -111,7 +111,7 @@ impl Tower {
         Tower {
             image,
             hidden: l.hidden,
-            patches: Linear { name: "patches", weight, bias },
+            patches: Linear::new("patches", weight, bias),
             tokens,
             positions,
             first_norm,

@@ -162,11 +162,9 @@ impl Config {
         let stem = "vision_model.head";
         let query = t.take_flat(&format!("{stem}.probe"), &[(1, "1"), (1, "1"), hidden], &[l.hidden]);
         let three: Extent<'_> = (3 * l.hidden, "3·hidden_size");
-        let all = Linear {
-            name: "in_proj",
-            weight: t.take(&format!("{stem}.attention.in_proj_weight"), &[three, hidden]),
-            bias: Some(t.take(&format!("{stem}.attention.in_proj_bias"), &[three])),
-        };
+        let weight = t.take(&format!("{stem}.attention.in_proj_weight"), &[three, hidden]);
+        let bias = t.take(&format!("{stem}.attention.in_proj_bias"), &[three]);
+        let all = Linear::new("in_proj", weight, Some(bias));
         let head_dim = l.hidden / l.heads.max(1);
         let attention = MultiHead {
             name: "attention",

@@ -1,0 +1,380 @@
+//! The layers of a decoder one after the other, and who runs them: all tokens, or those that have not left, that a
+//! router sends, that their feed-forward part still changes. Decisions are values of the graph; outputs named
+//! [`frit_plan::RAN`] tell them.
+
+use super::decoder::{Decoder, Layer, Residual, normed};
+use super::linear::Linear;
+use super::shared::Shared;
+use super::sharing;
+use crate::graph::ValueId;
+use crate::ingest::builder::GraphBuilder;
+use crate::ingest::error::Gap;
+use crate::ingest::policy::{ExitRule, Exits, FfnSkip, LayerMix, Probs, RunPolicy};
+use frit_kernels::dim::Dim;
+use frit_kernels::dtype::Scalar;
+use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
+use frit_plan::RAN;
+use std::collections::BTreeSet;
+
+/// A decision of a layer about itself, by `g = w · x + b` with x what enters it.
+#[derive(Clone, Debug)]
+pub(crate) struct Gate {
+    pub kind: GateKind,
+    /// From the hidden size to 1.
+    pub linear: Linear,
+}
+
+/// What a gate does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GateKind {
+    /// `(1 − s) x + s layer(x)` with `s = ½ tanh(g) + ½`.
+    Mix,
+    /// The layer runs for tokens with `sigmoid(g) > ½`; for others x stays, and keys and values are made of it.
+    Route,
+}
+
+/// What flows through the stack.
+struct Flow {
+    /// `[B, S, H]`.
+    x: ValueId,
+    /// Bool `[B, S, 1]`: tokens that have not left.
+    running: Option<ValueId>,
+    /// Bool `[B, S, 1]`: tokens that skip feed-forward parts.
+    skipping: Option<ValueId>,
+    /// `Σ wₗ hₗ` so far.
+    mixed: Option<ValueId>,
+    /// Most likely tokens at the last exit, I32 `[B, S, 1]`, and at how many exits in a row they were it.
+    top: Option<(ValueId, ValueId)>,
+}
+
+impl Decoder {
+    /// Whether a layer is part of the stack under the policy.
+    pub(super) fn runs(&self, layer: usize) -> bool {
+        let end = self.policy.exit_layer.map_or(self.layers.len(), |n| n as usize);
+        layer < end && !self.policy.skip_layers.iter().any(|s| *s as usize == layer)
+    }
+    /// Layers of the stack.
+    pub(super) fn depth(&self) -> usize {
+        (0..self.layers.len()).filter(|i| self.runs(*i)).count()
+    }
+
+    /// Takes a policy; what contradicts the model is a gap.
+    pub fn set_policy(&mut self, policy: &RunPolicy) -> Vec<Gap> {
+        self.policy = policy.clone();
+        let mut gaps = Vec::new();
+        let mut fault = |field: &str, problem: String| {
+            gaps.push(Gap::field("the run policy", field, problem, "ask for something else"));
+        };
+        let layers = self.layers.len();
+        let numbers = |list: &[u32], most: usize| list.iter().copied().find(|l| *l as usize > most);
+        if let Some(n) = policy.exit_layer.filter(|n| *n == 0 || *n as usize > layers) {
+            fault("exit_layer", format!("is {n}; the model has {layers} layers"));
+        }
+        if let Some(n) = policy.skip_layers.iter().find(|l| **l as usize >= layers) {
+            fault("skip_layers", format!("holds {n}; the model has layers 0 to {}", layers.saturating_sub(1)));
+        }
+        if self.depth() == 0 {
+            fault("skip_layers", "leaves no layer".into());
+        }
+        if let Some(exits) = &policy.exits {
+            let ascending = exits.layers.windows(2).all(|w| matches!(w, [a, b] if a < b));
+            if exits.layers.is_empty() || !ascending || exits.layers.first() == Some(&0) {
+                fault("exits.layers", "must be ascending numbers of layers, at least 1".into());
+            }
+            if let Some(n) = numbers(&exits.layers, layers) {
+                fault("exits.layers", format!("holds {n}; the model has {layers} layers"));
+            }
+            if exits.rule == ExitRule::Saturation(0) {
+                fault("exits.rule", "asks for 0 exits in a row".into());
+            }
+        }
+        if let Some(skip) = &policy.ffn_skip {
+            if let Some(n) = skip.cold.iter().find(|l| **l as usize >= layers) {
+                fault("ffn_skip.cold", format!("holds {n}; the model has layers 0 to {}", layers.saturating_sub(1)));
+            }
+            if self.layers.iter().any(|l| l.residual != Residual::Sequential) {
+                fault("ffn_skip", "needs layers whose feed-forward part follows the attention".into());
+            }
+        }
+        if let Some(mix) = &policy.layer_mix
+            && (mix.weights.len() != layers || mix.weights.iter().any(|w| !w.is_finite()))
+        {
+            fault("layer_mix.weights", format!("holds {} numbers; {layers} finite ones are needed", mix.weights.len()));
+        }
+        for (i, layer) in self.layers.iter().enumerate().filter(|(i, _)| self.runs(*i)) {
+            let Some(a) = &layer.attention else { continue };
+            let s = a.sources;
+            let blend = s.blend.filter(|b| b[1] != 0.0).map(|_| 0);
+            let needed = [s.keys, s.values, s.probs, s.output, blend].into_iter().flatten();
+            if let Some(from) = needed.into_iter().find(|from| !self.runs(*from)) {
+                fault("skip_layers", format!("leaves out layer {from}, whose attention layer {i} reads"));
+            }
+        }
+        gaps
+    }
+
+    /// Layers whose probabilities are kept in memory: those that others use, where that moves fewer bytes than reading
+    /// keys and queries again. `queries` is the number of tokens of a run if it is known.
+    pub(super) fn kept(&self, queries: Option<u64>) -> BTreeSet<usize> {
+        let mut out = BTreeSet::new();
+        for (i, layer) in self.layers.iter().enumerate().filter(|(i, _)| self.runs(*i)) {
+            let Some(a) = &layer.attention else { continue };
+            let users = self.layers.iter().filter_map(|l| l.attention.as_ref());
+            let users = users.filter(|u| u.sources.probs == Some(i)).count() as u64;
+            // A key costs `H · S` floats written once and read by each, or `G · D` floats read by each.
+            let stored = queries.map(|s| a.heads.saturating_mul(s).saturating_mul(1 + users));
+            let computed = a.kv_heads.saturating_mul(a.head_dim).saturating_mul(users);
+            let keep = match self.policy.probs {
+                Probs::Store => true,
+                Probs::Recompute => false,
+                Probs::Auto => stored.is_some_and(|s| s < computed),
+            };
+            if users > 0 && keep {
+                out.insert(i);
+            }
+        }
+        out
+    }
+
+    /// The stack: from rows to what the head's norm reads. `prompt`: only the last token counts, and nobody leaves.
+    pub(super) fn stack(
+        &self,
+        b: &mut GraphBuilder<'_>,
+        mut shared: Shared,
+        x: ValueId,
+        prompt: bool,
+    ) -> (ValueId, bool) {
+        let mut flow = Flow { x, running: None, skipping: None, mixed: None, top: None };
+        let cut = sharing::after_producers(&self.layers, |i| self.runs(i));
+        let cut = cut.filter(|_| prompt && !self.policy.whole_prefill && self.policy.layer_mix.is_none());
+        let exits = self.policy.exits.as_ref().filter(|_| !prompt);
+        let mut is_cut = false;
+        for (i, layer) in self.layers.iter().enumerate().filter(|(i, _)| self.runs(*i)) {
+            if cut == Some(i) {
+                let last = shared.tokens.clone() - Dim::one();
+                let one = |b: &mut GraphBuilder<'_>, x: ValueId| b.slice(x, 1, last.clone(), Dim::one());
+                flow.x = one(b, flow.x);
+                flow.skipping = flow.skipping.map(|s| one(b, s));
+                shared = shared.last_token(b);
+                is_cut = true;
+            }
+            flow.x = b.scope(&format!("{}.{i}", self.layers_name), |b| self.one(b, &shared, i, layer, &mut flow));
+            if let Some(mix) = &self.policy.layer_mix {
+                self.mix(b, mix, i, &mut flow);
+            }
+            if let Some(exits) = exits {
+                self.leave(b, exits, i, &mut flow);
+            }
+        }
+        (flow.mixed.unwrap_or(flow.x), is_cut)
+    }
+
+    fn one(&self, b: &mut GraphBuilder<'_>, shared: &Shared, i: usize, layer: &Layer, flow: &mut Flow) -> ValueId {
+        let entered = flow.x;
+        let x = match layer.step {
+            Some(step) => {
+                let step = b.weight(step);
+                b.add(entered, step)
+            }
+            None => entered,
+        };
+        let gate = layer.gate.as_ref().map(|gate| (gate.kind, gate.linear.apply(b, x)));
+        let y = match &self.policy.ffn_skip {
+            Some(skip) if layer.ffn.is_some() => {
+                let x = layer.attended(b, shared, i, x);
+                self.feed(b, shared, skip, i, layer, x, flow)
+            }
+            _ => layer.apply(b, shared, i, x),
+        };
+        let y = match gate {
+            Some((GateKind::Mix, g)) => {
+                let half = b.f32(0.5);
+                let s = b.unary(UnaryOp::Tanh, g);
+                let s = b.mul(s, half);
+                let s = b.add(s, half);
+                let change = b.sub(y, x);
+                let change = b.mul(change, s);
+                b.add(x, change)
+            }
+            Some((GateKind::Route, g)) => {
+                let p = b.unary(UnaryOp::Sigmoid, g);
+                let half = b.f32(0.5);
+                let runs = b.binary(BinaryOp::Lt, half, p);
+                tell(b, &format!("layer.{i}"), runs);
+                b.select(runs, y, x)
+            }
+            None => y,
+        };
+        match flow.running {
+            Some(running) => b.select(running, y, entered),
+            None => y,
+        }
+    }
+
+    /// The feed-forward part for the tokens that do not skip it, and who skips the next.
+    fn feed(
+        &self,
+        b: &mut GraphBuilder<'_>,
+        shared: &Shared,
+        skip: &FfnSkip,
+        i: usize,
+        layer: &Layer,
+        x: ValueId,
+        flow: &mut Flow,
+    ) -> ValueId {
+        let y = layer.fed(b, x);
+        if skip.cold.iter().any(|c| *c as usize == i) {
+            return y;
+        }
+        let runs = flow.skipping.map(|skipping| {
+            let stays = b.unary(UnaryOp::Not, skipping);
+            match shared.positions {
+                Some(positions) if skip.warmup > 0 => {
+                    let warmup = b.i32(i32::try_from(skip.warmup).unwrap_or(i32::MAX));
+                    let early = b.binary(BinaryOp::Lt, positions, warmup);
+                    let shape = b.ty(stays).shape.clone();
+                    let early = b.reshape(early, &shape);
+                    b.binary(BinaryOp::Or, stays, early)
+                }
+                _ => stays,
+            }
+        });
+        let idle = {
+            let mut dot = |a, c| {
+                let product = b.mul(a, c);
+                b.reduce(ReduceOp::Sum, product, &[2], true)
+            };
+            let (xy, xx, yy) = (dot(x, y), dot(x, x), dot(y, y));
+            let norms = b.mul(xx, yy);
+            let norms = b.unary(UnaryOp::Rsqrt, norms);
+            let cosine = b.mul(xy, norms);
+            let threshold = b.f32(finite(skip.threshold));
+            b.binary(BinaryOp::Lt, threshold, cosine)
+        };
+        match (flow.skipping, runs) {
+            (Some(skipping), Some(runs)) => {
+                tell(b, &format!("ffn.{i}"), runs);
+                let idle = b.binary(BinaryOp::And, runs, idle);
+                flow.skipping = Some(b.binary(BinaryOp::Or, skipping, idle));
+                b.select(runs, y, x)
+            }
+            _ => {
+                flow.skipping = Some(idle);
+                y
+            }
+        }
+    }
+
+    fn mix(&self, b: &mut GraphBuilder<'_>, mix: &LayerMix, i: usize, flow: &mut Flow) {
+        let weight = mix.weights.get(i).copied().unwrap_or(0.0);
+        if weight == 0.0 {
+            return;
+        }
+        let h = if mix.normed { normed(b, self.norm.as_ref(), flow.x) } else { flow.x };
+        let h = match weight {
+            1.0 => h,
+            w => {
+                let w = b.f32(w);
+                b.mul(h, w)
+            }
+        };
+        flow.mixed = Some(flow.mixed.map_or(h, |sum| b.add(sum, h)));
+    }
+
+    /// Who leaves after layer `i`.
+    fn leave(&self, b: &mut GraphBuilder<'_>, exits: &Exits, i: usize, flow: &mut Flow) {
+        let after = |l: &u32| (0..self.layers.len()).filter(|k| self.runs(*k)).nth((*l as usize).saturating_sub(1));
+        let Some(at) = exits.layers.iter().position(|l| after(l) == Some(i)) else { return };
+        let rest: Vec<usize> = (i + 1..self.layers.len()).filter(|k| self.runs(*k)).collect();
+        let next = exits.layers.get(at + 1).and_then(after);
+        let governed = rest.iter().filter(|k| next.is_none_or(|next| **k <= next)).count();
+        let Some(layers) = exits.layers.get(at).filter(|_| governed > 0) else { return };
+        b.scope(&format!("exit.{layers}"), |b| {
+            let n = normed(b, self.norm.as_ref(), flow.x);
+            let logits = self.head.apply(b, n);
+            let certain = match exits.rule {
+                ExitRule::Confidence(p) => {
+                    let best = probability(b, logits, None);
+                    exceeds(b, best, p)
+                }
+                ExitRule::Margin(m) => {
+                    let best = probability(b, logits, None);
+                    let second = second(b, logits);
+                    let second = probability(b, logits, Some(second));
+                    let margin = b.sub(best, second);
+                    exceeds(b, margin, m)
+                }
+                ExitRule::Saturation(times) => saturated(b, logits, times, flow),
+            };
+            let stays = b.unary(UnaryOp::Not, certain);
+            let running = match flow.running {
+                Some(running) => b.binary(BinaryOp::And, running, stays),
+                None => stays,
+            };
+            tell(b, &format!("exit.{layers}+{governed}"), running);
+            flow.running = Some(running);
+        });
+    }
+}
+
+/// Makes a decision `[B, S, 1]` known.
+fn tell(b: &mut GraphBuilder<'_>, what: &str, runs: ValueId) {
+    let number = b.cast(runs, Scalar::I32);
+    let shape: Vec<Dim> = b.ty(number).shape.iter().take(2).cloned().collect();
+    let number = b.reshape(number, &shape);
+    b.output(&format!("{RAN}{what}"), number);
+}
+
+fn finite(v: f32) -> f32 {
+    v.clamp(-3.0e38, 3.0e38)
+}
+
+fn exceeds(b: &mut GraphBuilder<'_>, v: ValueId, bound: f32) -> ValueId {
+    let bound = b.f32(finite(bound));
+    b.binary(BinaryOp::Lt, bound, v)
+}
+
+/// The probability of the largest logit, or of logits of a given value, `[B, S, 1]`.
+fn probability(b: &mut GraphBuilder<'_>, logits: ValueId, of: Option<ValueId>) -> ValueId {
+    let most = b.reduce(ReduceOp::Max, logits, &[2], true);
+    let below = b.sub(logits, most);
+    let below = b.unary(UnaryOp::Exp, below);
+    let sum = b.reduce(ReduceOp::Sum, below, &[2], true);
+    match of {
+        None => b.unary(UnaryOp::Recip, sum),
+        Some(of) => {
+            let own = b.sub(of, most);
+            let own = b.unary(UnaryOp::Exp, own);
+            b.binary(BinaryOp::Div, own, sum)
+        }
+    }
+}
+
+/// The largest logit but for that of the most likely token, `[B, S, 1]`.
+fn second(b: &mut GraphBuilder<'_>, logits: ValueId) -> ValueId {
+    let best = b.reduce(ReduceOp::ArgMax, logits, &[2], true);
+    let shape = b.ty(logits).shape.clone();
+    let token = b.iota(&shape, 2, Dim::zero());
+    let is_best = b.binary(BinaryOp::Eq, token, best);
+    let low = b.f32(-1.0e30);
+    let others = b.select(is_best, low, logits);
+    b.reduce(ReduceOp::Max, others, &[2], true)
+}
+
+/// Whether the most likely token was the same `times` exits in a row.
+fn saturated(b: &mut GraphBuilder<'_>, logits: ValueId, times: u32, flow: &mut Flow) -> ValueId {
+    let best = b.reduce(ReduceOp::ArgMax, logits, &[2], true);
+    let one = b.i32(1);
+    let shape = b.ty(best).shape.clone();
+    let count = match flow.top {
+        None => b.broadcast(one, &shape),
+        Some((before, count)) => {
+            let same = b.binary(BinaryOp::Eq, before, best);
+            let more = b.add(count, one);
+            b.select(same, more, one)
+        }
+    };
+    flow.top = Some((best, count));
+    let wanted = b.i32(i32::try_from(times).unwrap_or(i32::MAX));
+    b.binary(BinaryOp::Le, wanted, count)
+}

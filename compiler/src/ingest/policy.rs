@@ -1,0 +1,103 @@
+//! How deep a decoder runs: layers left out, exits, parts skipped by token. A policy becomes part of the graph, so that
+//! the device decides; it changes no weight.
+
+use serde::{Deserialize, Serialize};
+
+/// What runs of a decoder. The default runs all of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunPolicy {
+    /// Only the first layers run, so many; norm and head follow at once.
+    pub exit_layer: Option<u32>,
+    /// Layers that are left out.
+    pub skip_layers: Vec<u32>,
+    /// Tokens leave the stack early where they are certain.
+    pub exits: Option<Exits>,
+    /// Tokens skip feed-forward parts that change them little.
+    pub ffn_skip: Option<FfnSkip>,
+    /// The head reads a weighted sum of the layers' outputs.
+    pub layer_mix: Option<LayerMix>,
+    /// How attention probabilities that several layers use come to them.
+    pub probs: Probs,
+    /// A prompt runs through every layer with all its tokens, though nothing reads what most of them give behind the
+    /// last layer that appends to a cache.
+    pub whole_prefill: bool,
+}
+
+/// Exits by certainty. A token that has left keeps its row; the layers behind append keys and values made of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exits {
+    /// After how many layers a token may leave, ascending.
+    pub layers: Vec<u32>,
+    /// When it does.
+    pub rule: ExitRule,
+}
+
+/// When a token leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitRule {
+    /// The largest probability exceeds this.
+    Confidence(f32),
+    /// The two largest probabilities differ by more than this.
+    Margin(f32),
+    /// The most likely token was the same at so many exits in a row, this one included.
+    Saturation(u32),
+}
+
+/// Greedy skipping of feed-forward parts: once `cos(x, x + ffn(x))` exceeds the threshold, a token skips the parts of the
+/// layers that follow, but for cold ones.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FfnSkip {
+    /// Above which cosine a part counts as idle.
+    pub threshold: f32,
+    /// Layers whose part always runs.
+    pub cold: Vec<u32>,
+    /// Tokens at the start of a sequence that skip nothing.
+    pub warmup: u32,
+}
+
+/// `logits = head(Σ wₗ hₗ)`, with `hₗ` what layer l gives.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerMix {
+    /// One weight a layer.
+    pub weights: Vec<f32>,
+    /// Whether each output is normalised by the last norm before it is weighted; else their sum is.
+    #[serde(default)]
+    pub normed: bool,
+}
+
+/// How probabilities come from the layer that computes them to layers that use them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Probs {
+    /// Whichever moves fewer bytes.
+    #[default]
+    Auto,
+    /// `[B, H, S, T]` in memory.
+    Store,
+    /// Computed again from queries and keys.
+    Recompute,
+}
+
+impl std::str::FromStr for Probs {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Probs, String> {
+        match s {
+            "auto" => Ok(Probs::Auto),
+            "store" => Ok(Probs::Store),
+            "recompute" => Ok(Probs::Recompute),
+            _ => Err(format!("`{s}` is none of auto, store and recompute")),
+        }
+    }
+}
+
+impl RunPolicy {
+    /// Whether every layer runs for every token.
+    pub fn is_whole(&self) -> bool {
+        self.exit_layer.is_none() && self.skip_layers.is_empty() && self.exits.is_none() && self.ffn_skip.is_none()
+    }
+}

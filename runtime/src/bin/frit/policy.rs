@@ -1,0 +1,131 @@
+//! How deep a verb runs a model: exits, skips, weighted layers.
+
+use crate::model::Progress;
+use anyhow::{Context, Result, bail};
+use frit::{LoadedModel, model_source};
+use frit_compiler::CompileOptions;
+use frit_compiler::ingest::LoadOptions;
+use frit_compiler::ingest::policy::{ExitRule, Exits, FfnSkip, LayerMix, Probs, RunPolicy};
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Run policy (decoders; changes what is computed)")]
+pub struct Policy {
+    /// Run only this many layers.
+    #[arg(long, value_name = "N")]
+    exit_layer: Option<u32>,
+    /// Leave layers out: `3,7` or `4-6`, counted from 0.
+    #[arg(long, value_name = "LAYERS")]
+    skip_layers: Option<String>,
+    /// Let a token leave at an exit where its most likely successor has at least this probability.
+    #[arg(long, value_name = "P", requires = "exit_layers", conflicts_with_all = ["exit_margin", "exit_saturation"])]
+    exit_confidence: Option<f32>,
+    /// Let a token leave where the two most likely successors differ by more than this.
+    #[arg(long, value_name = "P", requires = "exit_layers", conflicts_with = "exit_saturation")]
+    exit_margin: Option<f32>,
+    /// Let a token leave where the most likely successor was the same at so many exits in a row.
+    #[arg(long, value_name = "TIMES", requires = "exit_layers")]
+    exit_saturation: Option<u32>,
+    /// After how many layers a token may leave: `8,12,16`.
+    #[arg(long, value_name = "LAYERS")]
+    exit_layers: Option<String>,
+    /// Skip feed-forward parts of tokens that they change little: `threshold=0.95,cold=0-3,cold=28-31,warmup=8`.
+    #[arg(long, value_name = "SETTINGS")]
+    ffn_skip: Option<String>,
+    /// What layers behind an exit keep of a token that has left; `propagate`: keys and values made of its last state.
+    #[arg(long, value_name = "RULE", default_value = "propagate", value_parser = ["propagate", "project"])]
+    kv_on_skip: String,
+    /// Give the head a weighted sum of the layers' outputs: a JSON file `{"weights": [..], "normed": false}`, or the
+    /// weights separated by commas.
+    #[arg(long, value_name = "FILE|WEIGHTS")]
+    layer_mix: Option<String>,
+    /// Attention probabilities that several layers use: auto, store or recompute.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    probs: Probs,
+    /// Run every token of a prompt through every layer, though only the last one counts behind the last cache.
+    #[arg(long)]
+    whole_prefill: bool,
+}
+
+impl Policy {
+    /// The policy that the options ask for.
+    pub fn policy(&self) -> Result<RunPolicy> {
+        let list = |o: &Option<String>| o.as_deref().map(numbers).transpose();
+        let rule = match (self.exit_confidence, self.exit_margin, self.exit_saturation) {
+            (Some(p), _, _) => Some(ExitRule::Confidence(p)),
+            (_, Some(m), _) => Some(ExitRule::Margin(m)),
+            (_, _, Some(k)) => Some(ExitRule::Saturation(k)),
+            _ => None,
+        };
+        let exits = match (list(&self.exit_layers)?, rule) {
+            (Some(layers), Some(rule)) => Some(Exits { layers, rule }),
+            (Some(_), None) => bail!(
+                "--exit-layers says where tokens may leave, not when\nhint: --exit-confidence 0.9, --exit-margin 0.5 or --exit-saturation 2"
+            ),
+            (None, _) => None,
+        };
+        Ok(RunPolicy {
+            exit_layer: self.exit_layer,
+            skip_layers: list(&self.skip_layers)?.unwrap_or_default(),
+            exits,
+            ffn_skip: self.ffn_skip.as_deref().map(ffn_skip).transpose()?,
+            layer_mix: self.layer_mix.as_deref().map(layer_mix).transpose()?,
+            probs: self.probs,
+            whole_prefill: self.whole_prefill,
+        })
+    }
+    /// Compiles the model for the policy; `None` when there is none.
+    pub fn open(&self, path: &Path, options: CompileOptions, progress: &Progress) -> Result<Option<LoadedModel>> {
+        let policy = self.policy()?;
+        if policy == RunPolicy::default() {
+            return Ok(None);
+        }
+        if model_source::is_artifact(path) {
+            bail!(
+                "{} is compiled already: a run policy is compiled in\nhint: frit compile MODEL -o x.frit with the policy",
+                path.display()
+            );
+        }
+        let load = LoadOptions { policy, ..LoadOptions::default() };
+        Ok(Some(model_source::compile_as(path, &load, options, &mut |s| progress.stage(s))?))
+    }
+}
+
+fn numbers(text: &str) -> Result<Vec<u32>> {
+    let one = |t: &str| t.trim().parse::<u32>().with_context(|| format!("`{t}` in `{text}` is no number of a layer"));
+    let mut out = Vec::new();
+    for item in text.split(',') {
+        match item.split_once('-') {
+            Some((from, to)) => out.extend(one(from)?..=one(to)?),
+            None => out.push(one(item)?),
+        }
+    }
+    Ok(out)
+}
+
+fn ffn_skip(text: &str) -> Result<FfnSkip> {
+    let mut skip = FfnSkip { threshold: f32::NAN, cold: Vec::new(), warmup: 0 };
+    for setting in text.split(',') {
+        let (key, value) = setting.split_once('=').with_context(|| format!("`{setting}` is no `key=value`"))?;
+        match key.trim() {
+            "threshold" => skip.threshold = value.parse().with_context(|| format!("threshold `{value}`"))?,
+            "cold" => skip.cold.extend(numbers(value)?),
+            "warmup" => skip.warmup = value.parse().with_context(|| format!("warmup `{value}`"))?,
+            other => bail!("--ffn-skip has no setting `{other}`\nhint: threshold, cold, warmup"),
+        }
+    }
+    if skip.threshold.is_nan() {
+        bail!("--ffn-skip has no threshold\nhint: --ffn-skip threshold=0.95,cold=0-3,warmup=8");
+    }
+    Ok(skip)
+}
+
+fn layer_mix(text: &str) -> Result<LayerMix> {
+    let file = PathBuf::from(text);
+    if file.is_file() {
+        let read = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        return serde_json::from_str(&read).with_context(|| file.display().to_string());
+    }
+    let weights: std::result::Result<Vec<f32>, _> = text.split(',').map(|w| w.trim().parse()).collect();
+    Ok(LayerMix { weights: weights.with_context(|| format!("`{text}` is neither a file nor weights"))?, normed: false })
+}

@@ -1,0 +1,212 @@
+//! Family C: keys and values of one layer in the attention of others.
+
+use crate::harness::{agrees, cache_bytes, compiled, prefilled, reads, refused, same_bits, tokens, verified};
+use crate::tiny::{Form, Tiny};
+use frit_compiler::ingest::policy::RunPolicy;
+use serde_json::json;
+use std::collections::BTreeMap;
+
+fn map(sources: &[usize]) -> BTreeMap<usize, usize> {
+    sources.iter().copied().enumerate().filter(|(i, s)| i != s).collect()
+}
+
+fn shared(seed: u64, k: &[usize], v: &[usize]) -> (Tiny, Form) {
+    let mut t = Tiny::llama(seed);
+    t.share_kv(k, v);
+    (t, Form { keys: map(k), values: map(v), ..Form::default() })
+}
+
+/// Layers in pairs: three slots, the keys and values of odd layers are gone, and logits are those of the definition.
+#[test]
+fn row_23_cla_halves_the_cache() {
+    let sources = [0, 0, 2, 2, 4, 4];
+    let (t, form) = shared(23, &sources, &sources);
+    agrees(&t, &form, RunPolicy::default());
+    let m = compiled(&t, RunPolicy::default());
+    assert_eq!(m.plan.kv_slots.len(), 3);
+    let whole = compiled(&Tiny::llama(23), RunPolicy::default());
+    assert_eq!(2 * cache_bytes(&m.plan, 2, 64), cache_bytes(&whole.plan, 2, 64));
+    assert_eq!(reads(&m.plan, "k_proj").len(), 3);
+    assert_eq!(reads(&m.plan, "v_proj").len(), 3);
+}
+
+#[test]
+fn row_23_cla_of_one_layer_each_is_the_model() {
+    let mut t = Tiny::llama(23);
+    t.share_kv(&[0, 1, 2, 3, 4, 5], &[0, 1, 2, 3, 4, 5]);
+    same_bits(&compiled(&t, RunPolicy::default()), &compiled(&Tiny::llama(23), RunPolicy::default()), t.vocab);
+}
+
+/// Behind the last layer that appends, a prompt runs its last token alone.
+#[test]
+fn row_23_prefill_behind_the_last_producer_runs_one_token() {
+    let sources = [0, 1, 2, 2, 2, 2];
+    let (t, _) = shared(231, &sources, &sources);
+    let fast = compiled(&t, RunPolicy::default());
+    let whole = compiled(&t, RunPolicy { whole_prefill: true, ..RunPolicy::default() });
+    let ids = tokens(1, 37, t.vocab);
+    let (a, b) = (prefilled(&fast, &ids), prefilled(&whole, &ids));
+    let most = b.as_f32().unwrap().iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    for (a, b) in a.as_f32().unwrap().iter().zip(b.as_f32().unwrap()) {
+        assert!((a - b).abs() <= 1e-5 * most, "{a} and {b}");
+    }
+    let rows = |m: &frit::LoadedModel| {
+        let p = m.plan.program("prefill").unwrap();
+        p.values.iter().filter(|v| v.shape.iter().any(|d| d.as_size() == Some("S"))).count()
+    };
+    assert!(rows(&fast) < rows(&whole), "{} values of all tokens, {} without the cut", rows(&fast), rows(&whole));
+}
+
+/// One sliding layer type keeps its last producer, as Gemma-3n does: attention types may differ in their source.
+#[test]
+fn row_23_gemma_3n_maps_each_type_to_its_last_producer() {
+    let sources = [0, 1, 2, 3, 3, 2];
+    let (mut t, form) = shared(232, &sources, &sources);
+    agrees(&t, &form, RunPolicy::default());
+    t.frit["windows"] = json!([8, null, 8, null, 8, null]);
+    compiled(&t, RunPolicy::default());
+}
+
+/// The nine cache sizes of the paper's table, to its digits: batch 8, 2047 tokens, f32.
+#[test]
+fn row_28_mlkv_table() {
+    const MIB: f64 = 1048576.0;
+    // name, layers with keys, heads in each, MiB
+    let table = [
+        ("MHA-144", 12, 12, 1151.44),
+        ("GQA-48", 12, 4, 383.81),
+        ("MLKV-48", 4, 12, 383.81),
+        ("MQA-12", 12, 1, 95.95),
+        ("MLKV-12", 4, 3, 95.95),
+        ("MLKV-6", 6, 1, 47.98),
+        ("MLKV-4", 4, 1, 31.98),
+        ("MLKV-2", 2, 1, 15.99),
+        ("MLKV-1", 1, 1, 7.996),
+    ];
+    for (name, layers, heads, mib) in table {
+        let mut t = Tiny::sized(28, 12, 24, [12, heads, 64], 8, 11);
+        let first: Vec<usize> = (0..layers).map(|i| i * 12 / layers).collect();
+        let sources: Vec<usize> = (0..12).map(|i| *first.iter().rev().find(|f| **f <= i).unwrap()).collect();
+        t.share_kv(&sources, &sources);
+        let m = compiled(&t, RunPolicy::default());
+        assert_eq!(m.plan.kv_slots.len(), layers, "{name}");
+        let bytes = cache_bytes(&m.plan, 8, 2047);
+        assert_eq!(bytes, 2 * (layers * heads) as u64 * 64 * 4 * 8 * 2047, "{name}");
+        let digits = if mib < 10.0 { 1e3 } else { 1e2 };
+        assert_eq!((bytes as f64 / MIB * digits).round() / digits, mib, "{name}");
+    }
+}
+
+#[test]
+fn row_28_mlkv_reads_the_nearest_earlier_keys() {
+    let sources = [0, 0, 0, 3, 3, 3];
+    let (t, form) = shared(28, &sources, &sources);
+    agrees(&t, &form, RunPolicy::default());
+}
+
+/// Middle layers attend to the keys of the topmost of them: token by token is the truth, and the only way it runs.
+#[test]
+fn row_16_lckv_reads_keys_from_above() {
+    let sources = [0, 4, 4, 4, 4, 5];
+    let (t, form) = shared(16, &sources, &sources);
+    agrees(&t, &form, RunPolicy::default());
+    let m = compiled(&t, RunPolicy::default());
+    assert_eq!(m.plan.kv_slots.len(), 3);
+    assert_eq!(m.plan.sizes.iter().find(|s| s.name == "S").unwrap().max, Some(1));
+}
+
+/// With a window, a layer that reads from above sees one token less than others do: not the one it is at.
+#[test]
+fn row_16_lckv_identity_map_is_the_model() {
+    let mut t = Tiny::llama(16);
+    t.share_kv(&[0, 1, 2, 3, 4, 5], &[0, 1, 2, 3, 4, 5]);
+    same_bits(&compiled(&t, RunPolicy::default()), &compiled(&Tiny::llama(16), RunPolicy::default()), t.vocab);
+}
+
+/// The map as published configurations write it.
+#[test]
+fn row_16_lckv_configurations_load() {
+    let sources = [0, 4, 4, 4, 4, 5];
+    let (mut t, form) = shared(161, &sources, &sources);
+    t.frit = json!({});
+    t.config = vec![
+        ("architectures", json!(["LCKVLlamaForCausalLM"])),
+        ("model_type", json!("lckv-llama")),
+        ("layer_types", json!("0_4_…_4_5")),
+    ];
+    agrees(&t, &form, RunPolicy::default());
+    t.config[2].1 = json!("0_4_4");
+    assert!(refused(&t, RunPolicy::default()).contains("layer_types"));
+}
+
+/// `use_cla` and `cla_share_factor` say the same as a map.
+#[test]
+fn row_23_cla_fields_are_read() {
+    let sources = [0, 0, 0, 3, 3, 3];
+    let (by_map, _) = shared(233, &sources, &sources);
+    let mut by_field = by_map.clone();
+    by_field.frit = json!({});
+    by_field.config = vec![("use_cla", json!(true)), ("cla_share_factor", json!(3))];
+    same_bits(&compiled(&by_field, RunPolicy::default()), &compiled(&by_map, RunPolicy::default()), by_map.vocab);
+}
+
+/// Slots of keys alone, of values alone, of another layer: the kernels' texts hold under all checks.
+#[test]
+fn lt_08_kernels_of_shared_slots_are_checked() {
+    let mut t = Tiny::sized(80, 3, 32, [2, 1, 16], 48, 19);
+    t.share_kv(&[0, 1, 1], &[0, 0, 0]);
+    verified(&compiled(&t, RunPolicy::default()));
+    let mut t = Tiny::sized(81, 3, 32, [2, 1, 16], 48, 19);
+    t.share_kv(&[1, 1, 2], &[1, 1, 2]);
+    verified(&compiled(&t, RunPolicy::default()));
+}
+
+/// SVFormer: all layers read the values of layer 0; the cache keeps L key parts and one value part.
+#[test]
+fn row_47_svformer_keeps_one_value_part() {
+    let (t, form) = shared(47, &[0, 1, 2, 3, 4, 5], &[0; 6]);
+    agrees(&t, &form, RunPolicy::default());
+    let m = compiled(&t, RunPolicy::default());
+    let whole = compiled(&Tiny::llama(47), RunPolicy::default());
+    assert_eq!(12 * cache_bytes(&m.plan, 1, 10), 7 * cache_bytes(&whole.plan, 1, 10));
+    assert_eq!(reads(&m.plan, "v_proj").len(), 1);
+}
+
+#[test]
+fn row_47_resformer_blends_with_the_first_values() {
+    let mut t = Tiny::llama(471);
+    t.frit["value_residual"] = json!(vec![[0.5, 0.25]; 6]);
+    agrees(&t, &Form { blend: Some([0.5, 0.25]), ..Form::default() }, RunPolicy::default());
+    t.frit["value_residual"] = json!(vec![[1.0, 0.0]; 6]);
+    same_bits(&compiled(&t, RunPolicy::default()), &compiled(&Tiny::llama(471), RunPolicy::default()), t.vocab);
+}
+
+/// Key heads and value heads of unlike number, each query head with its own choice.
+#[test]
+fn row_24_dha_maps_heads_apart() {
+    let mut t = Tiny::sized(24, 2, 64, [4, 4, 16], 128, 97);
+    let maps = (vec![1, 0, 0, 1], vec![2, 0, 1, 2]);
+    let mut r = crate::support::Random::new(240);
+    for l in 0..2 {
+        t.random(&mut r, &Tiny::name(l, "self_attn.k_proj.weight"), &[2 * 16, 64], 0.4);
+        t.random(&mut r, &Tiny::name(l, "self_attn.v_proj.weight"), &[3 * 16, 64], 0.2);
+    }
+    let heads = json!({ "q": 4, "k": 2, "v": 3, "k_of": maps.0, "v_of": maps.1 });
+    t.frit["heads"] = json!([heads, heads]);
+    let form = Form { head_maps: [(0, maps.clone()), (1, maps)].into(), ..Form::default() };
+    agrees(&t, &form, RunPolicy::default());
+    let m = compiled(&t, RunPolicy::default());
+    assert_eq!(cache_bytes(&m.plan, 1, 1), 2 * (2 + 3) * 16 * 4);
+}
+
+/// Contradictions are named together.
+#[test]
+fn lt_08_contradicting_maps_are_refused() {
+    let mut t = Tiny::llama(8);
+    t.frit["kv_map"] = json!([{ "k": 0, "v": 0 }, { "k": 9, "v": 0 }]);
+    let e = refused(&t, RunPolicy::default());
+    assert!(e.contains("kv_map"), "{e}");
+    let (t, _) = shared(8, &[0, 0, 2, 2, 4, 4], &[0, 0, 2, 2, 4, 4]);
+    let e = refused(&t, RunPolicy { skip_layers: vec![2], ..RunPolicy::default() });
+    assert!(e.contains("layer 2") && e.contains("layer 3"), "{e}");
+}

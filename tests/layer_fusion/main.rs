@@ -1,0 +1,19 @@
+//! Layer fusion: one test for each row of the literature and each topic, named after it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod analysis;
+mod checkpoints;
+mod depth;
+mod edits;
+mod harness;
+mod kv_slots;
+mod merging;
+mod probabilities;
+mod reads;
+mod recipes;
+mod sharing;
+mod tiny;
+mod tying;
