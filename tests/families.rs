@@ -1,4 +1,4 @@
-//! Every model in `fixtures/families` against its float64 goldens, on the CPU and on wgpu (the software adapter where
+//! Every decoder in `fixtures/families` (`encoders.rs` has the others) against its float64 goldens, on the CPU and on wgpu (the software adapter where
 //! there is no card). A folder there is one model in Hugging Face form with an `index.json`: an entry of the list
 //! `models` of `fixtures/devset/index.json`, its paths relative to `fixtures/families`. A new folder is a new test.
 #![allow(clippy::unwrap_used)]
@@ -92,12 +92,18 @@ fn model(folder: &Path, backend: BackendChoice) -> Outcome {
     Ok(())
 }
 
+fn is_decoder(folder: &Path) -> bool {
+    let index = std::fs::read_to_string(folder.join("index.json")).unwrap_or_default();
+    let entry: Value = serde_json::from_str(&index).unwrap_or_default();
+    !matches!(entry["task"].as_str(), Some("encoder" | "encdec" | "vision"))
+}
+
 /// `FRIT_FAMILIES` bounds the models to those whose names contain it.
 fn all(backend: BackendChoice) {
     let only = std::env::var("FRIT_FAMILIES").unwrap_or_default();
     let entries = std::fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path());
     let named = |path: &PathBuf| path.is_dir() && path.file_name().is_some_and(|n| n.to_string_lossy().contains(&only));
-    let mut folders: Vec<PathBuf> = entries.filter(named).collect();
+    let mut folders: Vec<PathBuf> = entries.filter(|path| named(path) && is_decoder(path)).collect();
     folders.sort();
     assert!(!folders.is_empty(), "no model is called *{only}*");
     let failures: Vec<String> = folders

@@ -283,6 +283,12 @@ mod tests {
     const NORM: &str = "graph {\n input \"x\" %0\n %0 = input \"x\" : f32[B, 700]\n %1 = exp %0 : f32[B, 700]\n \
                         %2 = softmax %1 : f32[B, 700]\n %3 = neg %2 : f32[B, 700]\n output \"y\" %3\n}";
 
+    fn tables() -> Tables {
+        let mut tables = Tables::default();
+        tables.size("B", 1, None);
+        tables
+    }
+
     /// `exp(x) == x`, and `softmax(x) == x / max(x)`-like mistakes: wrong on all but few operands.
     fn drops_exp(s: &Site<'_>, v: ValueId) -> Option<New> {
         let x = s.g.operands(v).first().copied()?;
@@ -305,7 +311,7 @@ mod tests {
             [(Rule::exact("drops-exp", drops_exp), "exp"), (Rule::exact("soft", softmax_is_sigmoid), "softmax")]
         {
             let mut g = parse(NORM).unwrap();
-            let tables = Tables::default();
+            let tables = tables();
             let before = print(&g);
             let mut ctx = Ctx::new(&tables);
             ctx.validator = Validator::new(1 << 24);
@@ -320,7 +326,7 @@ mod tests {
     #[test]
     fn a_right_rule_is_applied() {
         let mut g = parse(NORM).unwrap();
-        let tables = Tables::default();
+        let tables = tables();
         let mut ctx = Ctx::new(&tables);
         ctx.validator = Validator::new(1 << 24);
         sweep("test", &mut g, &mut ctx, &[Rule::exact("negation", doubles_negation)]).unwrap();
@@ -330,7 +336,7 @@ mod tests {
     #[test]
     fn without_budget_a_rule_is_applied_and_counted_as_open() {
         let mut g = parse(NORM).unwrap();
-        let tables = Tables::default();
+        let tables = tables();
         let mut ctx = Ctx::new(&tables);
         ctx.validator = Validator::new(0);
         sweep("test", &mut g, &mut ctx, &[Rule::exact("negation", doubles_negation)]).unwrap();

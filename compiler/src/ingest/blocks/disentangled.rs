@@ -129,7 +129,7 @@ mod tests {
         let row = |d| distance_row(d, 256, true, 512);
         assert_eq!([0, 1, -1, 128, -128].map(row), [256, 257, 255, 384, 128]);
         assert_eq!([511, 5000, -511].map(row), [511, 511, 1]);
-        assert_eq!(row(129), row(130));
+        assert_eq!([129, 130, 400, 401].map(row), [385, 386, 489, 489]);
         assert_eq!([0, 7, 8, -8, -9].map(|d| distance_row(d, 8, false, 8)), [8, 15, 15, 0, 0]);
     }
 }
