@@ -130,7 +130,8 @@ on_each_backend! {
     strict_models_match_their_goldens: |b| for m in ["gpt2", "bert", "llama_gqa", "qwen2"] {
         directory_in(NumericMode::Strict, m, b);
     };
-    fast_models_match_their_goldens: |b| for m in ["gpt2", "bert", "llama_gqa", "qwen2"] {
+    // BERT's activation is the error function, which this mode approximates.
+    fast_models_without_approximations_match_their_goldens: |b| for m in ["gpt2", "llama_gqa", "qwen2"] {
         directory_in(NumericMode::Fast, m, b);
     };
     gguf_files_match_their_goldens: gguf;
