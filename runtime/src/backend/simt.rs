@@ -189,7 +189,9 @@ impl SimtExecutor {
                 Slot::Texels { arg } => {
                     let place = places.get(arg).copied().ok_or_else(|| super::layout::no_kernel(step))?;
                     let name = format!("{:?}", place.home).to_lowercase();
-                    let bytes = self.buffer(place.home)?.clone();
+                    let mut bytes = self.buffer(place.home)?.clone();
+                    // A device holds whole texels; the last one is filled up with zeros.
+                    bytes.resize(bytes.len().next_multiple_of(16), 0);
                     (Argument::Texture(Texture { name, width: TEXELS_PER_ROW, bytes }), None)
                 }
                 Slot::Storage { arg, written } => {
