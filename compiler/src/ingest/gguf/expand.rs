@@ -1,5 +1,6 @@
 //! Block formats that no kernel decodes: their tensors become F32 when they are read.
 
+use super::quant::scales_and_minima;
 use half::f16;
 
 /// A block format that is expanded.
@@ -112,13 +113,8 @@ fn q5_k(block: &[u8], out: &mut Vec<f32>) {
     let (factors, groups) = head.split_at(4);
     let (scale, min) = factors.split_at(2);
     let (d, dmin) = (half(scale), half(min));
-    let (scales, rest) = groups.split_at(4);
-    let (minima, packed) = rest.split_at(4);
-    let direct = scales.iter().zip(minima).map(|(s, m)| (s & 63, m & 63));
-    let split = packed.iter().zip(scales.iter().zip(minima));
-    let split = split.map(|(p, (s, m))| ((p & 15) | (s >> 6) << 4, (p >> 4) | (m >> 6) << 4));
     let halves = quants.chunks_exact(32).flat_map(|q| [(q, 0), (q, 4)]);
-    for (group, ((scale, min), (quants, shift))) in direct.chain(split).zip(halves).enumerate() {
+    for (group, ((scale, min), (quants, shift))) in scales_and_minima(groups).zip(halves).enumerate() {
         let (d, m) = (d * f32::from(scale), dmin * f32::from(min));
         out.extend(quants.iter().zip(fifth).map(|(q, bit)| {
             let q = (q >> shift) & 15 | (bit >> group & 1) << 4;

@@ -84,20 +84,25 @@ fn q8_0(block: &[u8], out: &mut Vec<f32>) {
     out.extend(quants.iter().map(|q| f32::from(*q as i8) * d));
 }
 
-/// Eight groups of 32: two groups share 32 bytes, one in the low nibbles and one in the high. The 12 bytes of scales
-/// and minima hold 6 bits each: the first four of both directly, the last four split into 4 and 2 bits.
-fn q4_k(block: &[u8], out: &mut Vec<f32>) {
-    let (head, quants) = block.split_at(16);
-    let (factors, groups) = head.split_at(4);
-    let (scale, min) = factors.split_at(2);
-    let (d, dmin) = (half(scale), half(min));
+/// The scale and the minimum of each of eight groups from their 12 bytes. They have 6 bits each: the first four of both
+/// lie there directly, the last four split into 4 and 2 bits.
+pub(super) fn scales_and_minima(groups: &[u8]) -> impl Iterator<Item = (u8, u8)> {
     let (scales, rest) = groups.split_at(4);
     let (minima, packed) = rest.split_at(4);
     let direct = scales.iter().zip(minima).map(|(s, m)| (s & 63, m & 63));
     let split = packed.iter().zip(scales.iter().zip(minima));
     let split = split.map(|(p, (s, m))| ((p & 15) | (s >> 6) << 4, (p >> 4) | (m >> 6) << 4));
+    direct.chain(split)
+}
+
+/// Eight groups of 32: two groups share 32 bytes, one in the low nibbles and one in the high.
+fn q4_k(block: &[u8], out: &mut Vec<f32>) {
+    let (head, quants) = block.split_at(16);
+    let (factors, groups) = head.split_at(4);
+    let (scale, min) = factors.split_at(2);
+    let (d, dmin) = (half(scale), half(min));
     let halves = quants.chunks_exact(32).flat_map(|q| [(q, 0), (q, 4)]);
-    for ((scale, min), (quants, shift)) in direct.chain(split).zip(halves) {
+    for ((scale, min), (quants, shift)) in scales_and_minima(groups).zip(halves) {
         let (d, m) = (d * f32::from(scale), dmin * f32::from(min));
         out.extend(quants.iter().map(|q| f32::from((q >> shift) & 15) * d - m));
     }
