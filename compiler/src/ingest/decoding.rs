@@ -8,19 +8,21 @@ use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{BinaryOp, ReduceOp};
 use frit_plan::sizes;
 
-/// A way to run a decoder that keeps a cache.
+/// A way to run a decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Tokens from the host.
+    /// Tokens from the host; logits at every position.
+    Forward,
+    /// Tokens from the host; logits at the last position, and the token that follows.
     Prefill,
-    /// The token that was chosen last.
+    /// As prefill, for the token that was chosen last.
     Decode,
 }
 
-/// Declares the sizes of a decoder; its cache holds `context` tokens at most.
-pub fn declare_sizes(m: &mut ModelBuilder, context: u64) {
+/// Declares the sizes of a decoder that takes up to `tokens` at once; its cache holds `context` tokens at most.
+pub fn declare_sizes(m: &mut ModelBuilder, tokens: Option<u64>, context: u64) {
     m.size(sizes::BATCH, 1, None);
-    m.size(sizes::TOKENS, 1, None);
+    m.size(sizes::TOKENS, 1, tokens);
     m.size(sizes::PAST, 0, None);
     m.size(sizes::CAPACITY, 1, Some(context));
 }
@@ -29,7 +31,7 @@ pub fn declare_sizes(m: &mut ModelBuilder, context: u64) {
 pub fn tokens(b: &mut GraphBuilder<'_>, phase: Phase, input: &str) -> ValueId {
     let shape = [Dim::size(sizes::BATCH), Dim::size(sizes::TOKENS)];
     match phase {
-        Phase::Prefill => b.input(input, Scalar::I32, &shape),
+        Phase::Forward | Phase::Prefill => b.input(input, Scalar::I32, &shape),
         Phase::Decode => {
             let state = next_token(b);
             let token = b.state(state);

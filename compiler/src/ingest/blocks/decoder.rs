@@ -11,9 +11,10 @@ use super::shared::Shared;
 use super::sharing::{self, Slots};
 use crate::graph::{ValueId, WeightId};
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
+use crate::ingest::decoding::{self, Phase};
 use crate::ingest::policy::RunPolicy;
 use frit_kernels::dim::Dim;
-use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
 use frit_plan::{Task, sizes};
 
@@ -119,17 +120,6 @@ struct Declared {
     /// The constants of each rope.
     growing: Vec<Option<[WeightId; 2]>>,
     slopes: Option<WeightId>,
-}
-
-/// The ways to run a decoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// Logits at every position.
-    Forward,
-    /// Logits at the last position, and the token that follows.
-    Prefill,
-    /// As prefill, for the token found before.
-    Decode,
 }
 
 impl Embedding {
@@ -273,10 +263,7 @@ fn scaled(b: &mut GraphBuilder<'_>, x: ValueId, factor: Option<f32>) -> ValueId 
 impl Decoder {
     /// Declares sizes, states and cache slots, and adds the four ways to run the model.
     pub fn build(&self, m: &mut ModelBuilder) {
-        m.size(sizes::BATCH, 1, None);
-        m.size(sizes::TOKENS, 1, sharing::reads_above(&self.layers).then_some(1));
-        m.size(sizes::PAST, 0, None);
-        m.size(sizes::CAPACITY, 1, Some(self.context));
+        decoding::declare_sizes(m, sharing::reads_above(&self.layers).then_some(1), self.context);
         m.info.task = Task::Decoder;
         m.info.layers = u32::try_from(self.depth()).unwrap_or(u32::MAX);
         m.info.context = self.context;
@@ -294,29 +281,12 @@ impl Decoder {
 
     fn graph(&self, b: &mut GraphBuilder<'_>, phase: Phase, declared: &Declared) {
         let (batch, tokens) = (Dim::size(sizes::BATCH), Dim::size(sizes::TOKENS));
-        let (past, capacity) = (Dim::size(sizes::PAST), Dim::size(sizes::CAPACITY));
-        let key_mask = b.model().state("key_mask", Storage::Bool, &[batch.clone(), capacity]);
-        let pos_offset = b.model().state("pos_offset", Storage::I32, std::slice::from_ref(&batch));
-        let next_token = b.model().state("next_token", Storage::I32, &[batch.clone(), Dim::one()]);
-
-        let ids = match phase {
-            Phase::Forward | Phase::Prefill => b.input("input_ids", Scalar::I32, &[batch.clone(), tokens.clone()]),
-            Phase::Decode => {
-                let token = b.state(next_token);
-                b.slice(token, 1, Dim::zero(), tokens.clone())
-            }
-        };
-        let mask = b.state(key_mask);
+        let past = Dim::size(sizes::PAST);
         let keys = past.clone() + tokens.clone();
-        let key_mask = b.slice(mask, 1, Dim::zero(), keys.clone());
+        let ids = decoding::tokens(b, phase, "input_ids");
+        let key_mask = decoding::visible(b);
         let mask = b.reshape(key_mask, &[batch.clone(), Dim::one(), Dim::one(), keys.clone()]);
-
-        let at = b.iota(&[batch.clone(), tokens.clone()], 1, past.clone());
-        let offset = b.state(pos_offset);
-        let offset = b.reshape(offset, &[batch.clone(), Dim::one()]);
-        let at = b.add(at, offset);
-        let zero = b.i32(0);
-        let positions = b.binary(BinaryOp::Max, at, zero);
+        let positions = decoding::positions(b);
 
         let tables = self.ropes.iter().zip(&declared.growing);
         let rotations = tables.map(|(rope, growing)| rope.tables(b, &keys, *growing)).collect();
@@ -349,10 +319,7 @@ impl Decoder {
         let last = if is_last { x } else { b.slice(x, 1, tokens - Dim::one(), Dim::one()) };
         let last = normed(b, norm, last);
         let logits = self.head.apply(b, last);
-        let logits = b.reshape(logits, &[batch, Dim::from(self.vocab)]);
-        let token = b.reduce(ReduceOp::ArgMax, logits, &[1], true);
-        b.output("logits", logits);
-        b.output_to("next_token", token, Some(next_token));
+        decoding::choose(b, logits, self.vocab);
     }
 }
 

@@ -140,7 +140,7 @@ impl<'a> Import<'a> {
         sizes: &mut Sizes,
         report: &mut Report,
     ) -> Res<()> {
-        decoding::declare_sizes(m, self.context);
+        decoding::declare_sizes(m, None, self.context);
         let slots = interface.slots(m);
         let role = |phase| Some(decoder::Role { interface, slots: &slots, phase });
         m.info.task = Task::Decoder;
