@@ -118,6 +118,25 @@ pub(crate) struct Write {
     pub bytes: Vec<u8>,
 }
 
+/// Where a state lies that is to be written with `found` elements.
+///
+/// # Errors
+/// A state that does not exist, and another number of elements than it has.
+pub(crate) fn check_state(plan: &Plan, layout: &Layout, state: usize, sizes: &[u64], found: usize) -> Result<Place> {
+    let (Some(decl), Some(place)) = (plan.states.get(state), layout.state(state)) else {
+        return Err(Error::Plan(format!("there is no state {state}")));
+    };
+    let want = elements(plan, &decl.shape, sizes)?;
+    if want != found as u64 || want > place.room {
+        return Err(Error::Shape {
+            what: format!("state `{}`", decl.name),
+            expected: format!("{want} elements, at most {}", place.room),
+            found: format!("{found} elements"),
+        });
+    }
+    Ok(place)
+}
+
 /// Joins inputs to few writes. Between two values of a program nothing lives when it starts, so that a small gap is
 /// written over; other buffers are joined only where they touch.
 pub(crate) fn writes(inputs: &[(Place, bool, &Tensor)]) -> Vec<Write> {

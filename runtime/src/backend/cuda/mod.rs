@@ -23,7 +23,7 @@ pub use cache::CACHE_VARIABLE;
 #[cfg(feature = "verify")]
 pub use interpreted::{Fault, Interpreted};
 
-use super::layout::{Layout, elements};
+use super::layout::Layout;
 use super::ports::{self, check_inputs, check_outputs, check_sizes};
 use super::{Backend, Counters, Executor, Extent, Progress};
 use crate::{Error, Result, Tensor};
@@ -225,17 +225,7 @@ impl Executor for CudaExecutor {
     }
     fn write_state(&mut self, state: usize, sizes: &[u64], data: &[i32]) -> Result<()> {
         let bound = self.bound.as_ref().ok_or_else(unbound)?;
-        let (Some(decl), Some(place)) = (self.plan.states.get(state), bound.layout.state(state)) else {
-            return Err(Error::Plan(format!("there is no state {state}")));
-        };
-        let want = elements(&self.plan, &decl.shape, sizes)?;
-        if want != data.len() as u64 || want > place.room {
-            return Err(Error::Shape {
-                what: format!("state `{}`", decl.name),
-                expected: format!("{want} elements, at most {}", place.room),
-                found: format!("{} elements", data.len()),
-            });
-        }
+        let place = ports::check_state(&self.plan, &bound.layout, state, sizes, data.len())?;
         let at = self.memory.get(place.home)? + place.offset * 4;
         self.gpu.write(at, bytemuck::cast_slice(data))
     }

@@ -17,7 +17,7 @@ mod weights;
 pub use device::{ADAPTER_VARIABLE, Selection};
 
 use super::bindings::tier_of;
-use super::layout::{Layout, elements};
+use super::layout::Layout;
 use super::ports::{self, check_inputs, check_outputs, check_sizes};
 use super::{Backend, Counters, Executor, Extent, Progress};
 use crate::{Error, Result, Tensor};
@@ -286,17 +286,7 @@ impl WgpuExecutor {
     }
     fn try_write_state(&mut self, state: usize, sizes: &[u64], data: &[i32]) -> Result<()> {
         let bound = usable(&self.failed, &self.gpu, &self.bound)?;
-        let (Some(decl), Some(place)) = (self.plan.states.get(state), bound.layout.state(state)) else {
-            return Err(Error::Plan(format!("there is no state {state}")));
-        };
-        let want = elements(&self.plan, &decl.shape, sizes)?;
-        if want != data.len() as u64 || want > place.room {
-            return Err(Error::Shape {
-                what: format!("state `{}`", decl.name),
-                expected: format!("{want} elements, at most {}", place.room),
-                found: format!("{} elements", data.len()),
-            });
-        }
+        let place = ports::check_state(&self.plan, &bound.layout, state, sizes, data.len())?;
         let (ints, bytes) = (&bound.buffers.ints, bytemuck::cast_slice(data));
         let ((), error) = self.gpu.scoped(|| self.gpu.write(ints, place.offset * 4, bytes));
         match error {
