@@ -161,27 +161,36 @@ impl Kernel<'_, '_> {
             (scope, starts)
         });
         let k = p.k.as_const().and_then(|k| u32::try_from(k).ok()).unwrap_or(0);
+        let copies = p.rhs.iter().any(|r| self.copied(r).is_some());
         for stage in 0..STAGES - 1 {
             let at = b.u32(stage * 8 * DEPTH);
             self.start_copies(&right, k, at, b.u32(stage));
-            b.commit_copies();
+            if copies {
+                b.commit_copies();
+            }
             let units = self.read(&left, &right, k, at);
             self.keep(&left, &right, units, b.u32(stage));
         }
         let here = b.var("stage", Type::U32, 0);
         b.for_("k", 0, k, 8 * DEPTH, |b, at| {
-            b.wait_copies(STAGES - 2);
+            if copies {
+                b.wait_copies(STAGES - 2);
+            }
             b.barrier();
             let next = b.let_("next", b.add(at, (STAGES - 1) * 8 * DEPTH));
             let free = b.let_("free", b.select(b.eq(here, 0), STAGES - 1, b.sub(here, 1)));
             self.start_copies(&right, k, next, free);
-            b.commit_copies();
+            if copies {
+                b.commit_copies();
+            }
             let units = self.read(&left, &right, k, next);
             self.multiply(&accs, b.get(here));
             self.keep(&left, &right, units, free);
             b.set(here, b.select(b.eq(here, STAGES - 1), 0, b.add(here, 1)));
         });
-        b.wait_copies(0);
+        if copies {
+            b.wait_copies(0);
+        }
         accs
     }
 
