@@ -1,0 +1,186 @@
+//! Bugs planted in the IR of every template are found: by a check of the interpreter, or by a wrong result.
+//!
+//! A mutant runs at every size that its subject has, on a grid that folds after three workgroups and has a row of them
+//! too many. One that nobody notices must stand in [`EQUIVALENT`] with the reason why it does what the original does;
+//! any other fails the test. Of the sites of a kind in a kernel two are taken; `FRIT_MUTANTS=all` takes up to twelve.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+#[path = "../../tests/cases/mod.rs"]
+mod cases;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+mod launch;
+mod mutation;
+
+use frit_kernels::dim::Dim;
+use frit_kernels::emit::{Language, ptx, wgsl};
+use frit_kernels::templates::{Rendered, ptx_options, render};
+use frit_simt::Options;
+use mutation::equivalent::EQUIVALENT;
+use mutation::{OPERATORS, subjects};
+use std::collections::BTreeSet;
+use support::Case;
+
+/// Kinds of bugs, an operator in a template each, that must be found at least.
+const KINDS: usize = 60;
+
+/// The kernel on a grid of three columns with a row too many; one of constant size gets three workgroups more.
+fn folded(mut r: Rendered) -> Rendered {
+    let (groups, three) = (r.grid[0].clone(), Dim::from(3u64));
+    r.grid = match groups.as_const() {
+        Some(_) => [groups + three, Dim::one(), Dim::one()],
+        None => [groups.smaller(&three), groups.ceil_div(&three) + Dim::one(), Dim::one()],
+    };
+    r
+}
+
+/// The first line of instructions in which two texts differ.
+fn difference(before: &str, after: &str) -> String {
+    let lines = |text: &str| -> Vec<String> {
+        text.lines().map(|l| l.trim().to_owned()).filter(|l| !l.starts_with(".reg")).collect()
+    };
+    let (before, after) = (lines(before), lines(after));
+    let mut pairs = before.iter().zip(&after).filter(|(a, b)| a != b);
+    pairs.next().map_or_else(String::new, |(a, b)| format!("{a} -> {b}"))
+}
+
+/// A case and what it should leave.
+struct Expected<'c> {
+    case: &'c Case,
+    want: Vec<Vec<f64>>,
+    tolerance: f64,
+}
+
+/// How a mutant was found.
+#[derive(Debug, PartialEq)]
+enum Found {
+    ByCheck(String),
+    ByResult,
+    /// Nothing shows at any size.
+    Nowhere,
+}
+
+fn run(cases: &[Expected<'_>], r: &Rendered) -> Result<Found, String> {
+    for c in cases {
+        let found = run_at(c, r)?;
+        if found != Found::Nowhere {
+            return Ok(found);
+        }
+    }
+    Ok(Found::Nowhere)
+}
+
+fn run_at(Expected { case, want, tolerance }: &Expected<'_>, r: &Rendered) -> Result<Found, String> {
+    let options = Options { shuffle: Some(3), budget: 1 << 22, ..Options::default() };
+    let (outcome, args) = launch::try_run(case, r, &options).map_err(|e| e.to_string())?;
+    if let Some(v) = outcome.violations.first() {
+        return Ok(Found::ByCheck(v.to_string()));
+    }
+    if !outcome.completed {
+        return Ok(Found::ByCheck("it does not end".into()));
+    }
+    for (i, _) in case.spec.args.iter().enumerate().filter(|(_, a)| a.written) {
+        let differs = |(w, g): (&f64, &f64)| (w - g).abs() > tolerance * (1.0 + w.abs()) || g.is_nan();
+        if want[i].iter().zip(&args[i]).any(differs) {
+            return Ok(Found::ByResult);
+        }
+    }
+    Ok(Found::Nowhere)
+}
+
+fn with_text(mut r: Rendered) -> Result<Rendered, String> {
+    r.module = r.module.compact();
+    r.text = match r.language {
+        Language::Wgsl => wgsl::emit(&r.module, &wgsl::Options::default()).map_err(|e| e.to_string())?,
+        Language::Ptx => ptx::emit(&r.module, &ptx_options()).map_err(|e| e.to_string())?,
+    };
+    Ok(r)
+}
+
+#[derive(Default)]
+struct Tally {
+    by_check: usize,
+    by_result: usize,
+    equivalent: usize,
+    /// Texts that do not pass as WGSL or PTX.
+    refused: usize,
+    kinds: BTreeSet<String>,
+    /// Reasons of the table that were needed.
+    used: BTreeSet<usize>,
+    unnoticed: Vec<String>,
+}
+
+fn mutate(name: &str, cases: &[Case], original: &Rendered, sites: usize, tally: &mut Tally) {
+    let expected = |case| {
+        let (want, tolerance) = launch::expected(case, original);
+        Expected { case, want, tolerance }
+    };
+    let cases: Vec<Expected<'_>> = cases.iter().map(expected).collect();
+    assert_eq!(run(&cases, original), Ok(Found::Nowhere), "{name} {}: the original is clean", original.template);
+    let plain = with_text(original.clone()).unwrap();
+    for operator in OPERATORS {
+        let all = (0..).take_while(|s| (operator.plant)(&mut original.module.clone(), *s)).count();
+        let chosen = (0..sites.min(all)).map(|i| i * all / sites.min(all));
+        for site in chosen {
+            let mut r = original.clone();
+            (operator.plant)(&mut r.module, site);
+            let planted = with_text(r).unwrap_or_else(|e| panic!("{name} {}: {e}", operator.name));
+            let kind = format!("{} in {}", operator.name, original.template);
+            match run(&cases, &planted) {
+                Ok(Found::ByCheck(_)) => {
+                    tally.by_check += 1;
+                    tally.kinds.insert(kind);
+                }
+                Ok(Found::ByResult) => {
+                    tally.by_result += 1;
+                    tally.kinds.insert(kind);
+                }
+                Ok(Found::Nowhere) => {
+                    let change = difference(&plain.text, &planted.text);
+                    let same = |e: &mutation::equivalent::Equivalent| {
+                        e.template == original.template && e.operator == operator.name && change.contains(e.line)
+                    };
+                    match EQUIVALENT.iter().position(same) {
+                        Some(i) => {
+                            tally.equivalent += 1;
+                            tally.used.insert(i);
+                        }
+                        None => tally.unnoticed.push(format!("{name}: {kind} at {site} of {all}: {change}")),
+                    }
+                }
+                Err(_) => tally.refused += 1,
+            }
+        }
+    }
+}
+
+#[test]
+fn planted_bugs_are_found() {
+    let full = std::env::var("FRIT_MUTANTS").is_ok_and(|v| v == "all");
+    let mut tally = Tally::default();
+    for subject in subjects::all() {
+        for caps in launch::targets() {
+            let r = folded(render(&subject.cases[0].spec, &caps).unwrap());
+            mutate(subject.name, &subject.cases, &r, if full { 12 } else { 2 }, &mut tally);
+        }
+    }
+    println!(
+        "{} bugs found by a check and {} by a wrong result, of {} kinds; {} refused as text; {} equivalent:",
+        tally.by_check,
+        tally.by_result,
+        tally.kinds.len(),
+        tally.refused,
+        tally.equivalent
+    );
+    for e in tally.used.iter().map(|i| &EQUIVALENT[*i]) {
+        println!("  {} in {}, `{}`: {}", e.operator, e.template, e.line, e.why);
+    }
+    assert!(tally.unnoticed.is_empty(), "{} unnoticed:\n{}", tally.unnoticed.len(), tally.unnoticed.join("\n"));
+    let idle: Vec<_> = EQUIVALENT.iter().enumerate().filter(|(i, _)| !tally.used.contains(i)).map(|e| e.1).collect();
+    assert!(full || idle.is_empty(), "listed as equivalent, but found or not there: {idle:?}");
+    assert!(tally.kinds.len() >= KINDS, "{} kinds:\n{:#?}", tally.kinds.len(), tally.kinds);
+    let of = |name: &str| tally.kinds.iter().any(|k| k.starts_with(name));
+    let missing: Vec<_> = OPERATORS.iter().map(|o| o.name).filter(|o| !of(o)).collect();
+    assert!(missing.is_empty(), "never found: {missing:?}");
+}

@@ -1,0 +1,265 @@
+//! What is mutated: a kernel of every template, with sizes at which each part of its schedule matters.
+//!
+//! Sizes are no multiples of a tile and cross its edge; there are several batches and more rows than a tile has; scores of
+//! attention lie far apart in one case, since a softmax forgives a wrong maximum as long as nothing overflows, and rows
+//! that see no key stand among others that do.
+
+use crate::cases::gemm::{filled, plain};
+use crate::support::Case;
+use crate::support::blocks::{Data, Random};
+use crate::support::build::{SpecBuilder, dim};
+use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::spec::{Anchor, Attention, BinaryOp, KernelSpec, LeftStore, ReduceOp, Space, Stat, UnaryOp};
+
+/// Cases of one kernel.
+pub struct Subject {
+    /// Its name in reports.
+    pub name: &'static str,
+    /// Sizes and contents.
+    pub cases: Vec<Case>,
+}
+
+/// Every kernel.
+pub fn all() -> Vec<Subject> {
+    let subject = |name, cases| Subject { name, cases };
+    vec![
+        subject("map", map()),
+        subject("layer_norm", layer_norm()),
+        subject("argmax", argmax()),
+        subject("gemm", product(67, 37, Storage::F32, &[3, 70, 134])),
+        subject("gemm_bf16", product(70, 136, Storage::Bf16, &[9, 150])),
+        subject("gemm_q4_0", product(70, 160, Storage::Q4_0, &[9, 70])),
+        subject("gemm_gated", vec![gated(70, 72, Storage::Bf16, &["S"], 70)]),
+        subject("gemm_normed", normed()),
+        subject("gemv", vec![few_rows()]),
+        subject("gemv_q4_0", vec![gated(35, 544, Storage::Q4_0, &["B", "1"], 3)]),
+        subject("attention", attention_plain()),
+        subject("attention_window", attention_window()),
+        subject("attention_mask", attention_mask()),
+    ]
+}
+
+fn map() -> Vec<Case> {
+    let mut s = SpecBuilder::new("map", &["B", "S", "70"], &["B", "S"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, "70*B*S");
+    let y = s.out("y", Space::Arena, Storage::F32, "70*B*S");
+    let z = s.out("z", Space::Arena, Storage::F32, "70*B*S");
+    let v = s.load(x, "70*S*i0 + 70*i1 + i2");
+    let w = s.un(UnaryOp::Silu, v);
+    let sign = s.bin(BinaryOp::Max, v, w);
+    s.store(y, "70*B*i1 + 70*i0 + i2", w);
+    s.store(z, "70*S*i0 + 70*i1 + i2", sign);
+    let spec = s.done();
+    [(1, 1), (2, 3), (3, 5)].map(|(b, n)| filled(spec.clone(), &[("B", b), ("S", n)], 3)).to_vec()
+}
+
+fn layer_norm() -> Vec<Case> {
+    let mut s = SpecBuilder::new("layer_norm", &["S", "N"], &["S", "N"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, "N*S");
+    let (g, h) = (s.arg("gain", Space::Side, Storage::F32, "N"), s.arg("bias", Space::Side, Storage::F32, "N"));
+    let y = s.out("y", Space::Arena, Storage::F32, "N*S");
+    let deviation = s.out("deviation", Space::Arena, Storage::F32, "S");
+    let v = s.load(x, "N*i0 + i1");
+    let count = s.spec.exprs.coord(dim("N"));
+    let count = s.spec.exprs.cast(Scalar::F32, count);
+    let (sum, sum1) = (s.stat(0, Scalar::F32), s.stat(1, Scalar::F32));
+    let mean = s.bin(BinaryOp::Div, sum, count);
+    let centred = s.bin(BinaryOp::Sub, v, sum);
+    let square = s.bin(BinaryOp::Mul, centred, centred);
+    let var = s.bin(BinaryOp::Div, sum1, count);
+    let eps = s.f(1e-5);
+    let var = s.bin(BinaryOp::Add, var, eps);
+    let scale = s.un(UnaryOp::Rsqrt, var);
+    s.spec.anchor = Anchor::Row {
+        stats: vec![
+            Stat { op: ReduceOp::Sum, value: v, finish: Some(mean) },
+            Stat { op: ReduceOp::Sum, value: square, finish: Some(scale) },
+        ],
+    };
+    let (g, h) = (s.load(g, "i1"), s.load(h, "i1"));
+    let value = s.bin(BinaryOp::Mul, centred, sum1);
+    let value = s.bin(BinaryOp::Mul, value, g);
+    let value = s.bin(BinaryOp::Add, value, h);
+    s.store(y, "N*i0 + i1", value);
+    s.store(deviation, "i0", sum1).per_row = true;
+    let spec = s.done();
+    let case = |(rows, n)| {
+        let mut case = filled(spec.clone(), &[("S", rows), ("N", n)], 10);
+        case.tolerance = 1e-4;
+        case
+    };
+    [(5, 9), (4, 300), (2, 1061)].map(case).to_vec()
+}
+
+fn argmax() -> Vec<Case> {
+    let mut s = SpecBuilder::new("argmax", &["2", "S", "N"], &["S", "N"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, "2*N*S");
+    let y = s.out("y", Space::Ints, Storage::I32, "2*S");
+    let value = s.load(x, "N*S*i0 + N*i1 + i2");
+    s.spec.anchor = Anchor::Row { stats: vec![Stat { op: ReduceOp::ArgMax, value, finish: None }] };
+    let found = s.stat(0, Scalar::I32);
+    s.store(y, "S*i0 + i1", found).per_row = true;
+    let spec = s.done();
+    let case = |(rows, n): (i64, i64)| {
+        let mut case = filled(spec.clone(), &[("S", rows), ("N", n)], 12);
+        // Few different values, so that the largest stands at many places.
+        let mut random = Random::new(n as u64);
+        case.data[0] = Data::F32((0..2 * rows * n).map(|_| random.below(40) as f32 - 50.0).collect());
+        case
+    };
+    [(7, 5), (13, 70), (40, 700)].map(case).to_vec()
+}
+
+fn product(n: u64, k: u64, storage: Storage, rows: &[i64]) -> Vec<Case> {
+    let case = |s: &i64| {
+        let mut case = filled(plain((n, k), storage), &[("S", *s)], 7);
+        case.tolerance = 1e-4;
+        case
+    };
+    rows.iter().map(case).collect()
+}
+
+/// `silu(x w0ᵀ) · x w1ᵀ · gain` over the rows that the leading axes name.
+fn gated(n: u64, k: u64, storage: Storage, lead: &[&str], size: i64) -> Case {
+    let columns = n.to_string();
+    let domain: Vec<&str> = lead.iter().copied().chain([columns.as_str()]).collect();
+    let (name, axis) = (lead[0], domain.len() - 1);
+    let mut s = SpecBuilder::new("gated", &domain, &[name]);
+    let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*{name}"));
+    let w = s.arg("w", Space::Weight, storage, &(2 * n * k).to_string());
+    let gain = s.arg("gain", Space::Side, Storage::F32, &columns);
+    let y = s.out("y", Space::Arena, Storage::F32, &format!("{n}*{name}"));
+    let lhs = s.load(x, &format!("{k}*i0 + i{}", axis + 1));
+    let right = |s: &mut SpecBuilder, from: u64| s.load(w, &format!("{}*i{axis} + {from} + i{}", 2 * k, axis + 1));
+    let rhs = vec![right(&mut s, 0), right(&mut s, k)];
+    s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats: Vec::new(), rhs };
+    let (gate, up, gain) = (s.acc(0), s.acc(1), s.load(gain, &format!("i{axis}")));
+    let gate = s.un(UnaryOp::Silu, gate);
+    let value = s.bin(BinaryOp::Mul, gate, up);
+    let value = s.bin(BinaryOp::Mul, value, gain);
+    s.store(y, &format!("{n}*i0 + i{axis}"), value);
+    let mut case = filled(s.done(), &[(name, size)], 5);
+    case.tolerance = 1e-4;
+    case
+}
+
+/// Rows normalised in front of their product, and stored as well.
+fn normed() -> Vec<Case> {
+    let (columns, k) = (70, 64);
+    let mut s = SpecBuilder::new("normed", &["S", "70"], &["S"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, "64*S");
+    let z = s.arg("z", Space::Weight, Storage::Q8_0, &(columns * k).to_string());
+    let gain = s.arg("gain", Space::Side, Storage::F32, "64");
+    let y = s.out("y", Space::Arena, Storage::F32, "70*S");
+    let kept = s.out("kept", Space::Arena, Storage::F32, "64*S");
+    let (x, gain) = (s.load(x, "64*i0 + i2"), s.load(gain, "i2"));
+    let square = s.bin(BinaryOp::Mul, x, x);
+    let (raw, share, eps) = (s.stat(0, Scalar::F32), s.f(1.0 / 64.0), s.f(1e-5));
+    let mean = s.bin(BinaryOp::Mul, raw, share);
+    let mean = s.bin(BinaryOp::Add, mean, eps);
+    let finish = Some(s.un(UnaryOp::Rsqrt, mean));
+    let lhs = s.bin(BinaryOp::Mul, x, raw);
+    let lhs = s.bin(BinaryOp::Mul, lhs, gain);
+    let rhs = vec![s.load(z, "64*i1 + i2")];
+    let lhs_stats = vec![Stat { op: ReduceOp::Sum, value: square, finish }];
+    s.spec.anchor = Anchor::MatMul { k: dim("64"), lhs, lhs_stats, rhs };
+    s.spec.left = Some(LeftStore { arg: kept, index: dim("64*i0 + i2") });
+    let acc = s.acc(0);
+    s.store(y, "70*i0 + i1", acc);
+    let spec = s.done();
+    let case = |n: i64| {
+        let mut case = filled(spec.clone(), &[("S", n)], 31);
+        case.tolerance = 1e-4;
+        case
+    };
+    [3, 70, 134].map(case).to_vec()
+}
+
+/// Four rows, one after the other.
+fn few_rows() -> Case {
+    let (m, n, k) = (4, 33, 300);
+    let mut s = SpecBuilder::new("vector", &["4", "33"], &[]);
+    let x = s.arg("x", Space::Arena, Storage::F32, &(m * k).to_string());
+    let w = s.arg("w", Space::Weight, Storage::F32, &(n * k).to_string());
+    let y = s.out("y", Space::Arena, Storage::F32, &(m * n).to_string());
+    let lhs = s.load(x, "300*i0 + i2");
+    let rhs = vec![s.load(w, "300*i1 + i2")];
+    s.spec.anchor = Anchor::MatMul { k: dim("300"), lhs, lhs_stats: Vec::new(), rhs };
+    let acc = s.acc(0);
+    s.store(y, "33*i0 + i1", acc);
+    let mut case = filled(s.done(), &[], 5);
+    case.tolerance = 1e-4;
+    case
+}
+
+const HEADS: u64 = 4;
+const GROUP: u64 = 2;
+
+/// Heads of 20 elements over two key heads; arguments q, k, v, y, then what `change` adds.
+fn attention(change: impl FnOnce(&mut SpecBuilder, &mut Attention)) -> KernelSpec {
+    let mut s = SpecBuilder::new("attention", &["B", "4", "S", "20"], &["B", "S", "T", "P"]);
+    let q = s.arg("q", Space::Arena, Storage::F32, "80*B*S");
+    let k = s.arg("k", Space::Kv(0), Storage::F32, "40*B*T");
+    let v = s.arg("v", Space::Kv(0), Storage::F32, "40*B*T");
+    let y = s.out("y", Space::Arena, Storage::F32, "80*B*S");
+    let mut anchor = Attention {
+        q: s.load(q, "80*S*i0 + 80*i2 + 20*i1 + i4"),
+        k: s.load(k, &format!("40*T*i0 + 20*T*div(i1, {GROUP}) + 20*i5 + i4")),
+        v: s.load(v, &format!("40*T*i0 + 20*T*div(i1, {GROUP}) + 20*i5 + i3")),
+        group: GROUP,
+        head_dim: 20,
+        value_dim: 20,
+        kv_len: dim("T"),
+        causal_offset: None,
+        window: None,
+        mask: None,
+        bias: None,
+        scale: 0.25,
+        softcap: None,
+    };
+    change(&mut s, &mut anchor);
+    s.spec.anchor = Anchor::Attention(Box::new(anchor));
+    let acc = s.acc(0);
+    s.store(y, &format!("80*S*i0 + 80*i2 + {}*i1 + i3", 80 / HEADS), acc);
+    s.done()
+}
+
+/// Queries so large that scores lie thousands apart, the largest among every eighth key, so that a maximum over all but
+/// those keys overflows.
+fn far_apart(mut case: Case) -> Case {
+    let [Data::F32(q), Data::F32(k), ..] = &mut case.data[..] else { return case };
+    q.iter_mut().for_each(|v| *v *= 3000.0);
+    k.iter_mut().enumerate().filter(|(i, _)| i / 20 % 8 == 1).for_each(|(_, v)| *v *= 10.0);
+    case.tolerance = 5e-3;
+    case
+}
+
+fn attention_plain() -> Vec<Case> {
+    let spec = attention(|_, _| {});
+    let case = |b, s, t| filled(spec.clone(), &[("B", b), ("S", s), ("T", t), ("P", 0)], 5);
+    vec![case(2, 1, 1), case(2, 9, 17), case(1, 2, 330), far_apart(case(1, 9, 150))]
+}
+
+fn attention_window() -> Vec<Case> {
+    let spec = attention(|_, a| {
+        (a.causal_offset, a.window, a.softcap) = (Some(dim("P")), Some(203), Some(4000.0));
+    });
+    let case = |s, past| filled(spec.clone(), &[("B", 2), ("S", s), ("T", s + past), ("P", past)], 4);
+    vec![case(9, 0), case(2, 300), far_apart(case(9, 220))]
+}
+
+/// Some rows see no key at all, and get zeros.
+fn attention_mask() -> Vec<Case> {
+    let spec = attention(|s, a| {
+        let mask = s.arg("mask", Space::Ints, Storage::Bool, "S*T");
+        let bias = s.arg("bias", Space::Arena, Storage::F32, "S*T");
+        (a.mask, a.bias) = (Some(s.load(mask, "T*i2 + i5")), Some(s.load(bias, "T*i2 + i5")));
+    });
+    let case = |s: i64, t: i64, blind: i64| {
+        let mut case = filled(spec.clone(), &[("B", 2), ("S", s), ("T", t), ("P", 0)], 6);
+        let seen = |i: i64| i32::from(i / t % 3 != blind && Random::new(i as u64 + 1).below(3) > 0);
+        case.data[4] = Data::I32((0..s * t).map(seen).collect());
+        case
+    };
+    vec![case(1, 3, 1), case(9, 33, 0), case(9, 33, 1), case(10, 70, 2), far_apart(case(9, 280, 1))]
+}
