@@ -41,8 +41,10 @@ pub(crate) fn class(op: &Op) -> Class {
         Op::Shuffle { .. } | Op::Reduce { .. } => Class::Collective,
         Op::Bra { .. } | Op::Exit => Class::Branch,
         Op::Barrier { .. } | Op::WarpBarrier { .. } | Op::Fence => Class::Barrier,
-        Op::Ldmatrix { .. } | Op::Mma(_) => Class::Matrix,
+        Op::Ldmatrix { .. } | Op::Mma(_) | Op::Wgmma(_) => Class::Matrix,
         Op::AsyncCopy { .. } | Op::AsyncCommit | Op::AsyncWait { .. } => Class::Async,
+        Op::Mbarrier { .. } | Op::TensorCopy(_) => Class::Async,
+        Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait { .. } => Class::Async,
     }
 }
 
@@ -202,7 +204,12 @@ impl Machine<'_> {
             Op::AsyncCopy { to, source, bytes, from } => self.async_copy(w, (to, source), bytes, from, mask),
             Op::AsyncCommit => self.async_commit(w, mask),
             Op::AsyncWait { pending } => self.async_wait(w, pending, mask),
-            Op::Fence | Op::Bra { .. } | Op::Barrier { .. } | Op::Exit => {}
+            Op::TensorCopy(x) => self.tensor_copy(w, &x, mask),
+            Op::WgmmaFence => self.wgmma_fence(w),
+            Op::WgmmaCommit => self.wgmma_commit(w),
+            Op::WgmmaWait { pending } => self.wgmma_wait(w, pending),
+            Op::Wgmma(x) => self.wgmma(w, &x, mask),
+            Op::Mbarrier { .. } | Op::Fence | Op::Bra { .. } | Op::Barrier { .. } | Op::Exit => {}
         }
     }
 

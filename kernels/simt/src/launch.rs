@@ -67,6 +67,38 @@ pub struct Texture {
     pub bytes: Vec<u8>,
 }
 
+/// How a tile's 16-byte pieces are spread over the banks of shared memory, by the width of its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swizzle {
+    /// As they come.
+    None,
+    /// Rows of 32 bytes.
+    Bytes32,
+    /// Rows of 64 bytes.
+    Bytes64,
+    /// Rows of 128 bytes.
+    Bytes128,
+}
+
+/// A matrix in a buffer, of which tensor copies bring tiles (PTX); what lies outside is read as zeros.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorMap {
+    /// The buffer's position among the launch's arguments; those behind the kernel's parameters serve maps alone.
+    pub argument: usize,
+    /// First byte of the matrix.
+    pub start: u64,
+    /// Size of an element: 2 or 4 bytes.
+    pub element_bytes: u32,
+    /// Elements of a row, and rows.
+    pub extents: [u64; 2],
+    /// Bytes from one row to the next.
+    pub row_bytes: u64,
+    /// Elements of a tile along a row, and its rows.
+    pub tile: [u32; 2],
+    /// Order in shared memory.
+    pub swizzle: Swizzle,
+}
+
 /// One argument of a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Argument {
@@ -76,6 +108,8 @@ pub enum Argument {
     Bytes(Vec<u8>),
     /// A texture in WGSL.
     Texture(Texture),
+    /// A tensor map of 128 bytes by value in PTX.
+    TensorMap(TensorMap),
 }
 
 /// One launch of one kernel.

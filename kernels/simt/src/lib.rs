@@ -21,17 +21,20 @@ mod launch;
 mod live;
 mod machine;
 mod math;
+mod mbarrier;
 mod memory;
 mod mma;
 mod op;
 mod ptx;
 mod report;
 mod shadow;
+mod tensor;
+mod warpgroup;
 mod wgsl;
 
 pub use counters::{Class, Counters};
 pub use error::Error;
-pub use launch::{Argument, Buffer, Language, Launch, Options, Outcome, Region, Texture};
+pub use launch::{Argument, Buffer, Language, Launch, Options, Outcome, Region, Swizzle, TensorMap, Texture};
 pub use report::{Address, Thread, Violation, ViolationKind};
 
 /// Runs a launch.

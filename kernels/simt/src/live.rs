@@ -33,6 +33,7 @@ pub(crate) fn peak(program: &Program) -> u32 {
                     program.writes(inst, |r| clear(&mut live, r));
                 }
                 program.reads(inst, |r| mark(&mut live, r));
+                program.accumulates(inst, |r| mark(&mut live, r));
                 let count = live.iter().zip(&fixed).map(|(l, f)| (l & !f).count_ones()).sum();
                 most = most.max(count);
             }

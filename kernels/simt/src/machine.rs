@@ -7,18 +7,23 @@
 use crate::approx::mix;
 use crate::async_copy::Copies;
 use crate::counters::Counters;
-use crate::launch::{Launch, Options, Outcome};
+use crate::launch::{Launch, Options, Outcome, TensorMap};
 use crate::math::Arith;
+use crate::mbarrier::Barriers;
 use crate::memory::{Memory, base_address};
 use crate::op::{LANES, Op, Program, Reg, Row};
 use crate::report::{Address, Report, Thread, ViolationKind};
 use crate::shadow::Clock;
+use crate::warpgroup::Products;
+use rustc_hash::FxHashMap;
 
 /// Why a warp stopped running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
     /// It waits at a barrier: number and place.
     Barrier { id: u8, pc: u32, shared: bool, global: bool },
+    /// It asked for a phase that has not ended.
+    Stalled,
     /// All its lanes have ended.
     Done,
     /// The launch cannot go on.
@@ -38,6 +43,10 @@ pub(crate) struct Warp {
     /// Lanes that exist.
     pub(crate) lanes: u32,
     pub(crate) index: u32,
+    /// Products of its warpgroup under way.
+    pub(crate) products: Products,
+    /// Where it last found a phase not ended, and what had changed by then.
+    stalled: Option<(u32, u64)>,
     state: Option<Stop>,
 }
 
@@ -55,6 +64,9 @@ pub(crate) struct Machine<'p> {
     pub(crate) threads: u32,
     pub(crate) spent: u64,
     pub(crate) copies: Copies,
+    pub(crate) barriers: Barriers,
+    /// Tensor maps by their segment, with the segment of their matrix.
+    pub(crate) tensors: FxHashMap<usize, (usize, TensorMap)>,
     shared_segment: Option<u32>,
     local_segment: Option<u32>,
 }
@@ -77,6 +89,8 @@ impl<'p> Machine<'p> {
             threads: program.workgroup.iter().product(),
             spent: 0,
             copies: Copies::default(),
+            barriers: Barriers::default(),
+            tensors: tensors(program, launch),
             shared_segment: place(crate::op::Origin::Workgroup),
             local_segment: place(crate::op::Origin::Local),
         }
@@ -102,6 +116,7 @@ impl<'p> Machine<'p> {
             self.group = [(i % x) as u32, (i / x % y) as u32, (i / x / y) as u32];
             self.clock.enter_group(warps.len());
             self.copies.reset(&mut self.memory);
+            self.barriers.reset();
             if self.options.zeroed_workgroup_memory {
                 self.memory.zero_shared();
             }
@@ -119,7 +134,7 @@ impl<'p> Machine<'p> {
             match (&launch.arguments[a], self.program.segments.iter().position(here)) {
                 (crate::Argument::Buffer(_), Some(s)) => self.memory.bytes(s),
                 (crate::Argument::Buffer(b), None) => b.bytes.clone(),
-                (crate::Argument::Bytes(_) | crate::Argument::Texture(_), _) => Vec::new(),
+                (_, _) => Vec::new(),
             }
         });
         let buffers = buffers.collect();
@@ -161,7 +176,8 @@ impl<'p> Machine<'p> {
 
     fn restart(&self, w: &mut Warp) {
         w.waiting.clear();
-        (w.pc, w.mask, w.state) = (0, w.lanes, None);
+        (w.pc, w.mask, w.state, w.stalled) = (0, w.lanes, None, None);
+        w.products = Products::default();
         if self.program.track_registers {
             w.defined.fill(0);
             let p = self.program;
@@ -179,6 +195,7 @@ impl<'p> Machine<'p> {
     fn run_group(&mut self, warps: &mut [Warp]) -> bool {
         let mut round = 0;
         loop {
+            let before = self.barriers.version;
             let mut order: Vec<usize> = (0..warps.len()).collect();
             if let Some(seed) = self.options.shuffle {
                 let salt = mix(seed, u64::from(self.clock.now) << 8 | round);
@@ -193,7 +210,25 @@ impl<'p> Machine<'p> {
                 }
             }
             round += 1;
-            let Some(first) = warps.iter().find(|w| w.state != Some(Stop::Done)) else { return true };
+            if let Some(at) = warps.iter().position(|w| w.state == Some(Stop::Stalled)) {
+                let version = self.barriers.version;
+                if version == before && !self.land() {
+                    let stuck = |w: &&Warp| w.state != Some(Stop::Stalled) || w.stalled == Some((w.pc, version));
+                    if warps.iter().all(|w| stuck(&w)) {
+                        self.violate(&warps[at], warps[at].mask, ViolationKind::Deadlock, None);
+                        return false;
+                    }
+                }
+                for w in warps.iter_mut().filter(|w| w.state == Some(Stop::Stalled)) {
+                    (w.stalled, w.state) = (Some((w.pc, version)), None);
+                }
+                continue;
+            }
+            let Some(first) = warps.iter().find(|w| w.state != Some(Stop::Done)) else {
+                self.end_of_flights();
+                self.check_warpgroups(warps);
+                return true;
+            };
             let Some(Stop::Barrier { id, pc, shared, global }) = first.state else { return true };
             let same = |w: &&Warp| match w.state {
                 Some(Stop::Barrier { id: i, pc: p, .. }) => i == id && (p == pc || !self.program.one_place_barriers),
@@ -307,8 +342,19 @@ impl<'p> Machine<'p> {
                     w.pc += 1;
                     return Stop::Barrier { id, pc, shared, global };
                 }
+                Op::Mbarrier { addr, op } => {
+                    self.check_defined(w, inst, mask);
+                    let ended = mask == 0 || self.mbarrier(w, &addr, &op, mask);
+                    w.pc += 1;
+                    if !ended {
+                        return Stop::Stalled;
+                    }
+                }
                 _ => {
                     if mask != 0 {
+                        if !w.products.busy.is_empty() {
+                            self.check_busy(w, inst, mask);
+                        }
                         if program.track_registers {
                             self.check_defined(w, inst, mask);
                         }
@@ -360,6 +406,16 @@ impl<'p> Machine<'p> {
             self.violate(w, missing, ViolationKind::UninitialisedRegister, None);
         }
     }
+}
+
+/// The tensor maps of a launch.
+fn tensors(program: &Program, launch: &Launch<'_>) -> FxHashMap<usize, (usize, TensorMap)> {
+    let place = |a: usize| program.segments.iter().position(|s| s.origin == crate::op::Origin::Argument(a));
+    let maps = launch.arguments.iter().enumerate().filter_map(|(i, a)| match a {
+        crate::Argument::TensorMap(t) => Some((place(i)?, (place(t.argument)?, t.clone()))),
+        _ => None,
+    });
+    maps.collect()
 }
 
 /// Lets lanes wait at a place, with those that already wait there.

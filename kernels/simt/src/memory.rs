@@ -3,7 +3,7 @@
 use crate::launch::{Argument, Launch};
 use crate::op::{Elem, Origin, Program};
 use crate::report::ViolationKind;
-use crate::shadow::{Cell, Clock};
+use crate::shadow::{ASYNC, Cell, Clock};
 use rustc_hash::FxHashMap;
 
 /// Bits of an address below the number of its buffer.
@@ -118,7 +118,7 @@ fn argument(a: Option<&Argument>, writable: bool) -> Segment {
         }
         Some(Argument::Texture(t)) => (t.name.clone(), t.bytes.as_slice(), true, false, &[] as &[_]),
         Some(Argument::Bytes(b)) => ("uniform".to_owned(), b.as_slice(), true, false, &[] as &[_]),
-        None => (String::new(), &[] as &[u8], true, false, &[] as &[_]),
+        Some(Argument::TensorMap(_)) | None => (String::new(), &[] as &[u8], true, false, &[] as &[_]),
     };
     let words = words_of(bytes);
     let writable = writable && allowed;
@@ -220,7 +220,23 @@ impl Segment {
                 }
             }
         }
-        fault
+        match fault {
+            Some(ViolationKind::Race { other: Some(ASYNC), .. }) => Some(ViolationKind::PendingCopy),
+            other => other,
+        }
+    }
+    /// A copy is to write the word at `offset`.
+    pub(crate) fn await_copy(&mut self, offset: u64, thread: u32) {
+        let place = self.place(offset, thread);
+        self.pending.insert(place, thread);
+    }
+    /// A tensor copy wrote the word at `offset`, and someone knows.
+    pub(crate) fn arrived(&mut self, offset: u64, clock: &Clock) {
+        let place = self.place(offset, ASYNC);
+        self.pending.remove(&place);
+        if let Some(cell) = self.shadow.get_mut(place) {
+            let _ = cell.write(&clock.order(ASYNC, true), false);
+        }
     }
     /// The word that holds a byte.
     #[inline]

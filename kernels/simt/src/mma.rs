@@ -20,7 +20,7 @@ impl MmaElem {
         }
     }
     /// Element `j` of a register.
-    fn get(self, word: u32, j: usize) -> f64 {
+    pub(crate) fn get(self, word: u32, j: usize) -> f64 {
         match self {
             MmaElem::F16 => f16::from_bits((word >> (16 * j)) as u16).to_f64(),
             MmaElem::Bf16 => bf16::from_bits((word >> (16 * j)) as u16).to_f64(),
@@ -145,10 +145,7 @@ impl Machine<'_> {
                 true => f16::from_bits((start >> shift) as u16).to_f64(),
                 false => f64::from(f32::from_bits(start)),
             };
-            let sum = match &order {
-                None => (0..k).fold(0.0, |s, i| s + row[i] * col[i]) + start,
-                Some(o) => o.iter().fold(start, |s, i| toward_zero(s + row[*i] * col[*i])),
-            };
+            let sum = sum_of(&row[..k], &col[..k], start, order.as_deref());
             let (bits, ok) = match m.half_out {
                 true => (u32::from(f16::from_f64(sum).to_bits()), f16::from_f64(sum).is_finite()),
                 false => ((sum as f32).to_bits(), (sum as f32).is_finite()),
@@ -164,11 +161,19 @@ impl Machine<'_> {
         }
     }
 
-    fn mma_order(&self, k: usize) -> Option<Vec<usize>> {
+    pub(crate) fn mma_order(&self, k: usize) -> Option<Vec<usize>> {
         let seed = self.options.permute_mma?;
         let mut order: Vec<usize> = (0..k).collect();
         order.sort_by_key(|i| mix(seed, *i as u64));
         Some(order)
+    }
+}
+
+/// `start + Σ row col`, exact, or cut after each product in an order that is given.
+pub(crate) fn sum_of(row: &[f64], col: &[f64], start: f64, order: Option<&[usize]>) -> f64 {
+    match order {
+        None => row.iter().zip(col).fold(0.0, |s, (x, y)| s + x * y) + start,
+        Some(o) => o.iter().fold(start, |s, i| toward_zero(s + row[*i] * col[*i])),
     }
 }
 

@@ -4,6 +4,10 @@
 //! is a row of zeros and ones. Control flow is explicit: a program is a list of instructions with branch targets, laid
 //! out so that code in which lanes meet again stands behind the code in which they part.
 
+use crate::mbarrier::BarrierOp;
+use crate::tensor::TensorCopy;
+use crate::warpgroup::Wgmma;
+
 /// Lanes of a warp.
 pub(crate) const LANES: usize = 32;
 /// One register of all lanes.
@@ -373,6 +377,18 @@ pub(crate) enum Op {
         from: Option<Reg>,
     },
     AsyncCommit,
+    /// Something done to an `mbarrier`; a test that fails lets other warps run.
+    Mbarrier {
+        addr: Addr,
+        op: BarrierOp,
+    },
+    TensorCopy(TensorCopy),
+    WgmmaFence,
+    WgmmaCommit,
+    WgmmaWait {
+        pending: u32,
+    },
+    Wgmma(Wgmma),
     /// Waits until at most so many groups are pending; `u32::MAX` waits for copies not in a group as well.
     AsyncWait {
         pending: u32,
@@ -503,7 +519,27 @@ impl Program {
                 addr(source, &mut f);
                 from.iter().for_each(|r| f(*r));
             }
-            Op::Special { .. }
+            Op::Mbarrier { addr: at, op } => {
+                addr(at, &mut f);
+                let all = match op {
+                    BarrierOp::Init { count } => [Some(*count), None],
+                    BarrierOp::Invalidate => [None; 2],
+                    BarrierOp::Expect { bytes } => [Some(*bytes), None],
+                    BarrierOp::Arrive { count, bytes, .. } => [*count, *bytes],
+                    BarrierOp::Test { parity, state, .. } => [*parity, *state],
+                };
+                all.into_iter().flatten().for_each(f);
+            }
+            Op::TensorCopy(x) => {
+                addr(&x.to, &mut f);
+                addr(&x.barrier, &mut f);
+                [x.map, x.map + 1, x.from[0], x.from[1]].into_iter().for_each(f);
+            }
+            Op::Wgmma(x) => [x.a, x.a + 1, x.b, x.b + 1, x.add].into_iter().for_each(f),
+            Op::WgmmaFence
+            | Op::WgmmaCommit
+            | Op::WgmmaWait { .. }
+            | Op::Special { .. }
             | Op::Length { .. }
             | Op::Barrier { .. }
             | Op::Fence
@@ -538,7 +574,16 @@ impl Program {
                 let outputs = if m.half_out { 2 } else { 4 };
                 list.iter().take(outputs).for_each(|r| f(*r));
             }
+            Op::Mbarrier { op: BarrierOp::Test { d, .. }, .. } => f(*d),
+            Op::Mbarrier { op: BarrierOp::Arrive { state: Some(d), .. }, .. } => [*d, *d + 1].into_iter().for_each(f),
             _ => {}
+        }
+    }
+
+    /// Calls `f` with every register that a product of a warpgroup accumulates in, over several instructions.
+    pub(crate) fn accumulates(&self, inst: &Inst, f: impl FnMut(Reg)) {
+        if let Op::Wgmma(x) = &inst.op {
+            self.lists.get(x.regs as usize).into_iter().flatten().copied().for_each(f);
         }
     }
 }

@@ -56,6 +56,18 @@ pub enum ViolationKind {
     },
     /// The destination of an asynchronous copy touched before the copy was waited for.
     PendingCopy,
+    /// An `mbarrier` that is none, or is overrun.
+    Mbarrier(
+        /// What is wrong with it.
+        &'static str,
+    ),
+    /// A product of a warpgroup whose tiles, accumulators or order are not as they must be.
+    Wgmma(
+        /// What is wrong.
+        &'static str,
+    ),
+    /// Threads wait for the phase of an `mbarrier` that nothing will end.
+    Deadlock,
     /// A barrier that some threads of the workgroup reach and others do not.
     BarrierDivergence,
     /// A collective operation that names lanes which do not take part, or reads from such a lane.
@@ -105,6 +117,9 @@ impl fmt::Display for Violation {
                 }
             }
             ViolationKind::PendingCopy => write!(f, "asynchronous copy not waited for")?,
+            ViolationKind::Mbarrier(what) => write!(f, "mbarrier {what}")?,
+            ViolationKind::Wgmma(what) => write!(f, "wgmma: {what}")?,
+            ViolationKind::Deadlock => write!(f, "wait for a phase that nothing ends")?,
             ViolationKind::BarrierDivergence => write!(f, "barrier not reached by all threads")?,
             ViolationKind::CollectiveDivergence => write!(f, "collective operation with absent lanes")?,
             ViolationKind::NotFinite => write!(f, "infinity or NaN from finite operands")?,

@@ -19,6 +19,19 @@ pub(crate) struct Clock {
     pub(crate) global: u32,
     /// The same for the last barrier of each warp.
     pub(crate) warps: Vec<u32>,
+    /// For threads that saw a phase of an `mbarrier` end: what others did before that segment lies behind them.
+    views: Vec<Vec<u32>>,
+}
+
+/// The number under which asynchronous copies write.
+pub(crate) const ASYNC: u32 = 1024;
+
+/// Takes what others have seen.
+pub(crate) fn join(into: &mut Vec<u32>, other: &[u32]) {
+    if into.len() < other.len() {
+        into.resize(other.len(), 0);
+    }
+    into.iter_mut().zip(other).for_each(|(mine, theirs)| *mine = (*mine).max(*theirs));
 }
 
 impl Clock {
@@ -28,6 +41,21 @@ impl Clock {
         (self.group, self.shared, self.global) = (self.now, self.now, self.now);
         self.warps.clear();
         self.warps.resize(warps, self.now);
+        self.views.clear();
+    }
+    /// What a thread has seen by `mbarrier`s.
+    pub(crate) fn view(&self, thread: u32) -> &[u32] {
+        self.views.get(thread as usize).map_or(&[], Vec::as_slice)
+    }
+    /// A thread sees what others did.
+    pub(crate) fn see(&mut self, thread: u32, seen: &[u32]) {
+        let at = thread as usize;
+        if self.views.len() <= at {
+            self.views.resize(at + 1, Vec::new());
+        }
+        if let Some(view) = self.views.get_mut(at) {
+            join(view, seen);
+        }
     }
     /// A barrier of the workgroup.
     pub(crate) fn barrier(&mut self, shared: bool, global: bool) {
@@ -48,17 +76,18 @@ impl Clock {
     }
     /// What orders an access of `thread`.
     #[inline]
-    pub(crate) fn order(&self, thread: u32, shared: bool) -> Order {
+    pub(crate) fn order(&self, thread: u32, shared: bool) -> Order<'_> {
         let warp = thread / 32;
         let own = self.warps.get(warp as usize).copied().unwrap_or(0);
         let start = if shared { self.shared } else { self.global };
-        Order { now: self.now, group: self.group, start, warp, warp_start: own, thread, shared }
+        let view = self.view(thread);
+        Order { now: self.now, group: self.group, start, warp, warp_start: own, thread, shared, view }
     }
 }
 
 /// One thread's view of time, for one kind of memory.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Order {
+pub(crate) struct Order<'c> {
     now: u32,
     group: u32,
     start: u32,
@@ -66,17 +95,21 @@ pub(crate) struct Order {
     warp_start: u32,
     pub(crate) thread: u32,
     shared: bool,
+    view: &'c [u32],
 }
 
-impl Order {
+impl Order<'_> {
     /// Whether an access in segment `at` by `thread` of the same workgroup comes before this one for certain.
     #[inline]
     fn behind(&self, at: u32, thread: u32) -> bool {
-        at < self.start || thread == self.thread || (thread / 32 == self.warp && at < self.warp_start)
+        at < self.start
+            || thread == self.thread
+            || (thread / 32 == self.warp && at < self.warp_start)
+            || self.view.get(thread as usize).is_some_and(|seen| at < *seen)
     }
 }
 
-impl Order {
+impl Order<'_> {
     /// Whether accesses up to segment `at`, the last by `thread`, come before this one by the warp's barrier; not so
     /// where they are `apart`, of several warps.
     #[inline]
@@ -145,7 +178,7 @@ impl Cell {
     }
     /// A read by the thread of `o`.
     #[inline]
-    pub(crate) fn read(&mut self, o: &Order, atomic: bool) -> Option<ViolationKind> {
+    pub(crate) fn read(&mut self, o: &Order<'_>, atomic: bool) -> Option<ViolationKind> {
         let w = self.write;
         if w & NO_READ != 0 {
             return Some(ViolationKind::ReadOutOfBounds);
@@ -188,7 +221,7 @@ impl Cell {
     }
     /// The race of an access with earlier writes.
     #[inline]
-    fn behind_writes(&self, o: &Order, atomic: bool, write_write: bool) -> Option<ViolationKind> {
+    fn behind_writes(&self, o: &Order<'_>, atomic: bool, write_write: bool) -> Option<ViolationKind> {
         let w = self.write;
         let at = segment(w);
         let far = at < o.group;
@@ -204,7 +237,7 @@ impl Cell {
     }
     /// A write by the thread of `o`.
     #[inline]
-    pub(crate) fn write(&mut self, o: &Order, atomic: bool) -> Option<ViolationKind> {
+    pub(crate) fn write(&mut self, o: &Order<'_>, atomic: bool) -> Option<ViolationKind> {
         let (w, r) = (self.write, self.read);
         if w & NO_WRITE != 0 {
             return Some(ViolationKind::WriteOutOfBounds);
@@ -218,7 +251,8 @@ impl Cell {
             if !o.shared && (foreign_plain || !atomic && (far || r & FOREIGN != 0)) {
                 fault = Some(ViolationKind::Race { other: None, write_write: false });
             } else if before >= o.start && (plain || !atomic) {
-                if !o.behind_warp(before, thread(r), r & WARPS != 0) && (r & MANY != 0 || thread(r) != o.thread) {
+                let alone = r & MANY == 0 && o.behind(before, thread(r));
+                if !o.behind_warp(before, thread(r), r & WARPS != 0) && !alone {
                     fault = Some(ViolationKind::Race { other: Some(thread(r)), write_write: false });
                 }
             }

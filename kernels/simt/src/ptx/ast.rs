@@ -65,6 +65,8 @@ pub(super) enum Operand<'t> {
     Float(u32),
     /// `[base + offset]`
     Address(Box<Operand<'t>>, i64),
+    /// `[map, {a, b}]`
+    Tile(Box<Operand<'t>>, Vec<Operand<'t>>),
     /// `{a, b}`
     Vector(Vec<Operand<'t>>),
     /// `a|b`

@@ -42,6 +42,12 @@ impl<'t> Lower<'t> {
         match o {
             [Operand::Vector(parts), from] => self.unpack(ty, parts, from),
             [to, Operand::Vector(parts)] => self.pack(ty, to, parts),
+            [to, Operand::Name(n)] if ty.wide() && self.is_map(n) => {
+                let a = self.map_address(n)?;
+                let d = self.dest(to, true)?;
+                self.deliver(d, a, true);
+                Ok(())
+            }
             [to, from] => {
                 let a = self.source(from, ty)?;
                 let d = self.dest(to, ty.wide())?;
@@ -101,7 +107,7 @@ impl<'t> Lower<'t> {
         let a = self.source(&a, Ty::U64)?;
         let d = self.dest(&d, true)?;
         match mods {
-            ["to", "global", "u64"] | ["global", "u64"] => self.deliver(d, a, true),
+            ["to", "global", "u64"] | ["global", "u64"] | ["param", "u64"] => self.deliver(d, a, true),
             ["to", "shared" | "local", "u64"] => {
                 let mask = self.constant_pair((1 << crate::memory::OFFSET_BITS) - 1);
                 self.push(Op::Wide { op: Wide::And, d, a, b: mask, c: a });
@@ -117,7 +123,7 @@ impl<'t> Lower<'t> {
         Ok(())
     }
 
-    fn segment_address(&mut self, segment: usize) -> Reg {
+    pub(super) fn segment_address(&mut self, segment: usize) -> Reg {
         if let Some(r) = self.addresses.get(&segment) {
             return *r;
         }
@@ -354,6 +360,7 @@ impl<'t> Lower<'t> {
                 };
                 self.push(Op::AsyncCopy { to, source, bytes: bytes as u8, from });
             }
+            ["async", "bulk", "tensor", ..] => return self.tensor_copy(mods, o),
             _ => return Err(self.unsupported()),
         }
         Ok(())

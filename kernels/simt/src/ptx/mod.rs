@@ -7,6 +7,7 @@
 mod arith;
 mod ast;
 mod convert;
+mod hopper;
 mod lex;
 mod memory;
 mod parse;
@@ -140,6 +141,7 @@ impl<'t> Lower<'t> {
                     self.program.segments.push(Segment { name, origin, bytes: 0, writable: true, holes: Vec::new() });
                 }
                 Some(Argument::Bytes(b)) if b.len() as u32 == p.bytes() => {}
+                Some(Argument::TensorMap(t)) if p.bytes() == 128 => self.tensor_map(i, t, p)?,
                 Some(Argument::Bytes(b)) => {
                     let (want, got) = (p.bytes(), b.len());
                     return Err(self.launch_error(format!("parameter `{}` has {want} bytes, given {got}", p.name)));
@@ -199,6 +201,7 @@ impl<'t> Lower<'t> {
                 _ => {}
             }
         }
+        self.matrices_of_maps();
         let mut segment = |name: &str, origin, bytes, holes| {
             let name = name.to_owned();
             self.program.segments.push(Segment { name, origin, bytes, writable: true, holes });
@@ -239,11 +242,13 @@ impl<'t> Lower<'t> {
                 self.push(Op::Exit);
                 Ok(())
             }
-            "membar" | "fence" | "griddepcontrol" | "prefetch" | "prefetchu" | "nanosleep" => {
+            "membar" | "fence" | "griddepcontrol" | "prefetch" | "prefetchu" | "nanosleep" | "setmaxnreg" => {
                 self.push(Op::Fence);
                 Ok(())
             }
             "mov" | "ld" | "st" | "cvta" | "atom" | "red" | "cp" => self.memory(name, mods, o),
+            "mbarrier" => self.mbarrier(mods, o),
+            "wgmma" => self.wgmma(mods, o),
             "cvt" => self.convert(mods, o),
             "bar" | "barrier" | "shfl" | "vote" | "redux" | "activemask" | "ldmatrix" | "mma" => {
                 self.warp(name, mods, o)

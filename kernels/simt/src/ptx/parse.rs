@@ -267,6 +267,16 @@ impl<'t> Parser<'t> {
     /// Behind `[`.
     fn address(&mut self) -> Parsed<Operand<'t>> {
         let base = self.atom()?;
+        if self.is(',') {
+            self.sign('{')?;
+            let mut from = vec![self.atom()?];
+            while self.is(',') {
+                from.push(self.atom()?);
+            }
+            self.sign('}')?;
+            self.sign(']')?;
+            return Ok(Operand::Tile(Box::new(base), from));
+        }
         let mut offset = 0i64;
         while !self.is(']') {
             let negative = if self.is('-') {

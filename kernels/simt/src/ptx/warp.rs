@@ -116,7 +116,7 @@ impl<'t> Lower<'t> {
     }
 
     /// Registers of a fragment.
-    fn fragment(&mut self, o: &Operand<'t>, n: usize, written: bool) -> Lowered<Vec<Reg>> {
+    pub(super) fn fragment(&mut self, o: &Operand<'t>, n: usize, written: bool) -> Lowered<Vec<Reg>> {
         let parts = match o {
             Operand::Vector(v) => v.clone(),
             one => vec![one.clone()],
