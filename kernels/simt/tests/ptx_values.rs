@@ -308,3 +308,39 @@ fn parameters_by_value_and_vectors() {
     let run = Run::ptx(text, [1, 1, 1]).argument(frit_simt::Argument::Bytes(bytes)).output(4);
     assert_eq!(run.clean().words(1), [0x0f0e_0d0c, 0x0b0a, 0x0706_0504, 0x0302_0100]);
 }
+
+#[test]
+fn wide_and_shared_atomics() {
+    let text = "
+.version 7.0
+.target sm_80
+.address_size 64
+.visible .entry main(.param .u64 p)
+.reqntid 64
+{
+    .shared .align 8 .b8 own[16];
+    .reg .b32 %r<8>; .reg .b64 %rd<8>; .reg .pred %p1;
+    ld.param.u64 %rd1, [p];
+    mov.u32 %r2, %tid.x;
+    setp.eq.u32 %p1, %r2, 0;
+    @%p1 st.shared.u32 [own], 7;
+    @%p1 st.shared.u32 [own+4], 0xffff;
+    bar.sync 0;
+    red.shared.add.u32 [own], 1;
+    atom.shared.and.b32 %r3, [own+4], 0xff0f;
+    bar.sync 0;
+    ld.shared.u32 %r4, [own];
+    ld.shared.u32 %r5, [own+4];
+    // The place of the largest key: key above, place below.
+    xor.b32 %r6, %r2, 21;
+    mov.b64 %rd2, {%r2, %r6};
+    atom.global.max.u64 %rd3, [%rd1], %rd2;
+    @%p1 st.global.v2.u32 [%rd1+8], {%r4, %r5};
+    atom.global.inc.u32 %r7, [%rd1+16], 9;
+    atom.global.exch.b32 %r7, [%rd1+20], 5;
+    red.release.gpu.global.or.b32 [%rd1+24], %r2;
+}";
+    let out = Run::ptx(text, [64, 1, 1]).inout(&[0.0; 7]).clean().words(0);
+    // 42 xor 21 is 63; 64 counts modulo 10 are 4; 7 + 64.
+    assert_eq!(out, [42, 63, 71, 0xff0f, 4, 5, 63]);
+}
