@@ -12,7 +12,7 @@ use crate::passes;
 use crate::passes::validate::Validator;
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
-use frit_kernels::spec::KernelSpec;
+use frit_kernels::spec::{Anchor, KernelSpec};
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates;
 use frit_plan::{
@@ -187,7 +187,7 @@ impl Compiler {
             report: FusionReport {
                 phases,
                 rewrites: l.rewrites,
-                numeric: self.options.fusion.numeric.name().into(),
+                numeric: self.options.fusion.arithmetic(),
                 refused_rewrites: l.refused_rewrites,
                 validation: Validation {
                     rewrites: l.validator.counts,
@@ -459,6 +459,9 @@ impl Lowering<'_> {
                 fault: format!("{}: {fault}", anchors::describe(&site)),
             };
             let (mut spec, operands) = anchors::build(&site).map_err(broken)?;
+            if matches!(spec.anchor, Anchor::MatMul { .. }) {
+                spec.precision = self.options.fusion.matmul_precision;
+            }
             if let Some(plant) = self.options.plant.0 {
                 plant(&mut spec);
             }

@@ -11,6 +11,7 @@ mod edits;
 mod harness;
 mod kv_slots;
 mod merging;
+mod precision;
 mod probabilities;
 mod reads;
 mod recipes;

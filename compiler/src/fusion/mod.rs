@@ -23,6 +23,7 @@ pub use spec_builder::{Operand, PackedWeight};
 
 use crate::graph::{Graph, Tables, ValueId};
 use crate::numeric::NumericMode;
+use frit_kernels::spec::MatmulPrecision;
 use std::collections::HashSet;
 
 /// What fusion may do. Every switch is on by default.
@@ -34,12 +35,16 @@ pub struct FusionOptions {
     pub fuse_rope: bool,
     /// Expand pointwise operations where they are read.
     pub fuse_prologues: bool,
+    /// Sum the taps of depthwise convolutions where a matmul of few columns reads the sums.
+    pub fuse_windows: bool,
     /// Compute norms inside the matmul that reads them.
     pub fuse_norms: bool,
     /// Run matmuls with the same left side as one.
     pub merge_siblings: bool,
     /// Which classes of fusions may be made.
     pub numeric: NumericMode,
+    /// How exactly matmuls multiply; those inside attention are `f32` always.
+    pub matmul_precision: MatmulPrecision,
     /// Operations whose origin contains one of these are not fused.
     pub no_fuse: Vec<String>,
     /// How many operations are absorbed at most, in the order in which fusion meets them.
@@ -56,9 +61,11 @@ impl Default for FusionOptions {
             fuse_epilogues: true,
             fuse_rope: true,
             fuse_prologues: true,
+            fuse_windows: true,
             fuse_norms: true,
             merge_siblings: true,
             numeric: NumericMode::default(),
+            matmul_precision: MatmulPrecision::Auto,
             no_fuse: Vec::new(),
             fuel: None,
             limit_bindings: 8,
@@ -69,13 +76,14 @@ impl Default for FusionOptions {
 
 impl FusionOptions {
     /// Names of the switches, for [`FusionOptions::switch_off`].
-    pub const IDS: [&'static str; 5] = ["epilogue", "rope", "prologue", "norm", "siblings"];
+    pub const IDS: [&'static str; 6] = ["epilogue", "rope", "prologue", "windows", "norm", "siblings"];
     /// Switches one kind of fusion off; `false` for a name that is not in [`FusionOptions::IDS`].
     pub fn switch_off(&mut self, id: &str) -> bool {
         let switch = match id {
             "epilogue" => &mut self.fuse_epilogues,
             "rope" => &mut self.fuse_rope,
             "prologue" => &mut self.fuse_prologues,
+            "windows" => &mut self.fuse_windows,
             "norm" => &mut self.fuse_norms,
             "siblings" => &mut self.merge_siblings,
             _ => return false,
@@ -83,12 +91,20 @@ impl FusionOptions {
         *switch = false;
         true
     }
+    /// The numeric mode and, where one was asked for, the precision of matmuls, for reports.
+    pub fn arithmetic(&self) -> String {
+        match self.matmul_precision {
+            MatmulPrecision::Auto => self.numeric.name().into(),
+            p => format!("{}, matmuls in {}", self.numeric.name(), p.name()),
+        }
+    }
     /// Every operation a kernel of its own; views and integer arithmetic are still expanded in place.
     pub fn unfused() -> Self {
         FusionOptions {
             fuse_epilogues: false,
             fuse_rope: false,
             fuse_prologues: false,
+            fuse_windows: false,
             fuse_norms: false,
             merge_siblings: false,
             ..FusionOptions::default()

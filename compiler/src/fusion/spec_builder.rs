@@ -6,7 +6,8 @@ use crate::graph::{Graph, KvSlotId, Op, RopeStyle, StateId, Tables, ValueId, Wei
 use frit_kernels::dim::{Bounds, Dim, Sym, product};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{
-    Anchor, Arg, ArgId, BinaryOp, Expr, ExprId, Exprs, KernelSpec, LeftStore, Literal, SizeSlot, Space, Store, UnaryOp,
+    Anchor, Arg, ArgId, BinaryOp, Expr, ExprId, Exprs, KernelSpec, LeftStore, Literal, MatmulPrecision, SizeSlot,
+    Space, Store, UnaryOp,
 };
 use frit_plan::{KvPart, sizes};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -389,6 +390,7 @@ impl<'a> SpecBuilder<'a> {
             exprs: self.exprs,
             stores,
             left: self.left,
+            precision: MatmulPrecision::Auto,
             aliases: Vec::new(),
             sizes: Vec::new(),
         };

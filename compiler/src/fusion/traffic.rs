@@ -439,6 +439,7 @@ mod tests {
             exprs,
             stores: vec![Store { arg: ArgId(1), index: Dim::axis(0), value, when: None, per_row: false }],
             left: None,
+            precision: frit_kernels::spec::MatmulPrecision::Auto,
             aliases: Vec::new(),
             sizes: Vec::new(),
         };

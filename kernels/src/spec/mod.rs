@@ -18,9 +18,11 @@
 //! writes, but for arguments named in `aliases`.
 
 mod expr;
+mod precision;
 mod verify;
 
 pub use expr::{ArgId, BinaryOp, Expr, ExprId, Exprs, Literal, UnaryOp};
+pub use precision::{MatmulPrecision, split_bf16, to_bf16};
 pub use verify::SpecError;
 
 use crate::dim::Dim;
@@ -227,6 +229,9 @@ pub struct KernelSpec {
     /// Matmuls: where the left side goes, if it is wanted elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left: Option<LeftStore>,
+    /// Matmuls: how exactly they multiply.
+    #[serde(default, skip_serializing_if = "MatmulPrecision::is_auto")]
+    pub precision: MatmulPrecision,
     /// Which outputs may reuse which inputs' storage.
     pub aliases: Vec<Alias>,
     /// Dynamic sizes that occur anywhere in this kernel.

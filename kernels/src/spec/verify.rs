@@ -108,6 +108,9 @@ impl Check<'_> {
             let read = s.exprs.iter().any(|(_, e)| matches!(e, Expr::Load { arg, .. } if *arg == l.arg));
             ensure(!read, || format!("`{}` is read and written as the left side", a.name))?;
         }
+        ensure(s.precision.is_auto() || matches!(s.anchor, Anchor::MatMul { .. }), || {
+            "a precision of products without a matmul".into()
+        })?;
         for al in &s.aliases {
             let (o, i) = (s.arg(al.output), s.arg(al.input));
             ensure(o.is_some_and(|a| a.written) && i.is_some(), || "alias of unknown arguments".into())?;

@@ -362,7 +362,8 @@ impl<'a> Problem<'a> {
             let one = |i| ctx.expr(&mut scope.with(self.k_axis(), b.add(k, i)), expr);
             (0..depth).map(one).collect()
         };
-        let rows: Vec<Vec<Val>> = left.iter().map(|s| at(s, self.lhs)).collect();
+        let parts = |v: Vec<Val>| -> Vec<Vec<Val>> { v.into_iter().map(|x| ctx.parts(x)).collect() };
+        let rows: Vec<Vec<Vec<Val>>> = left.iter().map(|s| parts(at(s, self.lhs))).collect();
         for ((acc, side), starts) in accs.iter().zip(&self.rhs).zip(starts) {
             let columns: Vec<Vec<Val>> = match side {
                 Right::Runs { arg, .. } if depth > 1 => {
@@ -376,17 +377,17 @@ impl<'a> Problem<'a> {
                 Right::Elements { expr, .. } => right.iter().map(|s| at(s, *expr)).collect(),
             };
             for i in 0..depth as usize {
-                let fours: Vec<Val> = columns
+                let fours: Vec<Vec<Val>> = columns
                     .chunks_exact(4)
                     .map(|c| {
                         let v: Vec<Val> = c.iter().filter_map(|c| c.get(i)).copied().collect();
-                        four(b, &v)
+                        ctx.parts(four(b, &v))
                     })
                     .collect();
                 for (row, acc) in rows.iter().zip(acc) {
                     let Some(x) = row.get(i) else { continue };
                     for (var, y) in acc.iter().zip(&fours) {
-                        b.fma_to(*var, *x, *y);
+                        ctx.multiply_parts(*var, x, y);
                     }
                 }
             }
@@ -506,11 +507,12 @@ fn staged<'a>(p: &Problem<'a>, caps: &'a Capabilities) -> Result<Rendered, Templ
             }
             b.barrier();
             for i in 0..DEPTH {
-                let xs = b.let_("xs", b.load(left, b.add(y, i * (down + 1))));
+                let xs = ctx.parts(b.let_("xs", b.load(left, b.add(y, i * (down + 1)))));
                 for (tile, acc) in right.iter().zip(&accs) {
-                    let ys = b.let_("ys", b.load(*tile, b.add(x, i * (across + 1))));
+                    let ys = ctx.parts(b.let_("ys", b.load(*tile, b.add(x, i * (across + 1)))));
                     for (lane, var) in acc.iter().flatten().enumerate() {
-                        b.fma_to(*var, b.lane(xs, lane as u32), ys);
+                        let xs: Vec<Val> = xs.iter().map(|x| b.lane(*x, lane as u32)).collect();
+                        ctx.multiply_parts(*var, &xs, &ys);
                     }
                 }
             }

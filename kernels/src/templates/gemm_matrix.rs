@@ -5,6 +5,8 @@
 //! The tile's sums return to workgroup memory, from where each subgroup finishes and stores whole rows.
 //!
 //! The left side is rounded to the weights' format: `f16` for `f16` weights, bounded to its range, `bf16` for the rest.
+//! Where a precision is asked for, both sides are kept as that many bf16 tiles, and every pair of tiles whose product is
+//! summed is multiplied, smallest first.
 //!
 //! # Layout
 //! An element of a tile is eight neighbours along k. Element c of row r lies at `4 r + (c ^ (r / 2 % 4))`, which spreads
@@ -16,13 +18,11 @@ use super::reduce::WARP;
 use super::{Rendered, TemplateError};
 use crate::dtype::Storage;
 use crate::ir::{ArrayRef, Builder, HalfFormat, Type, Val, Var};
-use crate::spec::{ArgId, Store};
+use crate::spec::{ArgId, MatmulPrecision, Store};
 use crate::target::Capabilities;
 
 /// Elements of a tile along k, in units of eight.
 const DEPTH: u32 = 4;
-/// Tiles of each side in workgroup memory.
-const STAGES: u32 = 3;
 /// Pairs of floats between rows of the sums' staging area, of 32 columns: half a subgroup meets every bank once.
 const PITCH: u32 = 20;
 /// The largest `f16`.
@@ -34,6 +34,8 @@ struct Shape {
     warps: [u32; 2],
     /// Rows of a subgroup, in units of 16.
     tall: u32,
+    /// Tiles of each side in workgroup memory.
+    stages: u32,
 }
 
 impl Shape {
@@ -51,8 +53,16 @@ impl Shape {
 /// The format to compute in, for problems that suit matrix units.
 pub(super) fn format_of(p: &Problem<'_>) -> Option<HalfFormat> {
     let k = p.k.as_const()?;
-    if k < 32 || p.rhs.len() > 2 {
+    let precision = p.spec.precision;
+    if k < 32 || p.rhs.len() > 2 || precision == MatmulPrecision::F32 {
         return None;
+    }
+    if precision.parts() > 0 {
+        let served = |r: &Right| match r {
+            Right::Runs { arg, .. } => p.run == 8 || p.spec.arg(*arg).is_some_and(|a| a.storage.is_quantised()),
+            Right::Elements { .. } => false,
+        };
+        return p.rhs.iter().all(served).then_some(HalfFormat::Bf16);
     }
     let mut formats = p.rhs.iter().map(|r| match r {
         Right::Runs { arg, .. } => match p.spec.arg(*arg)?.storage {
@@ -73,19 +83,27 @@ pub(super) fn render<'a>(
     format: HalfFormat,
 ) -> Result<Rendered, TemplateError> {
     let wide = p.spec.domain.last().and_then(|n| n.as_const()).is_some_and(|n| n >= 2048);
+    let parts = p.spec.precision.parts().max(1);
+    let stages = if parts * (1 + p.rhs.len()) > 6 { 2 } else { 3 };
     let shape = match p.rhs.len() {
-        1 if wide => Shape { warps: [2, 4], tall: 4 },
-        _ => Shape { warps: [2, 2], tall: 2 },
+        1 if wide && parts == 1 => Shape { warps: [2, 4], tall: 4, stages },
+        _ => Shape { warps: [2, 2], tall: 2, stages },
     };
     let ctx = p.context(caps, [shape.threads(), 1, 1])?;
     let b = &ctx.b;
-    let tile = |name: &str, rows: u32| b.workgroup(name, Type::VEC4_U32, STAGES * rows * DEPTH);
-    let left = tile("left", shape.rows());
-    let right: Vec<ArrayRef> = p.rhs.iter().map(|_| tile("right", shape.columns())).collect();
+    let tiles = |name: &str, rows: u32, count: usize| -> Vec<ArrayRef> {
+        (0..count).map(|_| b.workgroup(name, Type::VEC4_U32, stages * rows * DEPTH)).collect()
+    };
+    let left = tiles("left", shape.rows(), parts);
+    let right: Vec<Vec<ArrayRef>> = p
+        .rhs
+        .iter()
+        .map(|side| tiles("right", shape.columns(), if copied(p, format, side).is_some() { 1 } else { parts }))
+        .collect();
     let sums = b.workgroup("sums", Type::VEC2_F32, shape.threads() / WARP * 16 * PITCH * p.rhs.len() as u32);
     p.in_block(&ctx, shape.rows(), shape.columns(), |b, scope, row, column| {
         let me = b.let_("me", b.local_x());
-        let kernel = Kernel { p, ctx: &ctx, shape: &shape, format, left, right: &right, me };
+        let kernel = Kernel { p, ctx: &ctx, shape: &shape, format, left: &left, right: &right, me };
         let stats = p.row_stats(&ctx, &scope, (row, shape.rows()), column, (me, shape.threads()));
         let accs = kernel.products(&scope, row, column, &stats);
         kernel.write(&scope, row, column, sums, &accs);
@@ -94,7 +112,7 @@ pub(super) fn render<'a>(
         ("rows", shape.rows()),
         ("columns", shape.columns()),
         ("k_step", 8 * DEPTH),
-        ("stages", STAGES),
+        ("stages", stages),
         ("warp_rows", 16 * shape.tall),
         ("warp_columns", 32),
     ];
@@ -119,13 +137,25 @@ struct Kernel<'k, 'a> {
     ctx: &'k KernelCtx<'a>,
     shape: &'k Shape,
     format: HalfFormat,
-    left: ArrayRef,
-    right: &'k [ArrayRef],
+    /// By part.
+    left: &'k [ArrayRef],
+    /// By side, then by part.
+    right: &'k [Vec<ArrayRef>],
     me: Val,
 }
 
-/// Sums by right side, 16 rows, 8 columns.
-type Sums = Vec<Vec<Vec<Var>>>;
+/// The argument of a right side that is copied as it is stored.
+fn copied(p: &Problem<'_>, format: HalfFormat, right: &Right) -> Option<ArgId> {
+    let Right::Runs { arg, .. } = right else { return None };
+    let stored = match format {
+        HalfFormat::F16 => Storage::F16,
+        HalfFormat::Bf16 => Storage::Bf16,
+    };
+    p.spec.arg(*arg).filter(|a| a.storage == stored).map(|_| *arg)
+}
+
+/// Sums by right side, 16 rows, 8 columns: of the products of leading parts, and of all others, which are small.
+type Sums = Vec<Vec<Vec<(Var, Var)>>>;
 
 impl Kernel<'_, '_> {
     /// The units of a tile of `rows` rows that this thread brings.
@@ -148,10 +178,14 @@ impl Kernel<'_, '_> {
     /// The sums of the block at `row` and `column`.
     fn products(&self, scope: &Scope, row: Val, column: Val, stats: &RowStats) -> Sums {
         let (p, b) = (self.p, &self.ctx.b);
-        let (rows, columns) = (self.shape.rows(), self.shape.columns());
+        let (rows, columns, stages) = (self.shape.rows(), self.shape.columns(), self.shape.stages);
         let mut accs = Sums::new();
+        let is_split = self.ctx.precision().parts() > 1;
         for _ in &p.rhs {
-            let four = |_| b.var("acc", Type::VEC4_F32, 0.0);
+            let four = |_| {
+                let acc = b.var("acc", Type::VEC4_F32, 0.0);
+                (acc, if is_split { b.var("small", Type::VEC4_F32, 0.0) } else { acc })
+            };
             accs.push((0..self.shape.tall).map(|_| (0..4).map(four).collect()).collect());
         }
         let left = self.units(rows, |r| (p.row_scope(self.ctx, scope, row, r, stats), Vec::new()));
@@ -161,8 +195,8 @@ impl Kernel<'_, '_> {
             (scope, starts)
         });
         let k = p.k.as_const().and_then(|k| u32::try_from(k).ok()).unwrap_or(0);
-        let copies = p.rhs.iter().any(|r| self.copied(r).is_some());
-        for stage in 0..STAGES - 1 {
+        let copies = p.rhs.iter().any(|r| copied(p, self.format, r).is_some());
+        for stage in 0..stages - 1 {
             let at = b.u32(stage * 8 * DEPTH);
             self.start_copies(&right, k, at, b.u32(stage));
             if copies {
@@ -174,11 +208,11 @@ impl Kernel<'_, '_> {
         let here = b.var("stage", Type::U32, 0);
         b.for_("k", 0, k, 8 * DEPTH, |b, at| {
             if copies {
-                b.wait_copies(STAGES - 2);
+                b.wait_copies(stages - 2);
             }
             b.barrier();
-            let next = b.let_("next", b.add(at, (STAGES - 1) * 8 * DEPTH));
-            let free = b.let_("free", b.select(b.eq(here, 0), STAGES - 1, b.sub(here, 1)));
+            let next = b.let_("next", b.add(at, (stages - 1) * 8 * DEPTH));
+            let free = b.let_("free", b.select(b.eq(here, 0), stages - 1, b.sub(here, 1)));
             self.start_copies(&right, k, next, free);
             if copies {
                 b.commit_copies();
@@ -186,20 +220,15 @@ impl Kernel<'_, '_> {
             let units = self.read(&left, &right, k, next);
             self.multiply(&accs, b.get(here));
             self.keep(&left, &right, units, free);
-            b.set(here, b.select(b.eq(here, STAGES - 1), 0, b.add(here, 1)));
+            b.set(here, b.select(b.eq(here, stages - 1), 0, b.add(here, 1)));
         });
         if copies {
             b.wait_copies(0);
         }
-        accs
-    }
-
-    /// Whether a right side is copied as it is.
-    fn copied(&self, right: &Right) -> Option<ArgId> {
-        match right {
-            Right::Runs { arg, .. } => self.p.spec.arg(*arg).filter(|a| !a.storage.is_quantised()).map(|_| *arg),
-            Right::Elements { .. } => None,
+        for (acc, small) in accs.iter().flatten().flatten().filter(|_| is_split) {
+            b.add_to(*acc, b.get(*small));
         }
+        accs
     }
 
     /// Starts the copies of the tile from `at` on along k into a stage; zeros beyond the end of k.
@@ -207,10 +236,11 @@ impl Kernel<'_, '_> {
         let b = &self.ctx.b;
         let first = b.mul(stage, self.shape.columns() * DEPTH);
         for (j, side) in self.p.rhs.iter().enumerate() {
-            let Some(buffer) = self.copied(side).and_then(|arg| self.ctx.buffer(arg)) else { continue };
+            let Some(buffer) = copied(self.p, self.format, side).and_then(|arg| self.ctx.buffer(arg)) else { continue };
             for unit in units {
                 let (inside, here) = self.within(k, b.add(at, unit.k));
-                let (Some(to), Some(start)) = (self.right.get(j), unit.starts.get(j)) else { continue };
+                let to = self.right.get(j).and_then(|parts| parts.first());
+                let (Some(to), Some(start)) = (to, unit.starts.get(j)) else { continue };
                 b.copy_async(*to, b.add(first, unit.slot), buffer, b.shr(b.add(*start, here), 3), inside);
             }
         }
@@ -244,7 +274,7 @@ impl Kernel<'_, '_> {
         );
         for (j, side) in p.rhs.iter().enumerate() {
             let Right::Runs { arg, .. } = side else { continue };
-            if self.copied(side).is_some() {
+            if copied(self.p, self.format, side).is_some() {
                 all.push(Vec::new());
                 continue;
             }
@@ -263,22 +293,26 @@ impl Kernel<'_, '_> {
     fn keep(&self, left: &[Unit], right: &[Unit], values: Vec<Vec<Vec<Val>>>, stage: Val) {
         let b = &self.ctx.b;
         for (i, values) in values.into_iter().enumerate() {
-            let (array, units, size) = match i.checked_sub(1) {
-                None => (Some(&self.left), left, self.shape.rows() * DEPTH),
-                Some(j) => (self.right.get(j), right, self.shape.columns() * DEPTH),
+            let (arrays, units, size) = match i.checked_sub(1) {
+                None => (Some(self.left), left, self.shape.rows() * DEPTH),
+                Some(j) => (self.right.get(j).map(Vec::as_slice), right, self.shape.columns() * DEPTH),
             };
             let first = b.mul(stage, size);
             for (unit, v) in units.iter().zip(values) {
-                let (Some(array), [p, q, r, s, t, u, v, w]) = (array, v.as_slice()) else { continue };
-                let pack = |x: &Val, y: &Val| {
-                    let pair = b.vec2(*x, *y);
-                    match self.format {
-                        HalfFormat::F16 => b.pack_2x16_float(pair),
-                        HalfFormat::Bf16 => b.pack_2x_bf16(pair),
-                    }
-                };
-                let element = b.vec4(pack(p, q), pack(r, s), pack(t, u), pack(v, w));
-                b.store(*array, b.add(first, unit.slot), element);
+                let parts: Vec<Vec<Val>> = v.into_iter().map(|x| self.ctx.parts(x)).collect();
+                for (i, array) in arrays.into_iter().flatten().enumerate() {
+                    let part: Vec<Val> = parts.iter().filter_map(|x| x.get(i)).copied().collect();
+                    let [p, q, r, s, t, u, v, w] = part.as_slice() else { continue };
+                    let pack = |x: &Val, y: &Val| {
+                        let pair = b.vec2(*x, *y);
+                        match self.format {
+                            HalfFormat::F16 => b.pack_2x16_float(pair),
+                            HalfFormat::Bf16 => b.pack_2x_bf16(pair),
+                        }
+                    };
+                    let element = b.vec4(pack(p, q), pack(r, s), pack(t, u), pack(v, w));
+                    b.store(*array, b.add(first, unit.slot), element);
+                }
             }
         }
     }
@@ -307,12 +341,15 @@ impl Kernel<'_, '_> {
         for step in 0..DEPTH / 2 {
             let column = b.add(b.shr(lane, 4), 2 * step);
             let at = b.let_("at", b.add(left_first, swizzle(b, left_row, column)));
-            let a: Vec<Val> =
-                (0..self.shape.tall).map(|i| b.load_matrix("a", self.left, b.add(at, 16 * DEPTH * i))).collect();
+            // By 16 rows, then by part.
+            let load = |name: &str, parts: &[ArrayRef], at: Val, i: u32| -> Vec<Val> {
+                parts.iter().map(|part| b.load_matrix(name, *part, b.add(at, 16 * DEPTH * i))).collect()
+            };
+            let a: Vec<Vec<Val>> = (0..self.shape.tall).map(|i| load("a", self.left, at, i)).collect();
             let column = b.add(b.bit_and(b.shr(lane, 3), 1), 2 * step);
             let at = b.let_("at", b.add(right_first, swizzle(b, right_row, column)));
-            for (array, accs) in self.right.iter().zip(accs) {
-                let two: Vec<Val> = (0..2).map(|i| b.load_matrix("w", *array, b.add(at, 16 * DEPTH * i))).collect();
+            for (parts, accs) in self.right.iter().zip(accs) {
+                let two: Vec<Vec<Val>> = (0..2).map(|i| load("w", parts, at, i)).collect();
                 for (i, (a, accs)) in a.iter().zip(accs).enumerate() {
                     // Back and forth, so that neighbours share an operand.
                     let mut order: Vec<usize> = (0..accs.len()).collect();
@@ -320,9 +357,13 @@ impl Kernel<'_, '_> {
                         order.reverse();
                     }
                     for j in order {
-                        let (Some(acc), Some(w)) = (accs.get(j), two.get(j / 2)) else { continue };
+                        let (Some((acc, small)), Some(w)) = (accs.get(j), two.get(j / 2)) else { continue };
                         let half = 2 * (j as u32 % 2);
-                        b.multiply_to(*acc, self.format, *a, b.vec2(b.lane(*w, half), b.lane(*w, half + 1)));
+                        let terms = self.ctx.terms(a, w);
+                        for (t, (a, w)) in terms.iter().enumerate() {
+                            let sum = if t + 1 == terms.len() { acc } else { small };
+                            b.multiply_to(*sum, self.format, *a, b.vec2(b.lane(*w, half), b.lane(*w, half + 1)));
+                        }
                     }
                 }
             }
@@ -350,7 +391,7 @@ impl Kernel<'_, '_> {
             b.barrier();
             for (j, accs) in accs.iter().enumerate() {
                 let Some(accs) = accs.get(i as usize) else { continue };
-                for (c, acc) in accs.iter().enumerate() {
+                for (c, (acc, _)) in accs.iter().enumerate() {
                     let first = j as u32 * area + 4 * c as u32;
                     for (lane, offset) in [(0, 0), (2, 8 * PITCH)] {
                         let pair = b.vec2(b.lane(b.get(*acc), lane), b.lane(b.get(*acc), lane + 1));

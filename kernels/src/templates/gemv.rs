@@ -79,18 +79,18 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
                 None => ctx.expr(&mut safe.with(rank, b.add(at, i)), *lhs),
             };
             if chunk == 1 {
-                let x = x(0);
+                let x = ctx.parts(x(0));
                 for ((arg, _), (start, acc)) in runs.iter().zip(starts.iter().zip(&accs)) {
-                    b.fma_to(*acc, x, ctx.element(*arg, b.add(*start, at)));
+                    ctx.multiply_parts(*acc, &x, &ctx.parts(ctx.element(*arg, b.add(*start, at))));
                 }
                 return;
             }
             let quads: Vec<_> =
-                (0..chunk / 4).map(|q| b.vec4(x(4 * q), x(4 * q + 1), x(4 * q + 2), x(4 * q + 3))).collect();
+                (0..chunk / 4).map(|q| ctx.parts(b.vec4(x(4 * q), x(4 * q + 1), x(4 * q + 2), x(4 * q + 3)))).collect();
             for ((arg, _), (start, acc)) in runs.iter().zip(starts.iter().zip(&accs)) {
                 let values = ctx.values(&ctx.row_chunk(*arg, b.add(*start, at), chunk));
                 for (x, w) in quads.iter().zip(values) {
-                    b.add_to(*acc, b.dot(*x, w));
+                    ctx.dot_parts(*acc, x, &ctx.parts(w));
                 }
             }
         });

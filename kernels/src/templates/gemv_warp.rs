@@ -135,21 +135,21 @@ fn take(
     for at in places {
         let x = |i: u32| ctx.expr(&mut scope.with(axis, b.add(*at, i)), p.lhs);
         if chunk == 1 {
-            let x = x(0);
+            let x = ctx.parts(x(0));
             for (starts, accs) in starts.iter().zip(accs) {
                 for ((arg, _), (start, acc)) in p.runs.iter().zip(starts.iter().zip(accs)) {
-                    b.fma_to(*acc, x, ctx.element(*arg, b.add(*start, *at)));
+                    ctx.multiply_parts(*acc, &x, &ctx.parts(ctx.element(*arg, b.add(*start, *at))));
                 }
             }
             continue;
         }
-        let quads: Vec<Val> =
-            (0..chunk / 4).map(|q| b.vec4(x(4 * q), x(4 * q + 1), x(4 * q + 2), x(4 * q + 3))).collect();
+        let quads: Vec<Vec<Val>> =
+            (0..chunk / 4).map(|q| ctx.parts(b.vec4(x(4 * q), x(4 * q + 1), x(4 * q + 2), x(4 * q + 3)))).collect();
         for (starts, accs) in starts.iter().zip(accs) {
             for ((arg, _), (start, acc)) in p.runs.iter().zip(starts.iter().zip(accs)) {
                 let values = ctx.values(&ctx.row_chunk(*arg, b.add(*start, *at), chunk));
                 for (x, w) in quads.iter().zip(values) {
-                    b.add_to(*acc, b.dot(*x, w));
+                    ctx.dot_parts(*acc, x, &ctx.parts(w));
                 }
             }
         }

@@ -160,8 +160,16 @@ fn sums(
             let Right::Runs { arg, .. } = right else { continue };
             for (c, start) in starts.iter().enumerate() {
                 let parts = named(b, ctx.row_chunk(*arg, b.add(*start, k), tile.chunk));
+                if ctx.is_split() {
+                    let quads: Vec<Vec<Val>> = ctx.values(&parts).into_iter().map(|q| ctx.parts(q)).collect();
+                    for (xs, acc) in rows.iter().zip(accs) {
+                        let Some(acc) = acc.get(c) else { continue };
+                        add_split(ctx, *acc, xs, &quads);
+                    }
+                    continue;
+                }
                 for ((xs, acc), totals) in rows.iter().zip(accs).zip(&mut totals) {
-                    let Some(acc) = acc.get(c) else { continue };
+                    let (Some(acc), Some(xs)) = (acc.get(c), xs.first()) else { continue };
                     let mut from = 0;
                     for part in &parts {
                         let len = 4 * part.quants.len();
@@ -178,7 +186,7 @@ fn sums(
     accs
 }
 
-/// `chunk` elements from `k` on of every row of the left side, the same in every lane.
+/// `chunk` elements from `k` on of every row of the left side, part by part, the same in every lane.
 fn broadcast(
     p: &Problem<'_>,
     ctx: &KernelCtx<'_>,
@@ -186,7 +194,7 @@ fn broadcast(
     left: &[Scope],
     (k, lane): (Val, Val),
     chunk: u32,
-) -> Vec<Vec<Val>> {
+) -> Vec<Vec<Vec<Val>>> {
     let b = &ctx.b;
     let places: Vec<Val> = (0..chunk / LANES).map(|j| b.let_("at", b.add(b.add(k, j * LANES), lane))).collect();
     // What depends on k alone is computed once for all rows.
@@ -205,8 +213,13 @@ fn broadcast(
                 scope.exprs.extend(shared.exprs.iter().map(|(e, v)| (*e, *v)));
                 b.let_("own", ctx.expr(&mut scope, p.lhs))
             });
-            let own: Vec<Val> = own.collect();
-            own.iter().flat_map(|v| (0..LANES).map(|l| b.collective("x", Collective::Broadcast(l), *v))).collect()
+            let own: Vec<Vec<Val>> = own.map(|v| ctx.parts(v)).collect();
+            let count = own.first().map_or(0, Vec::len);
+            let part = |i: usize| {
+                let part = own.iter().filter_map(|v| v.get(i));
+                part.flat_map(|v| (0..LANES).map(|l| b.collective("x", Collective::Broadcast(l), *v))).collect()
+            };
+            (0..count).map(part).collect()
         })
         .collect()
 }
@@ -247,6 +260,18 @@ fn add_part(b: &Builder, acc: Var, xs: &[Val], part: &Part, total: impl FnOnce()
                 Some(s) => b.set(acc, b.fma(products, s, before)),
                 None => b.set(acc, b.add(products, before)),
             }
+        }
+    }
+}
+
+/// Adds the products of a row's elements, by their parts, with quads of weights by theirs.
+fn add_split(ctx: &KernelCtx<'_>, acc: Var, xs: &[Vec<Val>], quads: &[Vec<Val>]) {
+    let b = &ctx.b;
+    for (q, w) in quads.iter().enumerate() {
+        for i in 0..4usize {
+            let x: Vec<Val> = xs.iter().filter_map(|part| part.get(4 * q + i)).copied().collect();
+            let w: Vec<Val> = w.iter().map(|w| b.lane(*w, i as u32)).collect();
+            ctx.multiply_parts(acc, &x, &w);
         }
     }
 }

@@ -27,6 +27,7 @@ mod lanes;
 mod load;
 mod lower_expr;
 mod map;
+mod precision;
 mod reduce;
 mod row;
 mod stats;

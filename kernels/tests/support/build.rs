@@ -3,8 +3,8 @@
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{
-    Alias, AliasKind, Anchor, Arg, ArgId, AxisRange, BinaryOp, Expr, ExprId, Exprs, KernelSpec, SizeSlot, Space, Store,
-    UnaryOp,
+    Alias, AliasKind, Anchor, Arg, ArgId, AxisRange, BinaryOp, Expr, ExprId, Exprs, KernelSpec, MatmulPrecision,
+    SizeSlot, Space, Store, UnaryOp,
 };
 
 /// A specification under construction; dims are given as text such as `576*i0 + i1`.
@@ -31,6 +31,7 @@ impl SpecBuilder {
                 exprs: Exprs::default(),
                 stores: Vec::new(),
                 left: None,
+                precision: MatmulPrecision::Auto,
                 aliases: Vec::new(),
                 sizes,
             },

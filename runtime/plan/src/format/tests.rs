@@ -2,7 +2,7 @@ use super::*;
 use crate::*;
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Storage;
-use frit_kernels::spec::{Anchor, Arg, ArgId, Expr, Exprs, KernelSpec, SizeSlot, Space, Store};
+use frit_kernels::spec::{Anchor, Arg, ArgId, Expr, Exprs, KernelSpec, MatmulPrecision, SizeSlot, Space, Store};
 use proptest::prelude::*;
 use std::collections::HashMap;
 
@@ -53,6 +53,7 @@ fn model() -> (Plan, Tensors) {
         exprs,
         stores: vec![Store { arg: ArgId(2), index: d("i0*S + i1"), value, when: None, per_row: false }],
         left: None,
+        precision: MatmulPrecision::Auto,
         aliases: vec![],
         sizes: vec![SizeSlot { name: "B".into(), index: 0 }, SizeSlot { name: "S".into(), index: 1 }],
     };

@@ -8,7 +8,7 @@ use super::program::{ACCS, CHUNK, Env, Fault, Frame, Int, Program, Reg, Value};
 use super::row::{self, StatCode};
 use frit_kernels::dim::{Dim, Sym};
 use frit_kernels::dtype::{Scalar, Storage};
-use frit_kernels::spec::{Expr, ExprId, KernelSpec, Stat};
+use frit_kernels::spec::{Expr, ExprId, KernelSpec, MatmulPrecision, Stat, split_bf16};
 use rayon::prelude::*;
 
 /// Rows of the left side below which the stored format is multiplied directly.
@@ -106,6 +106,7 @@ pub struct MatMul {
     lhs: Program,
     stats: Vec<StatCode>,
     rhs: Vec<Rhs>,
+    precision: MatmulPrecision,
     shared: bool,
     /// Writes the left side, if it is wanted.
     pub left: Vec<Group>,
@@ -158,6 +159,7 @@ impl MatMul {
             lhs: b.values(&[lhs], Some(k_axis))?,
             stats: row::stats(b, spec, axes, lhs_stats, k_axis)?,
             rhs: rhs.iter().map(|e| one(b, *e)).collect::<Result<_, _>>()?,
+            precision: spec.precision,
             shared: !mentions(&spec.exprs, rhs, |a| (a as usize) < nd - 1),
             left: Vec::new(),
         })
@@ -170,7 +172,9 @@ impl MatMul {
         if self.shared {
             (groups, rows) = (1, groups * rows);
         }
-        let few = rows < FEW && self.rhs.iter().all(|r| matches!(r, Rhs::Rows(s) if gemv::serves(s.storage, k)));
+        let few = rows < FEW
+            && self.precision.parts() == 0
+            && self.rhs.iter().all(|r| matches!(r, Rhs::Rows(s) if gemv::serves(s.storage, k)));
         let threads = rayon::current_num_threads();
         let (band, columns) = if few {
             (rows, (n * groups).div_ceil(threads * 8).next_multiple_of(16).clamp(16, CHUNK))
@@ -185,13 +189,17 @@ impl MatMul {
         };
         Cut { groups, rows, n, few, band, columns }
     }
+    /// How many matrices stand for each side.
+    fn parts(&self) -> usize {
+        self.precision.parts().max(1)
+    }
     /// Floats a task needs, and floats of the left side.
     pub fn needs(&self, l: &[i64], extents: &[usize]) -> (usize, usize) {
         let k = l.get(self.k as usize).copied().and_then(|k| usize::try_from(k).ok()).unwrap_or(0);
         let c = self.cut(extents, k);
         let accs = self.rhs.len() * c.band * c.columns;
-        let panel = if c.few { 0 } else { c.columns * k };
-        (accs.saturating_add(panel), c.total_rows().saturating_mul(k + k / 32))
+        let panel = if c.few { 0 } else { c.columns * k * self.parts() };
+        (accs.saturating_add(panel), c.total_rows().saturating_mul(k * self.parts() + k / 32))
     }
     /// Runs the kernel; `left` has room for the left side.
     pub fn run(&self, l: &Launch<'_>, extents: &[usize], groups: &[Group], left: &mut [f32]) -> Result<(), Fault> {
@@ -201,8 +209,9 @@ impl MatMul {
         if rows == 0 || n == 0 {
             return Ok(());
         }
-        let (x, sums) = left.split_at_mut((rows * k).min(left.len()));
-        self.fill_left(l, extents, k, x)?;
+        let (x, sums) = left.split_at_mut((rows * k * self.parts()).min(left.len()));
+        self.fill_left(l, extents, k, x.get_mut(..rows * k).unwrap_or_default())?;
+        split(x, rows * k, self.precision);
         let runs = k / 32;
         let sums = sums.get_mut(..rows * runs).unwrap_or_default();
         let needs_sums = |r: &Rhs| matches!(r, Rhs::Rows(s) if gemv::needs_sums(s.storage));
@@ -229,9 +238,9 @@ impl MatMul {
                 hi: ((block + 1) * c.columns).min(n),
                 k,
             };
-            let x = x.get(first * k..(first + count) * k).unwrap_or_default();
+            let x = |i: usize| x.get((i * rows + first) * k..(i * rows + first + count) * k).unwrap_or_default();
             let sums = sums.get(first * runs..(first + count) * runs).unwrap_or_default();
-            if c.few { self.few(&part, task, x, sums) } else { self.many(&part, task, x) }
+            if c.few { self.few(&part, task, x(0), sums) } else { self.many(&part, task, x) }
         })
     }
     fn fill_left(&self, l: &Launch<'_>, extents: &[usize], k: usize, x: &mut [f32]) -> Result<(), Fault> {
@@ -291,13 +300,15 @@ impl MatMul {
         }
         p.finish(frame, &task.work, self.rhs.len())
     }
-    fn many(&self, p: &Part<'_>, task: &mut Task, x: &[f32]) -> Result<(), Fault> {
+    /// `x(i)` is part i of the left side's rows.
+    fn many<'x>(&self, p: &Part<'_>, task: &mut Task, x: impl Fn(usize) -> &'x [f32]) -> Result<(), Fault> {
         let (n, k) = (p.hi - p.lo, p.k);
         let frame = &mut task.frame;
         let (accs, panel) = task.work.split_at_mut(self.rhs.len() * p.count * n);
         for (rhs, acc) in self.rhs.iter().zip(accs.chunks_exact_mut((p.count * n).max(1))) {
             p.place(frame, p.first);
-            let panel = panel.get_mut(..n * k).unwrap_or_default();
+            let panels = panel.get_mut(..n * k * self.parts()).unwrap_or_default();
+            let panel = panels.get_mut(..n * k).unwrap_or_default();
             let (strides, direct) = match rhs {
                 Rhs::Rows(source) => {
                     let mut buffer = [0i32; CHUNK];
@@ -305,7 +316,9 @@ impl MatMul {
                     let fault = Fault { arg: source.arg };
                     let view = *p.l.read.get(source.arg as usize).ok_or(fault)?;
                     match (view, starts) {
-                        (View::F32(w), Starts::Run(start, step)) if start >= 0 && step >= 0 => {
+                        (View::F32(w), Starts::Run(start, step))
+                            if start >= 0 && step >= 0 && self.precision.parts() == 0 =>
+                        {
                             let w = w.get(start as usize..).ok_or(fault)?;
                             ((step as usize, 1), Some((w, fault)))
                         }
@@ -333,12 +346,37 @@ impl MatMul {
                     (if *along_n { (1, n) } else { (k, 1) }, None)
                 }
             };
-            let (w, fault) = direct.unwrap_or((panel, Fault { arg: 0 }));
-            if !gemm(p.count, n, k, acc, n, false, (x, k), (w, strides.0, strides.1)) {
-                return Err(fault);
+            let (w, fault) = match direct {
+                Some(stored) => stored,
+                None => {
+                    split(panels, n * k, self.precision);
+                    (&*panels, Fault { arg: 0 })
+                }
+            };
+            for (t, (i, j)) in self.precision.terms().iter().enumerate() {
+                let w = w.get(j * n * k..).unwrap_or_default();
+                if !gemm(p.count, n, k, acc, n, t > 0, (x(*i), k), (w, strides.0, strides.1)) {
+                    return Err(fault);
+                }
             }
         }
         p.finish(frame, &task.work, self.rhs.len())
+    }
+}
+
+/// Makes of the matrix in the first `len` floats as many that sum to it as the precision asks for, one behind the other.
+fn split(x: &mut [f32], len: usize, precision: MatmulPrecision) {
+    let mut rest = x;
+    for _ in 0..precision.parts() {
+        let (part, behind) = rest.split_at_mut(len.min(rest.len()));
+        for (i, v) in part.iter_mut().enumerate() {
+            let (nearest, left) = split_bf16(*v);
+            *v = nearest;
+            if let Some(next) = behind.get_mut(i) {
+                *next = left;
+            }
+        }
+        rest = behind;
     }
 }
 

@@ -4,7 +4,7 @@ use super::super::layout::{Home, Place};
 use super::*;
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Storage;
-use frit_kernels::spec::{Anchor, Arg, Exprs, KernelSpec, Space};
+use frit_kernels::spec::{Anchor, Arg, Exprs, KernelSpec, MatmulPrecision, Space};
 use frit_plan::{
     BufferRef, InputFill, Kernel, KvPart, KvSlotDecl, ModelInfo, Part, Port, Program, RopePart, Schedule, SizeDecl,
     SlotLayout, StateDecl, Step, Task, TensorData, ValueDecl, Variant, WeightDecl, WeightSource,
@@ -33,6 +33,7 @@ fn kernel(name: &str, args: Vec<Arg>, wgsl: &str) -> Kernel {
         exprs: Exprs::default(),
         stores: Vec::new(),
         left: None,
+        precision: MatmulPrecision::Auto,
         aliases: Vec::new(),
         sizes: Vec::new(),
     };

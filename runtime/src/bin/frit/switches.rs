@@ -6,6 +6,7 @@ use frit::{LoadedModel, model_source};
 use frit_compiler::fusion::FusionOptions;
 use frit_compiler::passes::PassManager;
 use frit_compiler::{CompileOptions, NumericMode};
+use frit_kernels::spec::MatmulPrecision;
 use std::path::Path;
 
 #[derive(clap::Args, Clone)]
@@ -18,6 +19,9 @@ pub struct Switches {
     /// (close functions too).
     #[arg(long, value_name = "MODE")]
     numeric: Option<String>,
+    /// How exactly matmuls multiply: auto, f32, or both sides as sums of bf16 numbers, bf16x1, bf16x2 or bf16x3.
+    #[arg(long, value_name = "PRECISION")]
+    matmul_precision: Option<String>,
     /// Compare both sides of every rewrite, and every kernel with its operations, on random operands: on or off.
     #[arg(long, value_name = "on|off")]
     verify_rewrites: Option<String>,
@@ -35,12 +39,17 @@ pub struct Switches {
     rewrite_fuel: Option<u64>,
 }
 
+fn precisions() -> Vec<&'static str> {
+    MatmulPrecision::ALL.iter().map(|p| p.name()).collect()
+}
+
 impl Switches {
     fn is_default(&self) -> bool {
         self.disable.is_empty()
             && self.skip_pass.is_empty()
             && self.rewrite_fuel.is_none()
             && self.numeric.is_none()
+            && self.matmul_precision.is_none()
             && self.verify_rewrites.is_none()
             && self.fusion_fuel.is_none()
     }
@@ -61,6 +70,15 @@ impl Switches {
                 bail!("there is no numeric mode `{mode}`\nhint: --numeric strict | default | fast");
             };
             o.fusion.numeric = mode;
+        }
+        if let Some(name) = &self.matmul_precision {
+            let Some(precision) = MatmulPrecision::of(name) else {
+                bail!("there is no matmul precision `{name}`\nhint: --matmul-precision {}", precisions().join(" | "));
+            };
+            if o.fusion.numeric == NumericMode::Strict && matches!(precision.parts(), 1 | 2) {
+                bail!("--numeric strict keeps every bit, and --matmul-precision {name} does not");
+            }
+            o.fusion.matmul_precision = precision;
         }
         o.validate = match self.verify_rewrites.as_deref() {
             None => o.validate,

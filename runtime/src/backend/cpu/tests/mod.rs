@@ -13,7 +13,8 @@ use crate::{Result, Tensor};
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{
-    Anchor, Arg, ArgId, AxisRange, BinaryOp, Expr, ExprId, Exprs, KernelSpec, SizeSlot, Space, Store, UnaryOp,
+    Anchor, Arg, ArgId, AxisRange, BinaryOp, Expr, ExprId, Exprs, KernelSpec, MatmulPrecision, SizeSlot, Space, Store,
+    UnaryOp,
 };
 use frit_plan::{
     BufferRef, InputFill, Kernel, ModelInfo, Part, Placement, Plan, Port, Program, SizeDecl, SlotLayout, Step, Task,
@@ -102,6 +103,7 @@ impl Case {
             exprs: Exprs::default(),
             stores: Vec::new(),
             left: None,
+            precision: MatmulPrecision::Auto,
             aliases: Vec::new(),
             sizes: slots.map(|(i, (n, _))| SizeSlot { name: n.to_string(), index: i as u8 }).collect(),
         };
