@@ -6,11 +6,13 @@ mod support;
 
 mod analysis;
 mod checkpoints;
+mod convolutions;
 mod depth;
 mod edits;
 mod harness;
 mod kv_slots;
 mod merging;
+mod onnx_file;
 mod precision;
 mod probabilities;
 mod reads;

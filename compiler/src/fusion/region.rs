@@ -89,11 +89,11 @@ impl Region {
         all.dedup();
         all
     }
-    /// The right sides of a matmul group, if they are all weights.
+    /// The right sides of a matmul group, if they are all weights `[N, K]`, the same for every batch.
     pub fn packed(&self, graph: &crate::graph::Graph) -> Option<PackedWeight> {
         let RegionAnchor::MatMul(g) = &self.anchor else { return None };
-        let part = |m: &ValueId| match graph.operands(*m).get(1).map(|w| graph.op(*w)) {
-            Some(crate::graph::Op::Weight(w)) => Some(*w),
+        let part = |m: &ValueId| match graph.operands(*m).get(1).map(|w| (graph.op(*w), graph.ty(*w).shape.len())) {
+            Some((crate::graph::Op::Weight(w), 2)) => Some(*w),
             _ => None,
         };
         let parts = g.members.iter().map(part).collect::<Option<Vec<_>>>()?;

@@ -1,5 +1,6 @@
 //! Pointwise operations that no epilogue took: expanded where they are read, or values with a region of their own.
 
+use super::movement::Reach;
 use super::{NORM_PROLOGUE_ROWS, Partitioner, is_anchor};
 use crate::fusion::legality::Refusal;
 use crate::fusion::region::{Region, RegionAnchor};
@@ -10,29 +11,32 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 impl Partitioner<'_> {
     /// Decides for every pointwise operation outside the epilogues whether it is computed where it is read, or becomes a
-    /// value in memory with a region of its own. `homes` of a value are the regions that expand it; the flag says
-    /// whether they may do so for more than a view.
+    /// value in memory with a region of its own. `homes` of a value are the regions that expand it, and how far they may
+    /// go beyond views.
     pub(super) fn assign_maps(&mut self) {
-        let mut homes: HashMap<ValueId, BTreeMap<usize, bool>> = HashMap::new();
+        let mut homes: HashMap<ValueId, BTreeMap<usize, Reach>> = HashMap::new();
         let absorbed: HashSet<ValueId> = self.owner.keys().copied().collect();
         for v in self.order.clone().into_iter().rev() {
             let op = self.graph.op(v);
             if op.is_source() || absorbed.contains(&v) {
                 continue;
             }
-            let mut here: BTreeMap<usize, bool> = BTreeMap::new();
+            let mut here: BTreeMap<usize, Reach> = BTreeMap::new();
             for u in self.users(v) {
-                let from: Vec<(usize, bool)> = match (absorbed.contains(u), self.owner.get(u)) {
+                let from: Vec<(usize, Reach)> = match (absorbed.contains(u), self.owner.get(u)) {
                     (true, Some(r)) => vec![(*r, self.reads_inline(v, *u))],
-                    _ => homes.get(u).into_iter().flatten().map(|(r, ok)| (*r, *ok)).collect(),
+                    _ => homes.get(u).into_iter().flatten().map(|(r, reach)| (*r, self.beyond(*reach, *u))).collect(),
                 };
-                for (r, ok) in from {
-                    *here.entry(r).or_insert(true) &= ok;
+                for (r, reach) in from {
+                    let known = here.entry(r).or_insert(reach);
+                    *known = (*known).min(reach);
                 }
             }
             let pinned = matches!(op, Op::KvAppend { .. }) || self.graph.is_output(v);
             let free = op.is_view() || self.is_cheap(v);
-            let single = here.len() == 1 && here.values().all(|ok| *ok) && self.options.fuse_prologues;
+            let single = here.len() == 1
+                && self.options.fuse_prologues
+                && here.iter().all(|(r, reach)| self.takes(*r, *reach, v));
             let barred = match (here.keys().next(), self.users(v).first()) {
                 (Some(r), Some(u)) if single && !free => self.permitted(v, *u).and_then(|()| self.binds(*r, v)).err(),
                 _ => None,
@@ -62,7 +66,7 @@ impl Partitioner<'_> {
                 }
             }
             let id = self.map_region(v);
-            homes.insert(v, BTreeMap::from([(id, true)]));
+            homes.insert(v, BTreeMap::from([(id, Reach::Anything)]));
         }
         for r in &mut self.regions {
             let position = &self.position;
@@ -93,16 +97,18 @@ impl Partitioner<'_> {
         }
         true
     }
-    /// Whether user `u`, an anchor or a member of a region, can compute `v` where it reads it without doing so many
-    /// times over.
-    pub(super) fn reads_inline(&self, v: ValueId, u: ValueId) -> bool {
+    /// How far user `u`, an anchor or a member of a region, computes `v` where it reads it.
+    pub(super) fn reads_inline(&self, v: ValueId, u: ValueId) -> Reach {
         let port = self.graph.operands(u).iter().position(|o| *o == v).unwrap_or(0);
         let in_matmul = self.owner.get(&u).is_some_and(|r| matches!(self.regions[*r].anchor, RegionAnchor::MatMul(_)));
+        let once = |is: bool| if is { Reach::Anything } else { Reach::Never };
         match self.graph.op(u) {
-            Op::MatMul { .. } => port == 0 && self.bounds.le(&self.rows(u), &Dim::constant(NORM_PROLOGUE_ROWS)),
-            Op::Attention(_) => port == 0,
-            Op::Norm { .. } => !in_matmul || port != 0,
-            _ => true,
+            Op::MatMul { .. } if port != 0 => Reach::Never,
+            Op::MatMul { .. } if self.bounds.le(&self.rows(u), &Dim::constant(NORM_PROLOGUE_ROWS)) => Reach::Anything,
+            Op::MatMul { .. } => Reach::Movement,
+            Op::Attention(_) => once(port == 0),
+            Op::Norm { .. } => once(!in_matmul || port != 0),
+            _ => Reach::Anything,
         }
     }
 }

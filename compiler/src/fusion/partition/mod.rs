@@ -4,6 +4,7 @@
 mod bindings;
 mod epilogue;
 mod maps;
+mod movement;
 mod norms;
 mod order;
 mod siblings;
@@ -166,8 +167,8 @@ impl<'a> Partitioner<'a> {
     }
     fn rhs_weight(&self, m: ValueId) -> Option<WeightId> {
         let ops = self.graph.operands(m);
-        match (self.graph.op(m), ops.get(1).map(|w| self.graph.op(*w))) {
-            (Op::MatMul { b_transposed: true }, Some(Op::Weight(w))) => Some(*w),
+        match (self.graph.op(m), ops.get(1).map(|w| (self.graph.op(*w), self.graph.ty(*w).shape.len()))) {
+            (Op::MatMul { b_transposed: true }, Some((Op::Weight(w), 2))) => Some(*w),
             _ => None,
         }
     }

@@ -1,5 +1,6 @@
 //! Convolution and pooling. The window of every place is taken by gathering at computed positions, or as a view where
-//! windows neither overlap nor leave the tensor; a convolution is then a product with the weight.
+//! windows neither overlap nor leave the tensor; a convolution is then a product with the weight, which fusion lets read
+//! the windows where they lie. Where every channel has one filter of its own, it is a sum over the taps instead.
 
 use super::pad::within;
 use crate::graph::ValueId;
@@ -133,6 +134,17 @@ pub fn conv(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
     cx.equate(channels, &(each * &groups))?;
     let windows = windows(cx, n, spatial, &sizes)?;
     let id = cx.node(&x)?;
+    let taps = windows.iter().map(|w| w.size).product::<i64>();
+    if each.is(1) && !groups.is(1) && *maps == groups && taps <= TAPS {
+        let weight = flat_weight(cx, &w, &[maps.clone(), Dim::constant(taps)])?;
+        let mut y = depthwise(cx, id, weight, &windows)?;
+        if let Some(bias) = n.optional(2) {
+            let bias = cx.node(&bias.clone())?;
+            let bias = channels_of(cx, bias, windows.len())?;
+            y = cx.bin(BinaryOp::Add, y, bias)?;
+        }
+        return Ok(vec![cx.val(y, x.elem)]);
+    }
     let taken = patches(cx, id, &windows, 0.0)?;
     // [N, C, P₁, K₁, …] to [N, P…, C, K…].
     let k = spatial.len();
@@ -172,6 +184,69 @@ pub fn conv(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
         y
     };
     Ok(vec![cx.val(y, x.elem)])
+}
+
+/// Taps up to which a filter of one channel is a sum of products.
+const TAPS: i64 = 64;
+
+/// `[C]`, or what reshapes to it, so that it broadcasts over `[N, C, …]` with `spatial` axes.
+fn channels_of(cx: &mut Cx<'_, '_, '_>, v: ValueId, spatial: usize) -> Res<ValueId> {
+    let mut column = vec![Dim::one(); spatial + 1];
+    column[0] = product(&cx.shape(v));
+    cx.reshape(v, &column)
+}
+
+/// Σ over the taps of `x [N, C, D…]` at each tap times `weight [C, taps]`: `[N, C, places…]`.
+fn depthwise(cx: &mut Cx<'_, '_, '_>, x: ValueId, weight: ValueId, windows: &[Window]) -> Res<ValueId> {
+    // The input at every tap, the last axis fastest.
+    let mut taken = vec![x];
+    for (i, w) in windows.iter().enumerate() {
+        let mut next = Vec::with_capacity(taken.len() * w.size.unsigned_abs() as usize);
+        for v in taken {
+            for tap in 0..w.size {
+                next.push(at_tap(cx, v, i + 2, w, tap)?);
+            }
+        }
+        taken = next;
+    }
+    let mut sum = None;
+    for (t, v) in taken.into_iter().enumerate() {
+        let filter = cx.slice(weight, 1, &Dim::constant(t as i64), &Dim::one())?;
+        let filter = channels_of(cx, filter, windows.len())?;
+        let term = cx.bin(BinaryOp::Mul, v, filter)?;
+        sum = Some(match sum {
+            Some(sum) => cx.bin(BinaryOp::Add, sum, term)?,
+            None => term,
+        });
+    }
+    match sum {
+        Some(sum) => Ok(sum),
+        None => malformed("has a window without taps"),
+    }
+}
+
+/// The elements along `axis` that tap `tap` of every place meets; 0 where that is outside.
+fn at_tap(cx: &mut Cx<'_, '_, '_>, x: ValueId, axis: usize, w: &Window, tap: i64) -> Res<ValueId> {
+    let first = tap * w.dilation - w.before;
+    let extent = cx.shape(x).get(axis).cloned().unwrap_or_else(Dim::one);
+    if w.inside && w.stride == 1 {
+        return cx.slice(x, axis, &Dim::constant(first), &w.places);
+    }
+    let place = cx.iota(&[w.places.clone()], 0, Dim::zero());
+    let at = if w.stride == 1 { place } else { cx.bin_c(BinaryOp::Mul, place, w.stride as f64)? };
+    let at = if first == 0 { at } else { cx.bin_c(BinaryOp::Add, at, first as f64)? };
+    let front = cx.move_axis(x, axis, 0)?;
+    let mut taken = cx.gather(front, at)?;
+    if !w.inside {
+        let size = cx.size_value(&extent)?;
+        let inside = within(cx, at, size)?;
+        let mut column = vec![Dim::one(); cx.shape(taken).len()];
+        column[0] = w.places.clone();
+        let inside = cx.reshape(inside, &column)?;
+        let nothing = cx.f32(0.0)?;
+        taken = cx.select(inside, taken, nothing)?;
+    }
+    cx.move_axis(taken, 0, axis)
 }
 
 fn flat_weight(cx: &mut Cx<'_, '_, '_>, w: &Val, shape: &[Dim]) -> Res<ValueId> {
