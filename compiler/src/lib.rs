@@ -1,6 +1,7 @@
 //! Model in, plan out. The pipeline is one page: ingest, passes, fusion, schedule, lower.
 #![forbid(unsafe_code)]
 
+pub mod chain;
 pub mod error;
 pub mod fusion;
 pub mod graph;

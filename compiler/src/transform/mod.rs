@@ -18,6 +18,7 @@ mod layer_list;
 pub mod linalg;
 mod linear;
 pub mod merge;
+pub mod onnx;
 mod open;
 mod rearrange;
 mod recipe;

@@ -40,7 +40,10 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Checkpoint> {
         let limits = Limits::default();
         if !path.is_dir() {
-            let problem = if path.exists() {
+            let is_gguf = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+            let problem = if path.exists() && is_gguf {
+                "is a GGUF file; transform the directory that it was converted from, and convert what comes out"
+            } else if path.exists() {
                 "is no directory; transforms read models in Hugging Face form"
             } else {
                 "there is no such directory"

@@ -16,7 +16,7 @@ mod fold;
 mod import;
 mod node;
 mod ops;
-mod proto;
+pub(crate) mod proto;
 mod stock;
 mod text;
 mod value;

@@ -6,6 +6,7 @@ use frit::calibration::Calibration;
 use frit::tokenizer::Tokenizer;
 use frit::{BackendChoice, model_source};
 use frit_compiler::ingest;
+use frit_compiler::transform::onnx::{ONNX_STEPS, OnnxModel};
 use frit_compiler::transform::step::STEPS;
 use frit_compiler::transform::{Activations, Aid, Checkpoint, Recipe, Report, Step, Tied};
 use serde_json::{Map, Value};
@@ -25,8 +26,11 @@ pub struct Args {
 
 fn help() -> String {
     let width = STEPS.iter().map(|(n, _)| n.len()).max().unwrap_or(0);
-    let lines: Vec<String> = STEPS.iter().map(|(n, what)| format!("  {n:width$}  {what}")).collect();
-    format!("Transforms:\n{}", lines.join("\n"))
+    let lines = |steps: &[(&str, &str)]| {
+        let lines: Vec<String> = steps.iter().map(|(n, what)| format!("  {n:width$}  {what}")).collect();
+        lines.join("\n")
+    };
+    format!("Transforms of directories:\n{}\nOf ONNX files:\n{}", lines(STEPS), lines(ONNX_STEPS))
 }
 
 /// The words, taken apart.
@@ -88,6 +92,10 @@ fn option(value: Option<String>) -> Value {
 
 pub fn main(a: &Args) -> Result<()> {
     let w = wanted(&a.words)?;
+    let is_onnx = |p: &str| Path::new(p).extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
+    if w.places.last().is_some_and(|p| is_onnx(p)) {
+        return edit_onnx(&w);
+    }
     let (recipe, input) = match (&w.recipe, w.places.as_slice()) {
         (Some(file), [input]) => {
             if let Some(name) = w.options.keys().next() {
@@ -108,7 +116,8 @@ pub fn main(a: &Args) -> Result<()> {
     let Some(output) = &w.output else { bail!("no place to write to is named\nhint: -o OUT") };
     let kind = output.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     if matches!(kind.as_str(), "gguf" | "onnx") {
-        bail!("{}: .{kind} is not written; name a directory or a .frit file", output.display());
+        let from = if kind == "onnx" { "; ONNX files are written from ONNX files" } else { "" };
+        bail!("{}: .{kind} is not written; name a directory or a .frit file{from}", output.display());
     }
     let input = Path::new(input);
     let mut checkpoint = Checkpoint::open(input)?;
@@ -125,6 +134,36 @@ pub fn main(a: &Args) -> Result<()> {
     } else {
         reports.iter().for_each(print);
         println!("{}", output.display());
+    }
+    Ok(())
+}
+
+/// An edit of an ONNX file, which has no roles of tensors.
+fn edit_onnx(w: &Wanted) -> Result<()> {
+    let (Some(output), [name, input], None) = (&w.output, w.places.as_slice(), &w.recipe) else {
+        let names: Vec<&str> = ONNX_STEPS.iter().map(|(n, _)| *n).collect();
+        bail!("say what and where\nhint: frit transform {} IN.onnx -o OUT.onnx", names.join("|"));
+    };
+    let mut model = OnnxModel::open(Path::new(input))?;
+    let before = model.weight_bytes();
+    let changes = model.apply(name, &w.options)?;
+    match output.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default().as_str() {
+        "onnx" => model.save(output)?,
+        "frit" => {
+            let dir = tempfile::tempdir()?;
+            let at = dir.path().join("model.onnx");
+            model.save(&at)?;
+            let loaded = model_source::compiled(&ingest::load(&at)?)?;
+            frit_plan::format::write(output, &loaded.plan, &*loaded.weights, &mut |_, _| ())?;
+        }
+        _ => bail!("{}: an ONNX file is edited into a .onnx or a .frit file", output.display()),
+    }
+    if w.json {
+        let report = serde_json::json!({ "transform": name, "changes": changes, "before": before, "after": model.weight_bytes() });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        changes.iter().for_each(|line| println!("{name:16} {line}"));
+        println!("{:16} {} stored ({} before)\n{}", "", bytes(model.weight_bytes()), bytes(before), output.display());
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! `frit explain`.
 
+#[cfg(feature = "compiler")]
+mod chains;
 mod html;
 mod measure;
 
@@ -60,6 +62,9 @@ pub struct Args {
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
+    #[cfg(feature = "compiler")]
+    #[command(flatten)]
+    chains: chains::Wanted,
     #[cfg(feature = "compiler")]
     #[command(flatten)]
     switches: crate::switches::Switches,
@@ -156,6 +161,10 @@ pub fn main(a: &Args) -> Result<()> {
         return Ok(());
     }
     let path = model::path(a.model.as_deref())?;
+    #[cfg(feature = "compiler")]
+    if a.chains.run(&path, a.json)? {
+        return Ok(());
+    }
     let progress = Progress::new();
     #[cfg(feature = "compiler")]
     let loaded = a.switches.open(&path, &progress)?;
