@@ -13,6 +13,7 @@ pub mod numeric;
 pub mod passes;
 #[allow(dead_code)]
 pub mod reference;
+pub mod shard;
 pub mod transform;
 
 pub use error::{Error, Result};

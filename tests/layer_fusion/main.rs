@@ -19,6 +19,7 @@ mod precision;
 mod probabilities;
 mod reads;
 mod recipes;
+mod sharding;
 mod sharing;
 mod tiny;
 mod tying;
