@@ -136,6 +136,9 @@ impl Outline {
     pub fn stretch(&self, graph: &Graph, part: &Partition, built: &[Built]) -> Option<(Vec<Built>, Vec<Refused>)> {
         let (weights, slots) = self.owners(graph);
         let shift = |from: usize, by: usize| Shift { outline: self, graph, weights: &weights, slots: &slots, from, by };
+        if built.iter().any(|b| self.reach(graph, &b.region) > 1) {
+            return None;
+        }
         let tags: Vec<Option<usize>> = built.iter().map(|b| self.tag(graph, &b.region)).collect();
         let run = |block: usize| -> Option<(usize, usize)> {
             let lo = tags.iter().position(|t| *t == Some(block))?;
@@ -187,6 +190,14 @@ impl Outline {
         }
         refused.sort_by_key(|r| (r.from, r.to, r.code));
         Some((out, refused))
+    }
+    /// How many blocks apart in the short graph the operations of a region are at most. Matmuls of all blocks with one left
+    /// side are one region; moved as a whole it would lose those that were cut out.
+    fn reach(&self, graph: &Graph, region: &Region) -> usize {
+        let all = region.members();
+        let own = all.iter().filter(|v| !graph.op(**v).is_source());
+        let blocks: Vec<usize> = own.filter_map(|v| self.block(*v)).map(|b| b.min(KEPT - 1)).collect();
+        blocks.iter().max().zip(blocks.iter().min()).map_or(0, |(last, first)| last - first)
     }
     /// The block a region belongs to: the last one it computes anything of.
     fn tag(&self, graph: &Graph, region: &Region) -> Option<usize> {

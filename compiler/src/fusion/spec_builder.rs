@@ -309,7 +309,9 @@ impl<'a> SpecBuilder<'a> {
         for (k, o) in ops.iter().enumerate() {
             let extent = self.graph.ty(*o).shape.get(axis).cloned().unwrap_or_default();
             let own = (x.clone() - start.clone()).simplify(&self.bounds);
-            let own = own.larger(&Dim::zero()).smaller(&(extent.clone() - Dim::one())).simplify(&self.bounds);
+            // An operand may be empty, such as the past of a first run.
+            let last = (extent.clone() - Dim::one()).larger(&Dim::zero()).simplify(&self.bounds);
+            let own = own.larger(&Dim::zero()).smaller(&last).simplify(&self.bounds);
             let mut c = at.to_vec();
             if let Some(a) = c.get_mut(axis) {
                 *a = own;

@@ -54,6 +54,10 @@ impl Partitioner<'_> {
                 self.refuse(v, first, Refusal::Cycle, detail);
                 continue;
             }
+            if let Err((code, detail)) = self.binds(target, v) {
+                self.refuse(v, first, code, detail);
+                continue;
+            }
             match self.recompute(v, target, kept) {
                 Ok(()) => {
                     self.spend();
