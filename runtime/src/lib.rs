@@ -9,6 +9,7 @@ mod binding;
 pub mod calibration;
 #[cfg(feature = "chat")]
 pub mod chat;
+mod depth;
 mod device;
 #[cfg(feature = "tokenizer")]
 pub mod embed;
@@ -31,6 +32,7 @@ pub mod tokenizer;
 #[cfg(feature = "verify")]
 pub mod verify;
 
+pub use depth::Depth;
 pub use device::BackendChoice;
 pub use error::{Error, Result};
 pub use generate::{Completion, Finish, GenerateOptions, GenerateStats, Generation, NewToken};

@@ -20,6 +20,8 @@ pub struct RunStats {
     pub ffn_possible: u64,
     /// How many tokens left after how many layers; the last entry are those that ran all.
     pub exit_histogram: BTreeMap<u32, u64>,
+    /// How many tokens took how many trips, where tokens stop by themselves.
+    pub trips: BTreeMap<u32, u64>,
 }
 
 /// A decision as its output is named.
@@ -32,6 +34,10 @@ enum Decision {
     },
     Layer,
     Ffn,
+    /// A trip behind the first, of so many layers.
+    Trip {
+        layers: u32,
+    },
 }
 
 fn decision(name: &str) -> Option<Decision> {
@@ -41,6 +47,7 @@ fn decision(name: &str) -> Option<Decision> {
             let (layers, governs) = number.split_once('+')?;
             Some(Decision::Exit { layers: layers.parse().ok()?, governs: governs.parse().ok()? })
         }
+        "trip" => Some(Decision::Trip { layers: number.split_once('+')?.1.parse().ok()? }),
         "layer" => Some(Decision::Layer),
         "ffn" => Some(Decision::Ffn),
         _ => None,
@@ -68,12 +75,15 @@ impl RunStats {
             self.tokens += 1;
             let mut run = self.layers;
             let mut left = None;
+            let mut trips = 1;
             for (d, v) in &told {
                 match d {
                     Decision::Exit { layers, governs } if !ran(v) => {
                         run = run.saturating_sub(*governs);
                         left = Some(left.map_or(*layers, |l: u32| l.min(*layers)));
                     }
+                    Decision::Trip { layers } if !ran(v) => run = run.saturating_sub(*layers),
+                    Decision::Trip { .. } => trips += 1,
                     Decision::Layer if !ran(v) => run = run.saturating_sub(1),
                     Decision::Ffn => {
                         self.ffn_possible += 1;
@@ -83,6 +93,9 @@ impl RunStats {
                 }
             }
             self.layers_run += u64::from(run);
+            if told.iter().any(|(d, _)| matches!(d, Decision::Trip { .. })) {
+                *self.trips.entry(trips).or_default() += 1;
+            }
             if told.iter().any(|(d, _)| matches!(d, Decision::Exit { .. })) {
                 *self.exit_histogram.entry(left.unwrap_or(self.layers)).or_default() += 1;
             }
@@ -103,5 +116,9 @@ mod tests {
         s.add(told.into_iter(), Some(&[true, true, true]));
         assert_eq!((s.tokens, s.layers_run, s.ffn_run, s.ffn_possible), (3, 2 + 4 + 6, 2, 3));
         assert_eq!(s.exit_histogram, BTreeMap::from([(2, 1), (4, 1), (6, 1)]));
+        let mut s = RunStats { layers: 6, ..RunStats::default() };
+        let told = [("ran:trip.2+2", &t(&[0, 1, 1])), ("ran:trip.4+2", &t(&[0, 0, 1]))];
+        s.add(told.into_iter(), None);
+        assert_eq!((s.layers_run, s.trips), (2 + 4 + 6, BTreeMap::from([(1, 1), (2, 1), (3, 1)])));
     }
 }

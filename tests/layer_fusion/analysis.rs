@@ -28,7 +28,7 @@ fn rotation(n: usize, seed: u64) -> Dense {
 }
 
 #[test]
-fn cosine_does_not_see_scale_and_cka_no_rotation() {
+fn row_37_cosine_does_not_see_scale_and_cka_no_rotation() {
     let (x, y) = (normal(40, 8, 1), normal(40, 8, 2));
     assert!((metrics::cosine(&scaled(&x, 3.0), &y) - metrics::cosine(&x, &y)).abs() < 1e-14);
     assert!((metrics::cosine(&x, &scaled(&x, 0.1)) - 1.0).abs() < 1e-14);

@@ -202,6 +202,17 @@ pub fn t5(encoder: usize, decoder: usize) -> Checkpoint {
     })
 }
 
+/// T0 of a model with two stacks: both checkpoints give the same bits, three rows at once, on both backends.
+pub fn same_pairs(a: &Checkpoint, b: &Checkpoint, ties: [Tied; 2]) {
+    let [a, b] = [(a, ties[0]), (b, ties[1])].map(|(c, tied)| compiled(c, tied));
+    let ids = |seed, n: u64| frit::Tensor::i32(&[3, n], harness::tokens(seed, 3 * n as usize, 61)).unwrap();
+    let inputs = [("input_ids", ids(1, 9)), ("decoder_input_ids", ids(2, 5))];
+    for backend in harness::BACKENDS {
+        let [x, y] = [&a, &b].map(|m| harness::session(m, backend).run(&inputs).unwrap_or_else(|e| panic!("{e}")));
+        assert_eq!(x, y, "{backend:?}");
+    }
+}
+
 /// A GPT-2 of random numbers: 3 layers of 48, 4 heads, 96 inner, 61 tokens.
 pub fn gpt2() -> Checkpoint {
     let config = json!({
@@ -230,6 +241,62 @@ pub fn gpt2() -> Checkpoint {
         }
         put("transformer.ln_f.weight", &[48]);
         put("transformer.ln_f.bias", &[48]);
+    })
+}
+
+/// A GPT-NeoX of random numbers: 3 layers of 48, 4 heads whose queries, keys and values are side by side, 96 inner.
+pub fn neox() -> Checkpoint {
+    let config = json!({
+        "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_size": 48, "num_attention_heads": 4,
+        "num_hidden_layers": 3, "intermediate_size": 96, "vocab_size": 61, "max_position_embeddings": 128,
+        "rotary_pct": 0.5, "rotary_emb_base": 10000, "hidden_act": "gelu", "layer_norm_eps": 1e-5,
+        "use_parallel_residual": false, "attention_bias": true, "tie_word_embeddings": false,
+    });
+    let Value::Object(config) = config else { unreachable!() };
+    random(config, |put| {
+        put("gpt_neox.embed_in.weight", &[61, 48]);
+        let mut both = |stem: &str, shape: &[usize]| {
+            put(&format!("{stem}.weight"), shape);
+            put(&format!("{stem}.bias"), &shape[..1]);
+        };
+        for i in 0..3 {
+            let at = |n: &str| format!("gpt_neox.layers.{i}.{n}");
+            both(&at("attention.query_key_value"), &[144, 48]);
+            both(&at("attention.dense"), &[48, 48]);
+            both(&at("mlp.dense_h_to_4h"), &[96, 48]);
+            both(&at("mlp.dense_4h_to_h"), &[48, 96]);
+            both(&at("input_layernorm"), &[48]);
+            both(&at("post_attention_layernorm"), &[48]);
+        }
+        both("gpt_neox.final_layer_norm", &[48]);
+        put("embed_out.weight", &[61, 48]);
+    })
+}
+
+/// A BLOOM of random numbers: 3 layers of 48, 4 heads whose queries, keys and values are side by side.
+pub fn bloom() -> Checkpoint {
+    let config = json!({
+        "architectures": ["BloomForCausalLM"], "model_type": "bloom", "hidden_size": 48, "n_head": 4, "n_layer": 3,
+        "vocab_size": 61, "layer_norm_epsilon": 1e-5, "seq_length": 128,
+    });
+    let Value::Object(config) = config else { unreachable!() };
+    random(config, |put| {
+        put("transformer.word_embeddings.weight", &[61, 48]);
+        let mut both = |stem: &str, shape: &[usize]| {
+            put(&format!("{stem}.weight"), shape);
+            put(&format!("{stem}.bias"), &shape[..1]);
+        };
+        both("transformer.word_embeddings_layernorm", &[48]);
+        for i in 0..3 {
+            let at = |n: &str| format!("transformer.h.{i}.{n}");
+            both(&at("self_attention.query_key_value"), &[144, 48]);
+            both(&at("self_attention.dense"), &[48, 48]);
+            both(&at("mlp.dense_h_to_4h"), &[192, 48]);
+            both(&at("mlp.dense_4h_to_h"), &[48, 192]);
+            both(&at("input_layernorm"), &[48]);
+            both(&at("post_attention_layernorm"), &[48]);
+        }
+        both("transformer.ln_f", &[48]);
     })
 }
 

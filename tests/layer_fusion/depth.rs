@@ -3,7 +3,7 @@
 use crate::harness::{BACKENDS, agrees, compiled, logits, refused, same_bits, session, tokens, verified};
 use crate::support::Random;
 use crate::tiny::{Form, Tiny};
-use frit::{GenerateOptions, Tensor};
+use frit::{Depth, GenerateOptions, Tensor};
 use frit_compiler::ingest::policy::{ExitRule, Exits, FfnSkip, RunPolicy};
 use serde_json::json;
 use std::ops::ControlFlow;
@@ -199,6 +199,37 @@ fn lt_04_kernels_of_exits_are_checked() {
     let t = Tiny::sized(44, 3, 32, [2, 1, 16], 48, 19);
     verified(&compiled(&t, exits(&[1, 2], ExitRule::Margin(0.2))));
     verified(&compiled(&t, ffn_skip(0.9, &[0], 1)));
+}
+
+/// What a plan says about its depth, and what a run then does: tied layers are stored once, exits and routers spare layers.
+#[test]
+fn lt_07_depth_is_told_before_and_after_a_run() {
+    let t = Tiny::llama(70);
+    let depth = |m: &frit::LoadedModel| {
+        let d = Depth::of(&m.plan);
+        [d.stored, d.executed, d.least]
+    };
+    assert_eq!(depth(&compiled(&t, RunPolicy::default())), [6, 6, 6]);
+    assert_eq!(depth(&compiled(&t.tied(&[0, 1, 0, 1, 0, 1]), RunPolicy::default())), [2, 6, 6]);
+    assert_eq!(depth(&compiled(&t, RunPolicy { skip_layers: vec![2], ..RunPolicy::default() })), [5, 5, 5]);
+    let mut routed = t.clone();
+    let mut r = Random::new(7);
+    routed_at(&mut routed, &mut r, 3);
+    assert_eq!(depth(&compiled(&routed, RunPolicy::default())), [6, 6, 5]);
+    let m = compiled(&t, exits(&[2, 4], ExitRule::Confidence(0.0)));
+    assert_eq!(depth(&m), [6, 6, 2]);
+    let (_, stats) = logits(&m, frit::BackendChoice::Cpu, &[tokens(3, 11, t.vocab)]);
+    assert_eq!((stats.tokens, stats.layers, stats.layers_run), (11, 6, 2 * 11));
+    let said = serde_json::to_value(&stats).unwrap();
+    for field in ["layers_run", "ffn_run", "exit_histogram", "trips"] {
+        assert!(said.get(field).is_some(), "{field} is not told");
+    }
+}
+
+fn routed_at(t: &mut Tiny, r: &mut Random, layer: usize) {
+    t.random(r, &Tiny::name(layer, "gate.weight"), &[1, 64], 0.4);
+    t.random(r, &Tiny::name(layer, "gate.bias"), &[1], 0.1);
+    t.frit["gates"] = json!([{ "layer": layer, "kind": "route" }]);
 }
 
 /// A generation says what ran.

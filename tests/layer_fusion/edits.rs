@@ -85,7 +85,26 @@ fn lt_06_shallow_decoder() {
         for name in cut.names() {
             assert_eq!(values(&cut, name), values(&c, name), "{name}");
         }
+        // Run against the model made by hand; keys and values of the encoder are kept for the layer that is left.
+        same_pairs(&cut, &by_hand(&c, [encoder, left]), [Tied::Once; 2]);
+        let slots = |c: &Checkpoint| compiled(c, Tied::Once).plan.kv_slots.len();
+        assert_eq!((slots(&cut), slots(&c)), (2 * left, 2 * decoder));
     }
+}
+
+/// The first layers of either stack, taken by their names.
+fn by_hand(c: &Checkpoint, left: [usize; 2]) -> Checkpoint {
+    let mut out = c.clone();
+    let names: Vec<String> = c.names().map(str::to_owned).collect();
+    for (side, left) in ["encoder.block.", "decoder.block."].into_iter().zip(left) {
+        let number = |n: &String| n.strip_prefix(side).and_then(|n| n.split('.').next()?.parse::<usize>().ok());
+        for n in names.iter().filter(|n| number(n).is_some_and(|i| i >= left)) {
+            out.remove(n);
+        }
+    }
+    out.set("num_layers", left[0]);
+    out.set("num_decoder_layers", left[1]);
+    out
 }
 
 #[test]
@@ -99,6 +118,10 @@ fn row_20_every_depth_of_a_model_with_two_stacks() {
             };
             assert_eq!((blocks("encoder.block."), blocks("decoder.block.")), (n, m));
             assert!(cut.has("decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"));
+            // Each is a model; those of unlike depths are also run.
+            if n + m == 7 {
+                same_pairs(&cut, &by_hand(&c, [n, m]), [Tied::Once; 2]);
+            }
         }
     }
     same(&edited(&c, json!([{ "transform": "truncate", "encoder-layers": 6, "decoder-layers": 6 }])), &c);

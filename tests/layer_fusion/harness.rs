@@ -18,9 +18,14 @@ pub const BACKENDS: [BackendChoice; 2] = [BackendChoice::Cpu, BackendChoice::Wgp
 
 /// Compiles a checkpoint under a policy.
 pub fn compiled(t: &Tiny, policy: RunPolicy) -> LoadedModel {
+    compiled_with(t, policy, CompileOptions::default())
+}
+
+/// The same with these options.
+pub fn compiled_with(t: &Tiny, policy: RunPolicy, options: CompileOptions) -> LoadedModel {
     let dir = t.save();
     let load = LoadOptions { policy, ..LoadOptions::default() };
-    let model = model_source::compile_as(dir.path(), &load, CompileOptions::default(), &mut |_| {});
+    let model = model_source::compile_as(dir.path(), &load, options, &mut |_| {});
     let model = model.unwrap_or_else(|e| panic!("{e}"));
     model.plan.validate().unwrap_or_else(|e| panic!("{e}"));
     // Weights are read when a session is opened: the files must stay.
@@ -82,9 +87,10 @@ pub fn agrees(t: &Tiny, form: &Form, policy: RunPolicy) -> Vec<Outcome> {
 /// Greedy tokens of a prompt on its own, decode by decode, are the oracle's.
 pub fn follows(t: &Tiny, form: &Form, m: &LoadedModel, backend: BackendChoice) {
     let mut ids = tokens(5, 7, t.vocab);
-    let form = &Form { prompt: ids.len(), ..form.clone() };
+    const CHUNK: usize = 4;
+    let form = &Form { prompt: ids.len(), chunk: CHUNK, ..form.clone() };
     let prompt: Vec<u32> = ids.iter().map(|i| *i as u32).collect();
-    let options = GenerateOptions { max_new_tokens: 5, ignore_eos: true, chunk: 4, ..Default::default() };
+    let options = GenerateOptions { max_new_tokens: 5, ignore_eos: true, chunk: CHUNK as u64, ..Default::default() };
     let made = session(m, backend).generate(&[prompt], &options, &mut |_| ControlFlow::Continue(())).unwrap();
     for token in &made.rows[0].tokens {
         let logits = t.run(form, &ids).logits.pop().unwrap();

@@ -5,21 +5,25 @@
 mod support;
 
 mod analysis;
+mod caches;
 mod checkpoints;
 mod convolutions;
 mod cost_model;
 mod depth;
 mod edits;
+mod graphs;
 mod harness;
 mod kv_slots;
 mod merging;
 mod onnx_edits;
 mod onnx_file;
+mod packed;
 mod precision;
 mod probabilities;
 mod reads;
 mod recipes;
 mod sharding;
 mod sharing;
+mod table;
 mod tiny;
 mod tying;

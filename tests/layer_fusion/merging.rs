@@ -353,7 +353,7 @@ fn row_24_dha_fuses_heads() {
 }
 
 #[test]
-fn gains_of_norms_fold_into_maps() {
+fn lt_01_gains_of_norms_fold_into_maps() {
     let t = Tiny::llama(148);
     let c = checkpoint(&t);
     let folded = edited(&c, json!([{ "transform": "fold-norms" }]));

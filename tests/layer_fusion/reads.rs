@@ -1,8 +1,11 @@
 //! Families G and I: layers run again, and outputs of several layers read together.
 
-use crate::harness::{agrees, compiled, reads, same_bits};
+use crate::harness::{
+    BACKENDS, agrees, cache_bytes, compiled, compiled_with, logits, reads, refused, same_bits, tokens, verified,
+};
 use crate::support::Random;
 use crate::tiny::{Form, Tiny};
+use frit_compiler::CompileOptions;
 use frit_compiler::ingest::policy::{LayerMix, RunPolicy};
 use serde_json::json;
 
@@ -24,9 +27,20 @@ fn row_50_merge_decoding_mixes_layers() {
     }
 }
 
+/// Outputs of all layers, normalised and weighed, come to the head; the sum is accumulated as they are made.
+#[test]
+fn row_32_gtrans_accumulates_the_outputs_of_layers() {
+    let t = Tiny::llama(32);
+    let weights = [0.1f32, 0.2, 0.15, 0.25, 0.05, 0.25];
+    let wide: Vec<f64> = weights.iter().map(|w| f64::from(*w)).collect();
+    agrees(&t, &Form { mix: Some((wide, true)), ..Form::default() }, mix(&weights, true));
+    let last = compiled(&t, mix(&[0.0, 0.0, 0.0, 0.0, 0.0, 1.0], true));
+    same_bits(&last, &compiled(&t, RunPolicy::default()), t.vocab);
+}
+
 /// However many layers are mixed, two more buffers at most: the sum as it was, and as a layer leaves it.
 #[test]
-fn mixed_layers_keep_two_buffers_at_most() {
+fn row_32_gtrans_keeps_two_buffers_at_most() {
     let t = Tiny::llama(32);
     let elements = |policy: RunPolicy| {
         let m = compiled(&t, policy);
@@ -109,4 +123,114 @@ fn row_49_kernels_do_not_grow_with_trips() {
     let base = Tiny::llama(49);
     let kernels = |trips: usize| compiled(&base.tied(&vec![0; trips]), RunPolicy::default()).plan.kernels.len();
     assert_eq!([kernels(2), kernels(6), kernels(24)], [kernels(12); 3]);
+}
+
+/// One body for all layers, or each layer by itself: the same launches of the same kernels, and the same bits. A layer that
+/// is other than the rest is no part of the loop.
+#[test]
+fn row_49_kernel_looping_compiles_one_body() {
+    let looped = CompileOptions::default();
+    let unrolled = CompileOptions { outline: false, ..CompileOptions::default() };
+    let mut odd = Tiny::sized(491, 16, 64, [4, 2, 16], 128, 97);
+    odd.frit["drop_ffn"] = json!([7]);
+    odd.without(7, &["mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"]);
+    odd.without(7, &["post_attention_layernorm.weight"]);
+    for (t, repeats) in
+        [(Tiny::sized(490, 12, 64, [4, 2, 16], 128, 97), true), (odd, true), (Tiny::llama(492).reordered(&[0]), false)]
+    {
+        let (a, b) = (
+            compiled_with(&t, RunPolicy::default(), looped.clone()),
+            compiled_with(&t, RunPolicy::default(), unrolled.clone()),
+        );
+        let instances = |m: &frit::LoadedModel| m.plan.report.phases.iter().map(|p| p.instances).collect::<Vec<_>>();
+        assert!(instances(&b).iter().all(|n| *n == 0));
+        assert_eq!(instances(&a).iter().all(|n| *n > 0), repeats, "{:?}", instances(&a));
+        let steps = |m: &frit::LoadedModel| m.plan.programs.iter().map(|p| p.steps.len()).collect::<Vec<_>>();
+        assert_eq!((steps(&a), a.plan.kernels.len()), (steps(&b), b.plan.kernels.len()));
+        let work = |m: &frit::LoadedModel| m.plan.report.phases.iter().map(|p| p.work).sum::<u64>();
+        assert!(!repeats || work(&a) < work(&b), "{} and {}", work(&a), work(&b));
+        same_bits(&a, &b, t.vocab);
+    }
+}
+
+/// Behind some layers every token attends to its own states so far; an output map of zeros changes no bit, and nothing of
+/// it is cached.
+#[test]
+fn row_33_layer_wise_representation_fusion() {
+    let mut t = Tiny::llama(33);
+    let mut r = Random::new(9);
+    let layers = [0, 2, 5];
+    for l in layers {
+        for part in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+            t.random(&mut r, &Tiny::name(l, &format!("layer_attention.{part}.weight")), &[64, 64], 0.3);
+        }
+    }
+    t.frit["layer_attention"] = json!(layers);
+    agrees(&t, &Form { layer_attention: layers.to_vec(), ..Form::default() }, RunPolicy::default());
+    let plain = Tiny::llama(33);
+    let bytes = |t: &Tiny| cache_bytes(&compiled(t, RunPolicy::default()).plan, 1, 5);
+    assert_eq!(bytes(&t), bytes(&plain));
+    for l in layers {
+        let zero = t.tensors.get_mut(&Tiny::name(l, "layer_attention.o_proj.weight")).unwrap();
+        zero.1.iter_mut().for_each(|w| *w = 0.0);
+    }
+    same_bits(&compiled(&t, RunPolicy::default()), &compiled(&plain, RunPolicy::default()), t.vocab);
+    t.frit["layer_attention"] = json!([6]);
+    assert!(refused(&t, RunPolicy::default()).contains("names layer 6"));
+}
+
+/// A block of two layers run three times, with tokens that stop when they are done.
+fn halting(seed: u64, bias: f32) -> Tiny {
+    let mut t = Tiny::llama(seed).reordered(&[0, 1, 0, 1, 0, 1]);
+    let mut r = Random::new(seed);
+    for l in [0, 2, 4] {
+        t.random(&mut r, &Tiny::name(l, "halt.weight"), &[1, 64], 0.35);
+        t.tensors.insert(Tiny::name(l, "halt.bias"), (vec![1], vec![bias]));
+    }
+    for l in 0..6 {
+        t.random(&mut r, &Tiny::name(l, "step"), &[64], 0.3);
+    }
+    t.frit["steps"] = json!(true);
+    t
+}
+
+/// Adaptive computation time by the paper's update: who stops when, what a stopped token keeps, and how many trips ran.
+#[test]
+fn row_04_universal_transformer_halts_by_token() {
+    let mut t = halting(44, 0.2);
+    let threshold = 0.9f32;
+    t.frit["halt"] = json!({ "body": 2, "threshold": threshold });
+    let form = Form { steps: true, halt: Some((2, f64::from(threshold))), ..Form::default() };
+    let want = agrees(&t, &form, RunPolicy::default());
+    let trips: Vec<usize> = want.iter().flat_map(|w| w.trips.clone()).collect();
+    let took = |n: usize| trips.iter().filter(|t| **t == n).count() as u64;
+    assert!((1..=3).all(|n| took(n) > 0), "{trips:?}");
+    let m = compiled(&t, RunPolicy::default());
+    for backend in BACKENDS {
+        let stats = logits(&m, backend, &[tokens(3, 11, t.vocab), tokens(4, 11, t.vocab)]).1;
+        let counted: Vec<u64> = (1..=3).map(|n| stats.trips.get(&n).copied().unwrap_or(0)).collect();
+        assert_eq!(counted, [took(1), took(2), took(3)], "{backend:?}");
+        assert_eq!(stats.layers_run, 2 * trips.iter().sum::<usize>() as u64, "{backend:?}");
+    }
+    verified(&m);
+}
+
+/// Tokens that are done at once run one trip, bit by bit: the launches behind it are not made.
+#[test]
+fn row_04_universal_transformer_that_halts_at_once_is_one_trip() {
+    let mut t = halting(45, 0.0);
+    t.frit["halt"] = json!({ "body": 2, "threshold": -1.0 });
+    let m = compiled(&t, RunPolicy::default());
+    let mut once = t.reordered(&[0, 1]);
+    once.frit = json!({ "steps": true });
+    for l in [0, 1] {
+        once.tensors.remove(&Tiny::name(l, "halt.weight"));
+        once.tensors.remove(&Tiny::name(l, "halt.bias"));
+    }
+    same_bits(&m, &compiled(&once, RunPolicy::default()), t.vocab);
+    t.frit["halt"] = json!({ "body": 4, "threshold": 0.9 });
+    assert!(refused(&t, RunPolicy::default()).contains("trips of 4 layers in a model of 6"));
+    t.frit["halt"] = json!({ "body": 2, "threshold": 0.9 });
+    let e = refused(&t, RunPolicy { exit_layer: Some(3), ..RunPolicy::default() });
+    assert!(e.contains("decide by themselves"), "{e}");
 }

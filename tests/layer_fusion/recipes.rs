@@ -51,6 +51,7 @@ fn contradictions_are_named() {
     assert_eq!(moved.config["frit"]["kv_map"][2], json!({ "k": 2, "v": 2 }));
     assert_eq!(values(&moved, &at(2, MAPS[1])), values(&cla, &at(2, MAPS[1])));
     let shared = edited(&c, json!([{ "transform": "share-attention", "spans": "1-3" }]));
+    let normed = edited(&c, json!([{ "transform": "share-layers", "pattern": "cycle:2", "private": "norms" }]));
     let relaxed = edited(&c, json!([{ "transform": "recurse", "block": 3, "lora-rank": 2 }]));
     for (c, step, want) in [
         (&cla, json!({ "transform": "share-attention", "spans": "1-2" }), "attend by other layers already"),
@@ -62,6 +63,8 @@ fn contradictions_are_named() {
         (&c, json!({ "transform": "share-layers", "pattern": "cycle:9" }), "9 sets of weights for 6 layers"),
         (&relaxed, json!({ "transform": "recurse", "block": 2, "lora-rank": 2 }), "fold them first"),
         (&c, json!({ "transform": "keep-layers", "layers": "dec:0,enc:1" }), "give them apart"),
+        (&c, json!({ "transform": "prune-layers", "layers": "4-9" }), "layer 9 does not exist; there are 6"),
+        (&normed, json!({ "transform": "fold-norms" }), "behind a norm with another gain"),
     ] {
         let said = refused(c, json!([step]));
         assert!(said.contains(want), "{said}");
@@ -100,6 +103,5 @@ fn what_is_not_known_is_said() {
     assert!(said.contains("model_type") && said.contains("`mamba`") && said.contains("llama"), "{said}");
     let said = Checkpoint::open(&dir.path().join("config.json")).unwrap_err().to_string();
     assert!(said.contains("is no directory"), "{said}");
-    assert!(refused(&gpt2(), json!([{ "transform": "share-kv", "pattern": "cla:3" }])).contains("one tensor here"));
     assert!(refused(&bert(), json!([{ "transform": "drop-ffn", "layers": 1 }])).contains("a norm follows the part"));
 }

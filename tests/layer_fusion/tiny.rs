@@ -191,6 +191,16 @@ pub struct Form {
     pub mix: Option<(Vec<f64>, bool)>,
     /// Updates `B A` of projections.
     pub lora: bool,
+    /// Tokens of a prompt that run at once; 0: a whole sequence does.
+    pub chunk: usize,
+    /// The first layer of merged caches, and where between both directions the shared one lies.
+    pub merge: Option<(usize, f64)>,
+    /// Tokens that are anchors, the width of the window, and the layer whose anchors those above it see as well.
+    pub keep: Option<(Vec<i32>, usize, Option<usize>)>,
+    /// Layers behind which a token attends to its states so far.
+    pub layer_attention: Vec<usize>,
+    /// Layers of a trip, and the threshold behind which a token stops.
+    pub halt: Option<(usize, f64)>,
 }
 
 /// What came of a run.
@@ -202,6 +212,8 @@ pub struct Outcome {
     pub layers_run: Vec<usize>,
     /// Feed-forward parts run by each token, of those that may be skipped.
     pub ffn_run: Vec<usize>,
+    /// Trips of each token.
+    pub trips: Vec<usize>,
     /// How far every decision was from its threshold, at least.
     pub margin: f64,
 }
@@ -210,6 +222,7 @@ pub struct Outcome {
 struct Run<'t> {
     t: &'t Tiny,
     form: &'t Form,
+    ids: &'t [i32],
     k: Vec<Vec<Vec<f64>>>,
     v: Vec<Vec<Vec<f64>>>,
 }
@@ -258,7 +271,7 @@ impl Tiny {
     /// Runs a sequence, one token after the other.
     pub fn run(&self, form: &Form, ids: &[i32]) -> Outcome {
         let none = vec![vec![Vec::new(); ids.len()]; self.layers];
-        let mut run = Run { t: self, form, k: none.clone(), v: none };
+        let mut run = Run { t: self, form, ids, k: none.clone(), v: none };
         let mut out = Outcome { margin: f64::INFINITY, ..Outcome::default() };
         for (at, id) in ids.iter().enumerate() {
             run.token(at, *id, &mut out);
@@ -278,7 +291,66 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
+/// The point at `t` on the arc between two directions; on the line where they are nearly parallel.
+fn arc(a: &[f64], b: &[f64], t: f64) -> Vec<f64> {
+    let cos = dot(a, b).clamp(-1.0, 1.0);
+    let (wa, wb) = match cos.abs() > 0.9995 {
+        true => (1.0 - t, t),
+        false => (((1.0 - t) * cos.acos()).sin() / cos.acos().sin(), (t * cos.acos()).sin() / cos.acos().sin()),
+    };
+    a.iter().zip(b).map(|(a, b)| wa * a + wb * b).collect()
+}
+
 impl Run<'_> {
+    /// Whether two tokens pass in one run.
+    fn together(&self, s: usize, at: usize) -> bool {
+        let Form { prompt, chunk, .. } = *self.form;
+        chunk == 0 || s == at || (s < prompt && at < prompt && s / chunk == at / chunk)
+    }
+    /// What token `at` reads of the keys or values that layer `l` has for token `s`.
+    fn cached(&self, part: &[Vec<Vec<f64>>], l: usize, s: usize, at: usize) -> Vec<f64> {
+        let Some((start, t)) = self.form.merge.filter(|m| l >= m.0) else { return part[l][s].clone() };
+        let first = l - (l - start) % 2;
+        if self.together(s, at) || first + 1 >= self.t.layers {
+            return part[l][s].clone();
+        }
+        let heads = part[l][s].chunks(self.t.head_dim).zip(part[first][s].chunks(self.t.head_dim));
+        heads
+            .zip(part[first + 1][s].chunks(self.t.head_dim))
+            .flat_map(|((own, a), b)| {
+                let length = |x: &[f64]| dot(x, x).sqrt();
+                let unit = |x: &[f64]| x.iter().map(|v| v / length(x)).collect::<Vec<f64>>();
+                arc(&unit(a), &unit(b), t).into_iter().map(move |e| e * length(own))
+            })
+            .collect()
+    }
+    /// Layers and tokens whose keys and values token `at` sees in layer `l`, which reads those of `ks` and `vs`.
+    fn visible(&self, l: usize, ks: usize, vs: usize, at: usize) -> Vec<(usize, usize, usize)> {
+        let seen = if ks > l || vs > l { at } else { at + 1 };
+        let own = (0..seen).map(|s| (ks, vs, s));
+        let Some((anchors, window, other)) = &self.form.keep else { return own.collect() };
+        let is_anchor = |s: &usize| anchors.contains(&self.ids[*s]);
+        let kept = own.filter(|(.., s)| at - s < *window || is_anchor(s));
+        let more =
+            other.filter(|o| *o < l).into_iter().flat_map(|o| (0..=at).filter(is_anchor).map(move |s| (o, o, s)));
+        kept.chain(more).collect()
+    }
+    /// `y + O softmax(q K / √d) V` along the states of a token.
+    fn along_layers(&self, l: usize, states: &[Vec<f64>], y: &[f64]) -> Vec<f64> {
+        let t = self.t;
+        let map = |p: &str, x: &[f64]| t.matvec(&Tiny::name(l, &format!("layer_attention.{p}.weight")), x);
+        let (q, d) = (map("q_proj", y), t.hidden / t.heads);
+        let (k, v): (Vec<_>, Vec<_>) = states.iter().map(|h| (map("k_proj", h), map("v_proj", h))).unzip();
+        let mut seen = vec![0.0; t.hidden];
+        for head in 0..t.heads {
+            let at = |x: &[f64]| x[head * d..][..d].to_vec();
+            let probs = softmax(&k.iter().map(|k| dot(&at(&q), &at(k)) / (d as f64).sqrt()).collect::<Vec<_>>());
+            for (p, v) in probs.iter().zip(&v) {
+                (0..d).for_each(|e| seen[head * d + e] += p * v[head * d + e]);
+            }
+        }
+        y.iter().zip(map("o_proj", &seen)).map(|(y, o)| y + o).collect()
+    }
     fn token(&mut self, at: usize, id: i32, out: &mut Outcome) {
         let (t, form) = (self.t, self.form);
         let (h, d) = (t.hidden, t.head_dim);
@@ -290,8 +362,23 @@ impl Run<'_> {
         let (mut left, mut skipping) = (false, false);
         let (mut layers_run, mut ffn_run) = (0, 0);
         let mut mixed = vec![0.0; h];
+        let mut states = vec![x.clone()];
+        // Weight so far, whether the token has stopped, its result, and what the trip under way weighs.
+        let (mut halted_sum, mut stopped, mut result, mut weight, mut trips) = (0.0, false, vec![0.0; h], 0.0, 0);
         for l in 0..t.layers {
             let name = |p: &str| Tiny::name(l, p);
+            if let Some((_, threshold)) = form.halt.filter(|halt| l % halt.0 == 0) {
+                left = stopped;
+                if !stopped {
+                    let g = t.matvec(&name("halt.weight"), &x)[0] + f64::from(t.get(&name("halt.bias")).1[0]);
+                    let p = 1.0 / (1.0 + (-g).exp());
+                    out.margin = out.margin.min((halted_sum + p - threshold).abs());
+                    stopped = halted_sum + p > threshold;
+                    weight = if stopped { 1.0 - halted_sum } else { p };
+                    halted_sum += weight;
+                    trips += 1;
+                }
+            }
             let entered = x.clone();
             if form.steps {
                 x.iter_mut().zip(&t.get(&name("step")).1).for_each(|(x, s)| *x += f64::from(*s));
@@ -328,7 +415,7 @@ impl Run<'_> {
                 self.v[l][at] = v;
             }
             let (ks, vs) = (*form.keys.get(&l).unwrap_or(&l), *form.values.get(&l).unwrap_or(&l));
-            let seen = if ks > l || vs > l { at } else { at + 1 };
+            let seen = self.visible(l, ks, vs, at);
             let y = if let Some(s) = form.outputs.get(&l) {
                 made_y[*s].clone()
             } else {
@@ -340,21 +427,21 @@ impl Run<'_> {
                     t.rotate(&mut q, at);
                     made_q[l] = q.clone();
                     let groups = kv_heads(&self.k[ks]);
+                    let keys: Vec<Vec<f64>> = seen.iter().map(|(k, _, s)| self.cached(&self.k, *k, *s, at)).collect();
                     let one = |head: usize| {
                         let g = form.head_maps.get(&l).map_or(head * groups / t.heads, |m| m.0[head]);
-                        let scores: Vec<f64> = (0..seen)
-                            .map(|s| dot(&q[head * d..][..d], &self.k[ks][s][g * d..][..d]) / (d as f64).sqrt())
-                            .collect();
-                        softmax(&scores)
+                        let score = |k: &Vec<f64>| dot(&q[head * d..][..d], &k[g * d..][..d]) / (d as f64).sqrt();
+                        softmax(&keys.iter().map(score).collect::<Vec<f64>>())
                     };
                     (0..t.heads).map(one).collect()
                 };
                 let groups = kv_heads(&self.v[vs]);
+                let values: Vec<Vec<f64>> = seen.iter().map(|(_, v, s)| self.cached(&self.v, *v, *s, at)).collect();
                 let mut y = vec![0.0; t.heads * d];
                 for head in 0..t.heads {
                     let g = form.head_maps.get(&l).map_or(head * groups / t.heads, |m| m.1[head]);
-                    for (s, p) in probs[head].iter().enumerate() {
-                        (0..d).for_each(|e| y[head * d + e] += p * self.v[vs][s][g * d + e]);
+                    for (v, p) in values.iter().zip(&probs[head]) {
+                        (0..d).for_each(|e| y[head * d + e] += p * v[g * d + e]);
                     }
                 }
                 made_p[l] = probs;
@@ -391,6 +478,10 @@ impl Run<'_> {
                 let s = 0.5 * gate().tanh() + 0.5;
                 z = came.iter().zip(z).map(|(x, z)| (1.0 - s) * x + s * z).collect();
             }
+            if form.layer_attention.contains(&l) {
+                z = self.along_layers(l, &states, &z);
+            }
+            states.push(z.clone());
             layers_run += usize::from(runs);
             if runs {
                 x = z;
@@ -398,6 +489,12 @@ impl Run<'_> {
                 x = entered;
             } else {
                 x = came;
+            }
+            if form.halt.is_some_and(|(body, _)| (l + 1) % body == 0) && !left {
+                result = x.iter().zip(&result).map(|(x, r)| weight * x + (1.0 - weight) * r).collect();
+                if stopped || l + 1 == t.layers {
+                    x = result.clone();
+                }
             }
             if let Some((weights, normed)) = &form.mix {
                 let h = if *normed { t.norm("model.norm.weight", &x) } else { x.clone() };
@@ -420,5 +517,6 @@ impl Run<'_> {
         });
         out.layers_run.push(layers_run);
         out.ffn_run.push(ffn_run);
+        out.trips.push(trips);
     }
 }

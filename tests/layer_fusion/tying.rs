@@ -204,6 +204,7 @@ fn row_07_recurrent_stacking() {
     assert_eq!(distinct(&both, "EncDecAttention.k.weight"), 1);
     assert!(both.has("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"));
     assert!(!both.has("encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"));
+    same_pairs(&both, &both, [Tied::Once, Tied::Copies]);
 }
 
 #[test]
@@ -225,6 +226,10 @@ fn row_09_tied_transformers() {
     let attention = 4 * 32 * 32 * 4;
     assert_eq!(c.bytes().unique - tied.bytes().unique, 4 * (attention + 2 * 64 * 32 * 4 + 2 * 32 * 4));
     assert_eq!(tied.bytes().unique - crossed.bytes().unique, 4 * attention);
+    // T0: the tied models run, and give the bits of their copies.
+    for c in [&tied, &crossed] {
+        same_pairs(c, c, [Tied::Once, Tied::Copies]);
+    }
     // Copies and back: contents find each other.
     let untied = edited(&crossed, json!([{ "transform": "untie" }]));
     let again = edited(&untied, json!([{ "transform": "dedupe-weights" }]));
@@ -245,6 +250,7 @@ fn row_30_tied_transformers_second_encoding() {
     let read = Checkpoint::open(&b.path().join("m")).unwrap();
     same(&read, &once);
     assert_eq!(read.bytes(), once.bytes());
+    same_pairs(&once, &untied, [Tied::Once; 2]);
 }
 
 #[test]
@@ -344,7 +350,7 @@ fn lt_12_sharing_cuts_bytes_and_no_operations() {
 }
 
 #[test]
-fn shared_tensors_are_uploaded_once() {
+fn lt_12_shared_tensors_are_uploaded_once() {
     let t = Tiny::llama(13);
     let c = edited(&checkpoint(&t), json!([{ "transform": "share-layers", "pattern": "all" }]));
     for backend in [BackendChoice::Cpu, BackendChoice::Wgpu] {

@@ -17,6 +17,10 @@ pub struct RunPolicy {
     pub ffn_skip: Option<FfnSkip>,
     /// The head reads a weighted sum of the layers' outputs.
     pub layer_mix: Option<LayerMix>,
+    /// Pairs of neighbouring layers keep one direction for each of their keys and values.
+    pub kv_merge: Option<KvMerge>,
+    /// Tokens see anchors and near tokens only.
+    pub kv_keep: Option<KvKeep>,
     /// How attention probabilities that several layers use come to them.
     pub probs: Probs,
     /// A prompt runs through every layer with all its tokens, though nothing reads what most of them give behind the
@@ -68,6 +72,31 @@ pub struct LayerMix {
     /// Whether each output is normalised by the last norm before it is weighted; else their sum is.
     #[serde(default)]
     pub normed: bool,
+}
+
+/// The caches of layers `start` and `start + 1`, `start + 2` and `start + 3`, … are merged: for each token and head the
+/// direction that both share, and the length of either. What a run appends is whole within that run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvMerge {
+    /// The first layer that is merged; the middle one unless said.
+    #[serde(default)]
+    pub start: Option<u32>,
+    /// Where between the directions of the first and the second layer the shared one lies, 0 to 1.
+    pub t: f32,
+}
+
+/// A token sees itself, the tokens less than `window` before it, and anchors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KvKeep {
+    /// Tokens that are anchors, by their number in the vocabulary.
+    pub anchors: Vec<u32>,
+    /// Tokens that are near, the token itself included.
+    pub window: u64,
+    /// The layers above this one attend to its keys and values of anchors as well.
+    #[serde(default)]
+    pub layer: Option<u32>,
 }
 
 /// How probabilities come from the layer that computes them to layers that use them.

@@ -75,10 +75,35 @@ pub struct Extension {
     /// Whether a vector of its own, the tensor `step` `[hidden]`, is added to what enters each layer.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub steps: bool,
+    /// Whether queries, keys and values have tensors of their own (`q_proj`, `k_proj`, `v_proj` of the attention part) in a
+    /// family that packs them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub split_qkv: bool,
+    /// Layers behind which every token attends to what entered the stack and what the layers before gave for that token,
+    /// by the tensors `layer_attention.{q,k,v,o}_proj.weight` `[hidden, hidden]` below the layer's own, in as many heads as
+    /// the model has: `y + O softmax(q K / √d) V` with q of the layer's own result y.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub layer_attention: Vec<u32>,
+    /// Tokens stop when they are done, by the tensors `halt.weight` `[1, hidden]` and `halt.bias` `[1]` below the first
+    /// layer of each trip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub halt: Option<Halt>,
     /// Tokens that each layer's cache begins with, whose keys `[tokens, k heads · dim]` and values are the tensors
     /// `prefix_k` and `prefix_v` of the attention part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<u64>,
+}
+
+/// Adaptive computation time: before each trip a token adds `p = sigmoid(w · x + b)` to what it has; the trip in which the
+/// sum exceeds the threshold is its last and weighs what is left to 1, others weigh p. The result is `w new + (1 − w) old`
+/// from 0 on; a token that has stopped keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Halt {
+    /// Layers of a trip.
+    pub body: u32,
+    /// `1 − ε`.
+    pub threshold: f32,
 }
 
 /// The gate of a layer: `g = w · x + b`, with x what enters it.
@@ -174,7 +199,11 @@ impl Extension {
             .chain(self.probs_from.iter().map(|i| ("probs_from", *i)))
             .chain(self.drop_ffn.iter().map(|i| ("drop_ffn", *i)))
             .chain(self.drop_attention.iter().map(|i| ("drop_attention", *i)))
-            .chain(self.linear_layers.iter().map(|i| ("linear_layers", *i)));
+            .chain(self.linear_layers.iter().map(|i| ("linear_layers", *i)))
+            .chain(self.layer_attention.iter().map(|i| ("layer_attention", *i)));
+        if let Some(h) = self.halt.filter(|h| h.body == 0 || !layers.is_multiple_of(h.body as usize)) {
+            faults.push(format!("`{KEY}.halt` has trips of {} layers in a model of {layers}", h.body));
+        }
         for (name, i) in numbered.filter(|(_, i)| *i as usize >= layers) {
             faults.push(format!("`{KEY}.{name}` names layer {i}, and there are {layers}"));
         }

@@ -87,7 +87,8 @@ pub struct Stack {
     pub layer: &'static str,
     /// Field with the number of layers.
     pub count: &'static str,
-    /// Linear maps: stems of `.weight` and `.bias`.
+    /// Linear maps: stems of `.weight` and `.bias`. A role that stands twice has the name that the file has; behind a packed
+    /// tensor stand the names that its parts get when they are taken apart.
     pub linears: &'static [(Packing, &'static str)],
     /// Norms: stems.
     pub norms: &'static [(NormRole, &'static str)],
@@ -131,6 +132,8 @@ pub struct Family {
     pub rms: bool,
     /// Queries and keys are rotated.
     pub rotary: bool,
+    /// Scores fall with the distance by a slope for each head, which the number of heads decides.
+    pub alibi: bool,
     /// Beginnings of tensors (after a layer's own) that stay at their position when layers move.
     pub at_position: &'static [&'static str],
     /// Fields that say whether the linear maps of attention and of the feed-forward part have a bias.
@@ -147,6 +150,8 @@ const NAMED: SizeFields = SizeFields {
     kv_heads: Some("num_key_value_heads"),
     head_dim: Some("head_dim"),
 };
+
+const NAMED_MHA: SizeFields = SizeFields { kv_heads: None, head_dim: None, ..NAMED };
 
 const LLAMA: Family = Family {
     name: "llama",
@@ -182,6 +187,7 @@ const LLAMA: Family = Family {
     pre_norm: true,
     rms: true,
     rotary: true,
+    alibi: false,
     at_position: &[],
     bias_fields: Some(["attention_bias", "mlp_bias"]),
 };
@@ -195,6 +201,9 @@ const PHI3: Family = Family {
         count: "num_hidden_layers",
         linears: &[
             (Qkv, "self_attn.qkv_proj"),
+            (Single(Role::Q), "self_attn.q_proj"),
+            (Single(Role::K), "self_attn.k_proj"),
+            (Single(Role::V), "self_attn.v_proj"),
             (Single(Role::O), "self_attn.o_proj"),
             (GateUp, "mlp.gate_up_proj"),
             (Single(Role::Down), "mlp.down_proj"),
@@ -215,6 +224,9 @@ const GPT2: Family = Family {
         count: "n_layer",
         linears: &[
             (Qkv, "attn.c_attn"),
+            (Single(Role::Q), "attn.q_proj"),
+            (Single(Role::K), "attn.k_proj"),
+            (Single(Role::V), "attn.v_proj"),
             (Single(Role::O), "attn.c_proj"),
             (Single(Role::Up), "mlp.c_fc"),
             (Single(Role::Down), "mlp.c_proj"),
@@ -229,6 +241,7 @@ const GPT2: Family = Family {
     pre_norm: true,
     rms: false,
     rotary: false,
+    alibi: false,
     at_position: &[],
     bias_fields: None,
 };
@@ -243,6 +256,9 @@ const NEOX: Family = Family {
         count: "num_hidden_layers",
         linears: &[
             (QkvByHead, "attention.query_key_value"),
+            (Single(Role::Q), "attention.q_proj"),
+            (Single(Role::K), "attention.k_proj"),
+            (Single(Role::V), "attention.v_proj"),
             (Single(Role::O), "attention.dense"),
             (Single(Role::Up), "mlp.dense_h_to_4h"),
             (Single(Role::Down), "mlp.dense_4h_to_h"),
@@ -252,11 +268,44 @@ const NEOX: Family = Family {
     embeddings: &["embed_in.weight"],
     head: Some("embed_out.weight"),
     final_norm: Some("final_layer_norm"),
-    sizes: SizeFields { kv_heads: None, head_dim: None, ..NAMED },
+    sizes: NAMED_MHA,
     transposed: false,
     pre_norm: true,
     rms: false,
     rotary: true,
+    alibi: false,
+    at_position: &[],
+    bias_fields: None,
+};
+
+const BLOOM: Family = Family {
+    name: "bloom",
+    model_types: &["bloom"],
+    prefixes: &["transformer.", ""],
+    stacks: &[Stack {
+        side: Side::Only,
+        layer: "h.{}.",
+        count: "n_layer",
+        linears: &[
+            (QkvByHead, "self_attention.query_key_value"),
+            (Single(Role::Q), "self_attention.q_proj"),
+            (Single(Role::K), "self_attention.k_proj"),
+            (Single(Role::V), "self_attention.v_proj"),
+            (Single(Role::O), "self_attention.dense"),
+            (Single(Role::Up), "mlp.dense_h_to_4h"),
+            (Single(Role::Down), "mlp.dense_4h_to_h"),
+        ],
+        norms: &[(N::Attention, "input_layernorm"), (N::Ffn, "post_attention_layernorm")],
+    }],
+    embeddings: &["word_embeddings.weight"],
+    head: Some("lm_head.weight"),
+    final_norm: Some("ln_f"),
+    sizes: SizeFields { hidden: "hidden_size", ff: "n_inner", heads: "n_head", kv_heads: None, head_dim: None },
+    transposed: false,
+    pre_norm: true,
+    rms: false,
+    rotary: false,
+    alibi: true,
     at_position: &[],
     bias_fields: None,
 };
@@ -282,11 +331,12 @@ const BERT: Family = Family {
     embeddings: &["embeddings.word_embeddings.weight"],
     head: Some("cls.predictions.decoder.weight"),
     final_norm: None,
-    sizes: SizeFields { kv_heads: None, head_dim: None, ..NAMED },
+    sizes: NAMED_MHA,
     transposed: false,
     pre_norm: false,
     rms: false,
     rotary: false,
+    alibi: false,
     at_position: &[],
     bias_fields: None,
 };
@@ -352,6 +402,7 @@ const T5: Family = Family {
     pre_norm: true,
     rms: true,
     rotary: false,
+    alibi: false,
     at_position: &["layer.0.SelfAttention.relative_attention_bias."],
     bias_fields: None,
 };
@@ -414,12 +465,13 @@ const BART: Family = Family {
     pre_norm: false,
     rms: false,
     rotary: false,
+    alibi: false,
     at_position: &[],
     bias_fields: None,
 };
 
 /// Every family.
-pub static FAMILIES: [Family; 7] = [LLAMA, PHI3, GPT2, NEOX, BERT, T5, BART];
+pub static FAMILIES: [Family; 8] = [LLAMA, PHI3, GPT2, NEOX, BLOOM, BERT, T5, BART];
 
 impl Family {
     /// The family of a configuration.

@@ -146,9 +146,45 @@ impl Checkpoint {
         }
     }
 
-    /// Whether the roles of layers of this stack have tensors of their own.
-    pub fn is_packed(stack: &Stack, role: Role) -> bool {
-        stack.linears.iter().any(|(p, _)| !matches!(p, Packing::Single(_)) && p.roles().contains(&role))
+    /// Gives queries, keys and values of every layer tensors of their own, where one tensor packs them; the extension says
+    /// so. Nothing is computed anew.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read; updates of low rank, which belong to the packed map.
+    pub fn unpack_qkv(&mut self, step: &str, stack: &Stack, layers: usize) -> Result<()> {
+        const QKV: [Role; 3] = [Role::Q, Role::K, Role::V];
+        let own = |role: Role| stack.linears.iter().find(|(p, _)| *p == Packing::Single(role)).map(|(_, stem)| *stem);
+        for layer in 0..layers {
+            let Some((packing, packed)) = self.stem(stack, layer, Role::Q) else { continue };
+            if matches!(packing, Packing::Single(_)) {
+                continue;
+            }
+            let at = self.layer(stack, layer);
+            if self.has(&format!("{at}{packed}.{}", super::extension::LORA_A)) {
+                return super::error::refuse(step, format!("layer {layer}: `{packed}` has an update; fold it first"));
+            }
+            for role in QKV {
+                let (map, stem) = (self.need(step, stack, layer, role)?, own(role));
+                let name = format!("{at}{}", stem.unwrap_or(packed));
+                let weight = if self.family.transposed { map.weight.transposed() } else { map.weight };
+                self.put(&format!("{name}.weight"), &weight);
+                if let Some(bias) = map.bias {
+                    self.put(&format!("{name}.bias"), &Dense::vector(bias));
+                }
+            }
+            for end in ["weight", "bias"] {
+                self.remove(&format!("{at}{packed}.{end}"));
+            }
+            let mut extension = self.extension()?;
+            extension.split_qkv = true;
+            self.set_extension(&extension);
+        }
+        Ok(())
+    }
+
+    /// Whether one tensor of a layer holds this role and others.
+    pub fn is_packed(&self, stack: &Stack, role: Role) -> bool {
+        self.stem(stack, 0, role).is_some_and(|(packing, _)| !matches!(packing, Packing::Single(_)))
     }
 }
 

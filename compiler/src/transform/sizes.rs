@@ -37,7 +37,7 @@ impl Checkpoint {
         let optional = |field: Option<&str>| field.and_then(|n| self.number(n)).map(|n| n as usize);
         let ff = match self.number(f.ff) {
             Some(n) => n as usize,
-            None if self.family.name == "gpt2" => 4 * hidden,
+            None if matches!(self.family.name, "gpt2" | "bloom") => 4 * hidden,
             None => need(f.ff)?,
         };
         Ok(Sizes {

@@ -1,5 +1,6 @@
 //! Self-attention: projections, norms of queries and keys, rotation, cache, scores.
 
+use super::anchors::Anchors;
 use super::latent::Latent;
 use super::linear::Linear;
 use super::norm::Norm;
@@ -112,9 +113,25 @@ impl Attention {
             (None, new) => new,
             (_, None) => None,
         };
-        let own_k = append(b, slots.and_then(|s| s.k), KvPart::K, new_k);
-        let own_v = append(b, slots.and_then(|s| s.v), KvPart::V, new_v);
-        let mut made = Made { q: Some(q), k: own_k, v: own_v, new_v, probs: None, y: None };
+        let merged = slots.and_then(|s| s.merged);
+        let (own_k, own_v) = match merged {
+            Some(m) => {
+                let mut whole = |part, new: Option<ValueId>| new.map(|new| m.whole(b, part, new));
+                (whole(KvPart::K, new_k), whole(KvPart::V, new_v))
+            }
+            None => (
+                append(b, slots.and_then(|s| s.k), KvPart::K, new_k),
+                append(b, slots.and_then(|s| s.v), KvPart::V, new_v),
+            ),
+        };
+        if let (Some(m), Some(first)) = (merged.filter(|m| m.is_second), shared.made(layer.saturating_sub(1))) {
+            for (part, both) in [(KvPart::K, (first.new_k, new_k)), (KvPart::V, (first.new_v, new_v))] {
+                if let (Some(first), Some(second)) = both {
+                    m.append(b, part, shared.merge_at, [first, second]);
+                }
+            }
+        }
+        let mut made = Made { q: Some(q), k: own_k, v: own_v, new_k, new_v, probs: None, y: None };
         let is_above = sharing::above(&self.sources, layer);
         let k = source.and_then(|m| m.k).or_else(|| self.taken(b, shared, layer, KvPart::K)).or(own_k).unwrap_or(x);
         let v = self.taken(b, shared, layer, KvPart::V).or(own_v).unwrap_or(x);
@@ -128,6 +145,9 @@ impl Attention {
         let k = self.spread(b, k, self.kv_heads, &self.maps.k_of);
         let v = self.spread(b, v, self.value_heads(), &self.maps.v_of);
         let last = slots.map(|_: Slots| shared.first_query.clone());
+        if let Some(anchors) = &shared.anchors {
+            return self.anchored(b, shared, anchors, layer, [q, k, v], made);
+        }
         let (mask, bias) = match is_above {
             true => (shared.mask.map(|m| last_axis(b, m)), shared.bias.map(|m| last_axis(b, m))),
             false => (shared.mask, shared.bias),
@@ -158,10 +178,46 @@ impl Attention {
         } else {
             b.attention(q, k, v, mask, bias, attrs)
         };
+        made.y = Some(self.joined(b, shared, y));
+        made
+    }
+
+    /// Heads `[B, h, S, D]` side by side, `[B, S, h·D]`.
+    fn joined(&self, b: &mut GraphBuilder<'_>, shared: &Shared, y: ValueId) -> ValueId {
         let y = b.transpose(y, &[0, 2, 1, 3]);
         let width = Dim::from(self.heads * self.value_dim);
-        made.y = Some(b.reshape(y, &[shared.batch.clone(), shared.tokens.clone(), width]));
-        made
+        b.reshape(y, &[shared.batch.clone(), shared.tokens.clone(), width])
+    }
+
+    /// Attention to anchors and near tokens, and to the anchors of another layer where that is asked for.
+    fn anchored(
+        &self,
+        b: &mut GraphBuilder<'_>,
+        shared: &Shared,
+        anchors: &Anchors,
+        layer: usize,
+        [q, k, v]: [ValueId; 3],
+        made: Made,
+    ) -> Made {
+        let source = anchors.layer.filter(|l| *l < layer).and_then(|l| shared.made(l));
+        let [k, v, mask] = match source.and_then(|s| Some((s.k?, s.v?))) {
+            Some((other_k, other_v)) => {
+                let other_k = self.spread(b, other_k, self.kv_heads, &self.maps.k_of);
+                let other_v = self.spread(b, other_v, self.value_heads(), &self.maps.v_of);
+                [b.concat(&[k, other_k], 2), b.concat(&[v, other_v], 2), b.concat(&[anchors.own, anchors.other], 3)]
+            }
+            None => [k, v, anchors.own],
+        };
+        let attrs = AttentionAttrs {
+            scale: Float(self.scale),
+            causal: None,
+            window: None,
+            softcap: self.softcap.map(Float),
+            has_mask: false,
+            has_bias: false,
+        };
+        let y = b.attention(q, k, v, Some(mask), None, attrs);
+        Made { y: Some(self.joined(b, shared, y)), ..made }
     }
 
     /// Keys or values of another layer: `[B, G, P + S, D]` of one below, `[B, G, P, D]` of one above.

@@ -1,18 +1,21 @@
 //! A decoder: embedding, layers, head, and the ways to run it.
 
+use super::anchors::Anchors;
 use super::attention::Attention;
 use super::depth::Gate;
 use super::ffn::Ffn;
+use super::layer_attention::LayerAttention;
 use super::linear::Linear;
 use super::moe::Mixture;
 use super::norm::Norm;
 use super::rotary::Rope;
 use super::shared::Shared;
 use super::sharing::{self, Slots};
-use crate::graph::{ValueId, WeightId};
+use crate::graph::{KvSlotId, ValueId, WeightId};
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
 use crate::ingest::decoding::{self, Phase};
 use crate::ingest::policy::RunPolicy;
+use crate::transform::extension::Halt;
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
@@ -33,6 +36,8 @@ pub(crate) struct Decoder {
     pub layers: Vec<Layer>,
     pub norm: Option<Norm>,
     pub head: Head,
+    /// How tokens stop.
+    pub halt: Option<Halt>,
     pub policy: RunPolicy,
 }
 
@@ -80,6 +85,10 @@ pub(crate) struct Layer {
     /// `[H]`, added to what enters the layer.
     pub step: Option<WeightId>,
     pub gate: Option<Gate>,
+    /// Behind the layer.
+    pub layer_attention: Option<LayerAttention>,
+    /// Whether tokens stop, by a map from the hidden size to 1; of the first layer of a trip.
+    pub halt: Option<Linear>,
 }
 
 /// The feed-forward part of a layer.
@@ -120,6 +129,8 @@ struct Declared {
     /// The constants of each rope.
     growing: Vec<Option<[WeightId; 2]>>,
     slopes: Option<WeightId>,
+    /// Which tokens are anchors.
+    anchors: Option<KvSlotId>,
 }
 
 impl Embedding {
@@ -268,10 +279,11 @@ impl Decoder {
         m.info.layers = u32::try_from(self.depth()).unwrap_or(u32::MAX);
         m.info.context = self.context;
         m.info.vocab = self.vocab;
-        let slots = sharing::declare(m, &self.layers, |i| self.runs(i));
+        let slots = sharing::declare(m, &self.layers, |i| self.runs(i), self.merged_from());
+        let anchors = self.policy.kv_keep.as_ref().map(|_| m.kv_slot("anchors", 1, 1, 0));
         let growing = self.ropes.iter().enumerate().map(|(i, rope)| rope.constants(m, i)).collect();
         let slopes = self.alibi.as_ref().map(|slopes| m.constant("alibi.slopes", &[slopes.len() as u64, 1, 1], slopes));
-        let declared = Declared { slots, growing, slopes };
+        let declared = Declared { slots, growing, slopes, anchors };
         m.graph("forward", |b| self.graph(b, Phase::Forward, &declared));
         m.graph("prefill", |b| self.graph(b, Phase::Prefill, &declared));
         let one = [(sizes::TOKENS, 1)];
@@ -291,6 +303,10 @@ impl Decoder {
         let tables = self.ropes.iter().zip(&declared.growing);
         let rotations = tables.map(|(rope, growing)| rope.tables(b, &keys, *growing)).collect();
         let bias = declared.slopes.map(|slopes| distances(b, slopes, &keys));
+        let anchors = self.policy.kv_keep.as_ref().zip(declared.anchors).map(|(keep, slot)| {
+            let shape = [batch.clone(), Dim::one(), tokens.clone(), keys.clone()];
+            Anchors::new(b, keep, slot, ids, mask, &shape)
+        });
         let shared = Shared {
             batch: batch.clone(),
             tokens: tokens.clone(),
@@ -301,6 +317,8 @@ impl Decoder {
             slots: declared.slots.clone(),
             first_query: past.clone(),
             kept: self.kept((phase == Phase::Decode).then_some(1)),
+            anchors,
+            merge_at: self.policy.kv_merge.map_or(0.0, |merge| merge.t),
             made: Default::default(),
         };
 

@@ -3,6 +3,7 @@
 //! [`frit_plan::RAN`] tell them.
 
 use super::decoder::{Decoder, Layer, Residual, normed};
+use super::halting::{self, Halting};
 use super::linear::Linear;
 use super::shared::Shared;
 use super::sharing;
@@ -45,6 +46,10 @@ struct Flow {
     mixed: Option<ValueId>,
     /// Most likely tokens at the last exit, I32 `[B, S, 1]`, and at how many exits in a row they were it.
     top: Option<(ValueId, ValueId)>,
+    /// What entered the stack and what its layers gave, where layers attend to them.
+    states: Vec<ValueId>,
+    /// Who stops after how many trips.
+    halting: Option<Halting>,
 }
 
 impl Decoder {
@@ -101,6 +106,12 @@ impl Decoder {
         {
             fault("layer_mix.weights", format!("holds {} numbers; {layers} finite ones are needed", mix.weights.len()));
         }
+        for (field, problem) in self.cache_faults(policy) {
+            fault(field, problem);
+        }
+        if self.halt.is_some() && *policy != RunPolicy::default() {
+            fault("policy", "would decide about layers that decide by themselves when tokens stop".into());
+        }
         for (i, layer) in self.layers.iter().enumerate().filter(|(i, _)| self.runs(*i)) {
             let Some(a) = &layer.attention else { continue };
             let s = a.sources;
@@ -111,6 +122,60 @@ impl Decoder {
             }
         }
         gaps
+    }
+
+    /// The first layer whose cache is merged with its neighbour's.
+    pub(super) fn merged_from(&self) -> Option<usize> {
+        self.policy.kv_merge.map(|merge| merge.start.map_or(self.layers.len() / 2, |l| l as usize))
+    }
+
+    /// What a policy about caches asks for that the layers do not allow.
+    fn cache_faults(&self, policy: &RunPolicy) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        let layers = self.layers.len();
+        if let Some(merge) = &policy.kv_merge {
+            if !(0.0..=1.0).contains(&merge.t) {
+                faults.push(("kv_merge.t", format!("is {}, not between 0 and 1", merge.t)));
+            }
+            let pairs = sharing::pairs(layers, self.merged_from());
+            if pairs.is_empty() {
+                faults.push(("kv_merge.start", format!("leaves no two of {layers} layers to be merged")));
+            }
+            let form = |i: usize| {
+                let a = self.layers.get(i).and_then(|l| l.attention.as_ref()).filter(|_| self.runs(i))?;
+                let alone = a.sources == sharing::Sources::default();
+                alone.then_some((a.kv_heads, a.value_heads(), a.head_dim, a.value_dim))
+            };
+            let fits = |p: &usize| form(*p).is_some_and(|f| f.0 == f.1 && form(p + 1) == Some(f));
+            if let Some(p) = pairs.iter().find(|p| !fits(p)) {
+                let problem = format!("merges layers {p} and {}, which do not both have a cache of one form", p + 1);
+                faults.push(("kv_merge", problem));
+            }
+            let read = |l: &Layer| l.attention.as_ref().map(|a| [a.sources.keys, a.sources.values, a.sources.probs]);
+            let mut read = self.layers.iter().filter_map(read).flatten().flatten();
+            if let Some(l) = read.find(|l| self.merged_from().is_some_and(|from| *l >= from)) {
+                faults.push(("kv_merge", format!("merges layer {l}, whose keys or values other layers read")));
+            }
+        }
+        if let Some(keep) = &policy.kv_keep {
+            if keep.window == 0 {
+                faults.push(("kv_keep.window", "is 0; a token sees itself".into()));
+            }
+            if let Some(l) = keep.layer.filter(|l| *l as usize >= layers || !self.runs(*l as usize)) {
+                faults.push(("kv_keep.layer", format!("is {l}, which does not run")));
+            }
+            let all: Vec<_> = self.layers.iter().filter_map(|l| l.attention.as_ref()).collect();
+            let heads = all.first().map(|a| (a.kv_heads, a.value_heads()));
+            let plain = |a: &&super::Attention| {
+                let own = a.sources == sharing::Sources::default() && Some((a.kv_heads, a.value_heads())) == heads;
+                own && a.window.is_none() && a.sinks.is_none()
+            };
+            if self.alibi.is_some() || all.len() < layers || !all.iter().all(plain) || policy.kv_merge.is_some() {
+                let problem = "needs layers that all attend alike, to keys of their own, without windows or biases";
+                faults.push(("kv_keep", problem.into()));
+            }
+        }
+        faults
     }
 
     /// Layers whose probabilities are kept in memory: those that others use, where that moves fewer bytes than reading
@@ -144,7 +209,8 @@ impl Decoder {
         x: ValueId,
         prompt: bool,
     ) -> (ValueId, bool) {
-        let mut flow = Flow { x, running: None, skipping: None, mixed: None, top: None };
+        let mut flow =
+            Flow { x, running: None, skipping: None, mixed: None, top: None, states: vec![x], halting: None };
         let cut = sharing::after_producers(&self.layers, |i| self.runs(i));
         let cut = cut.filter(|_| prompt && !self.policy.whole_prefill && self.policy.layer_mix.is_none());
         let exits = self.policy.exits.as_ref().filter(|_| !prompt);
@@ -155,10 +221,22 @@ impl Decoder {
                 let one = |b: &mut GraphBuilder<'_>, x: ValueId| b.slice(x, 1, last.clone(), Dim::one());
                 flow.x = one(b, flow.x);
                 flow.skipping = flow.skipping.map(|s| one(b, s));
+                flow.states = flow.states.iter().map(|s| one(b, *s)).collect();
                 shared = shared.last_token(b);
                 is_cut = true;
             }
+            if let (Some(halt), Some(unit)) = (&self.halt, &layer.halt) {
+                let halting = halting::begin(b, halt, unit, flow.halting, flow.x, i);
+                flow.running = halting.running();
+                flow.halting = Some(halting);
+            }
             flow.x = b.scope(&format!("{}.{i}", self.layers_name), |b| self.one(b, &shared, i, layer, &mut flow));
+            let ends = self.halt.is_some_and(|halt| (i + 1).is_multiple_of(halt.body.max(1) as usize));
+            if let Some(halting) = flow.halting.filter(|_| ends) {
+                let (halting, next) = halting.end(b, flow.x);
+                flow.halting = Some(halting);
+                flow.x = next;
+            }
             if let Some(mix) = &self.policy.layer_mix {
                 self.mix(b, mix, i, &mut flow);
             }
@@ -166,7 +244,8 @@ impl Decoder {
                 self.leave(b, exits, i, &mut flow);
             }
         }
-        (flow.mixed.unwrap_or(flow.x), is_cut)
+        let stopped = flow.halting.and_then(|h| h.result());
+        (flow.mixed.or(stopped).unwrap_or(flow.x), is_cut)
     }
 
     fn one(&self, b: &mut GraphBuilder<'_>, shared: &Shared, i: usize, layer: &Layer, flow: &mut Flow) -> ValueId {
@@ -205,6 +284,13 @@ impl Decoder {
             }
             None => y,
         };
+        let y = match &layer.layer_attention {
+            Some(module) => module.apply(b, shared, &flow.states, y),
+            None => y,
+        };
+        if self.layers.iter().skip(i + 1).any(|l| l.layer_attention.is_some()) {
+            flow.states.push(y);
+        }
         match flow.running {
             Some(running) => b.select(running, y, entered),
             None => y,
@@ -318,7 +404,7 @@ impl Decoder {
 }
 
 /// Makes a decision `[B, S, 1]` known.
-fn tell(b: &mut GraphBuilder<'_>, what: &str, runs: ValueId) {
+pub(super) fn tell(b: &mut GraphBuilder<'_>, what: &str, runs: ValueId) {
     let number = b.cast(runs, Scalar::I32);
     let shape: Vec<Dim> = b.ty(number).shape.iter().take(2).cloned().collect();
     let number = b.reshape(number, &shape);

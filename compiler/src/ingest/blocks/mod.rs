@@ -3,18 +3,23 @@
 //!
 //! One file is one part: `linear` and `norm` (the leaves), `attention` (with `latent` projections and
 //! `sinks`), `ffn` and `moe`, `rotary` (position tables), `shared` (what the layers of one graph have in common),
-//! `sharing` and `probs` (what layers take from each other), `decoder` (layers, and the ways to run a decoder), `depth`
-//! (which layers run for whom). Encoders are made of `multi_head`, `relative` and `disentangled` (positions in scores),
+//! `sharing` and `probs` (what layers take from each other), `merged` and `anchors` (what caches keep), `decoder` (layers,
+//! and the ways to run a decoder), `depth` and `halting` (which layers run for whom), `layer_attention` (reads along
+//! layers). Encoders are made of `multi_head`, `relative` and `disentangled` (positions in scores),
 //! `stack` (layers), `patches` (windows of pictures and signals) and `encoder_decoder` (the ways to run a pair of both).
 
+mod anchors;
 mod attention;
 mod decoder;
 mod depth;
 mod disentangled;
 mod encoder_decoder;
 mod ffn;
+mod halting;
 mod latent;
+mod layer_attention;
 mod linear;
+mod merged;
 mod moe;
 mod multi_head;
 mod norm;
@@ -36,6 +41,7 @@ pub(crate) use encoder_decoder::{
 };
 pub(crate) use ffn::{Ffn, Up};
 pub(crate) use latent::{Latent, LatentQuery};
+pub(crate) use layer_attention::LayerAttention;
 pub(crate) use linear::{Factor, Linear};
 pub(crate) use moe::{ExpertAct, ExpertLinear, ExpertUp, Experts, Groups, Mixture, Router, Scores};
 pub(crate) use multi_head::{Memory, MultiHead, Projections, Rotary, ScoreTerms};

@@ -1,5 +1,6 @@
 //! What the layers of one graph have in common.
 
+use super::anchors::Anchors;
 use super::rotary::Rotation;
 use super::sharing::{Made, Slots};
 use crate::graph::ValueId;
@@ -26,6 +27,10 @@ pub(crate) struct Shared {
     pub(super) first_query: Dim,
     /// Layers whose probabilities are kept for others.
     pub(super) kept: BTreeSet<usize>,
+    /// Who sees what, where caches keep anchors and near tokens only.
+    pub(super) anchors: Option<Anchors>,
+    /// Where the directions of merged slots lie, see [`crate::ingest::policy::KvMerge::t`].
+    pub(super) merge_at: f32,
     /// What the layers so far computed.
     pub(super) made: RefCell<BTreeMap<usize, Made>>,
 }
@@ -54,7 +59,11 @@ impl Shared {
             made.y = last(b, made.y, 1);
             made.probs = last(b, made.probs, 2);
         }
-        Shared { positions, first_query: self.first_query + from, tokens: Dim::one(), ..self }
+        let anchors = self.anchors.map(|a| {
+            let [own, other] = [a.own, a.other].map(|seen| b.slice(seen, 2, from.clone(), Dim::one()));
+            Anchors { own, other, ..a }
+        });
+        Shared { positions, anchors, first_query: self.first_query + from, tokens: Dim::one(), ..self }
     }
 
     /// Rotates the heads of `x` `[B, h, S, D]` by the tables of that number; without tables `x` stays.

@@ -3,6 +3,7 @@
 
 use super::attention::Attention;
 use super::decoder::Layer;
+use super::merged::Merged;
 use crate::graph::{KvSlotId, ValueId};
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
 use frit_kernels::dim::Dim;
@@ -52,6 +53,8 @@ pub(crate) struct HeadMaps {
 pub(crate) struct Slots {
     pub k: Option<KvSlotId>,
     pub v: Option<KvSlotId>,
+    /// In place of both: those that it shares with a neighbour.
+    pub merged: Option<Merged>,
 }
 
 /// What a layer has computed in one graph and others may read.
@@ -63,6 +66,8 @@ pub(crate) struct Made {
     pub k: Option<ValueId>,
     /// Values `[B, G, P + S, D]`.
     pub v: Option<ValueId>,
+    /// Rotated keys of the current tokens `[B, G, S, D]`.
+    pub new_k: Option<ValueId>,
     /// Values of the current tokens `[B, G, S, D]`.
     pub new_v: Option<ValueId>,
     /// Probabilities `[B, H, S, P + S]`, where they are kept.
@@ -72,8 +77,13 @@ pub(crate) struct Made {
 }
 
 /// Declares the slots of each layer: none where both parts come from elsewhere, one for what it appends, two where keys
-/// and values differ in heads.
-pub(super) fn declare(m: &mut ModelBuilder, layers: &[Layer], runs: impl Fn(usize) -> bool) -> Vec<Slots> {
+/// and values differ in heads. Pairs of layers from `merged_from` on share theirs.
+pub(super) fn declare(
+    m: &mut ModelBuilder,
+    layers: &[Layer],
+    runs: impl Fn(usize) -> bool,
+    merged_from: Option<usize>,
+) -> Vec<Slots> {
     let one = |m: &mut ModelBuilder, i: usize, a: &Attention| {
         let [k, v] = a.sources.own();
         let (heads, value_heads) = (a.kv_heads, a.value_heads());
@@ -82,21 +92,39 @@ pub(super) fn declare(m: &mut ModelBuilder, layers: &[Layer], runs: impl Fn(usiz
             (false, false) => Slots::default(),
             (true, true) if heads == value_heads => {
                 let slot = m.kv_slot(&format!("layer{i}"), heads, k_dim, v_dim);
-                Slots { k: Some(slot), v: Some(slot) }
+                Slots { k: Some(slot), v: Some(slot), merged: None }
             }
             (true, true) => Slots {
                 k: Some(m.kv_slot(&format!("layer{i}.k"), heads, k_dim, 0)),
                 v: Some(m.kv_slot(&format!("layer{i}.v"), value_heads, 0, v_dim)),
+                merged: None,
             },
-            (true, false) => Slots { k: Some(m.kv_slot(&format!("layer{i}"), heads, k_dim, 0)), v: None },
-            (false, true) => Slots { k: None, v: Some(m.kv_slot(&format!("layer{i}"), value_heads, 0, v_dim)) },
+            (true, false) => Slots { k: Some(m.kv_slot(&format!("layer{i}"), heads, k_dim, 0)), ..Slots::default() },
+            (false, true) => {
+                Slots { v: Some(m.kv_slot(&format!("layer{i}"), value_heads, 0, v_dim)), ..Slots::default() }
+            }
         }
     };
-    let slots = |(i, layer): (usize, &Layer)| match &layer.attention {
-        Some(a) if runs(i) => one(m, i, a),
-        _ => Slots::default(),
-    };
-    layers.iter().enumerate().map(slots).collect()
+    let pairs = pairs(layers.len(), merged_from);
+    let mut out: Vec<Slots> = Vec::with_capacity(layers.len());
+    for (i, layer) in layers.iter().enumerate() {
+        let merged = match &layer.attention {
+            Some(a) if pairs.contains(&i) => Some(Merged::declare(m, i, a)),
+            _ if i > 0 && pairs.contains(&(i - 1)) => out.last().and_then(|s| s.merged).map(Merged::second),
+            _ => None,
+        };
+        out.push(match &layer.attention {
+            Some(_) if merged.is_some() => Slots { merged, ..Slots::default() },
+            Some(a) if runs(i) => one(m, i, a),
+            _ => Slots::default(),
+        });
+    }
+    out
+}
+
+/// The first layers of the pairs that share slots: every second one from `from` on that has a neighbour.
+pub(super) fn pairs(layers: usize, from: Option<usize>) -> Vec<usize> {
+    from.map_or_else(Vec::new, |from| (from..layers.saturating_sub(1)).step_by(2).collect())
 }
 
 /// Whether some layer reads what a layer above it appends. Such a decoder takes one token at a time: the keys of the

@@ -5,7 +5,8 @@ use super::{FfnForm, LayerForm, NormForm, QkPlace, QkvForm, Recipe};
 use crate::graph::WeightId;
 use crate::ingest::bind::{Binder, Extent};
 use crate::ingest::blocks::{
-    Attention, Decoder, Embedding, Factor, Feed, Ffn, Gate, Head, Layer, Linear, Norm, Positions, QkNorm, Qkv, Rope, Up,
+    Attention, Decoder, Embedding, Factor, Feed, Ffn, Gate, Head, Layer, LayerAttention, Linear, Norm, Positions,
+    QkNorm, Qkv, Rope, Up,
 };
 use crate::ingest::error::Gap;
 use crate::transform::extension::{EMBEDDING_PROJECTION, Extension, LINEAR, LORA_A, LORA_B};
@@ -15,6 +16,9 @@ impl Recipe {
     pub fn extend(&mut self, mut extension: Extension) -> Vec<Gap> {
         if extension.kv_map.is_empty() {
             extension.kv_map = std::mem::take(&mut self.extension.kv_map);
+        }
+        if extension.split_qkv {
+            self.qkv = QkvForm::Separate;
         }
         let gaps = extend::check(&extension, self);
         for (layer, window) in self.layers.iter_mut().zip(&extension.windows) {
@@ -67,6 +71,7 @@ pub(crate) fn decoder(recipe: &Recipe, t: &mut Binder<'_>) -> Decoder {
         layers,
         norm,
         head,
+        halt: recipe.extension.halt,
         policy: Default::default(),
     }
 }
@@ -204,6 +209,18 @@ impl<'r> Site<'r, '_, '_> {
                 let weight = self.t.take(&format!("{stem}.gate.weight"), &[one, hidden]);
                 let bias = self.t.take_if_there(&format!("{stem}.gate.bias"), &[one]);
                 Gate { kind, linear: Linear::new("gate", weight, bias) }
+            }),
+            layer_attention: extension.layer_attention.contains(&i).then(|| {
+                let mut map = |name: &'static str| {
+                    let weight = self.t.take(&format!("{stem}.layer_attention.{name}.weight"), &[hidden, hidden]);
+                    Linear::new(name, weight, None)
+                };
+                let maps = [map("q_proj"), map("k_proj"), map("v_proj"), map("o_proj")];
+                LayerAttention { heads: recipe.sizes.heads, head_dim: hidden.0 / recipe.sizes.heads.max(1), maps }
+            }),
+            halt: extension.halt.filter(|h| h.body > 0 && i.is_multiple_of(h.body)).map(|_| {
+                let weight = self.t.take(&format!("{stem}.halt.weight"), &[one, hidden]);
+                Linear::new("halt", weight, Some(self.t.take(&format!("{stem}.halt.bias"), &[one])))
             }),
         }
     }

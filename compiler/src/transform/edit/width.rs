@@ -169,6 +169,12 @@ fn keep_heads(step: &str, c: &mut Checkpoint, side: Side, layer: usize, kept: &[
     if kept.is_empty() || kept.iter().any(|k| *k as u64 >= h.k) {
         return refuse(step, format!("layer {layer} has {} key heads; {} cannot be kept", h.k, kept.len()));
     }
+    if (kept.len() as u64) < h.k {
+        if c.family().alibi {
+            return refuse(step, "the slopes of heads follow from their number; heads cannot go");
+        }
+        c.unpack_qkv(step, stack, all.len())?;
+    }
     let d = c.sizes()?.head_dim;
     let group = (h.q / h.k) as usize;
     let rows_of = |heads: &[usize]| heads.iter().flat_map(|h| h * d..(h + 1) * d).collect::<Vec<usize>>();

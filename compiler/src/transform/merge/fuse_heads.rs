@@ -41,18 +41,16 @@ impl Transform for FuseHeads {
     }
     fn apply(&self, c: &mut Checkpoint, _: &Aid<'_>) -> Result<Vec<String>> {
         let (stack, count) = c.stack(Side::Only)?;
-        if Checkpoint::is_packed(stack, Role::K) {
-            return refuse(
-                self.name(),
-                "queries, keys and values are one tensor here, which heads of unlike number do not fit",
-            );
-        }
         let extension = c.extension()?;
         if !extension.kv_map.is_empty() || !extension.probs_from.is_empty() {
             return refuse(self.name(), "layers attend by other layers; fuse heads first");
         }
         let d = c.sizes()?.head_dim;
         let mut heads = c.heads(Side::Only)?;
+        let whole = |n: Option<usize>, of: u64| n.is_none_or(|n| n as u64 == of);
+        if !heads.iter().all(|h| whole(self.k, h.k) && whole(self.v, h.v)) {
+            c.unpack_qkv(self.name(), stack, count)?;
+        }
         for (i, h) in heads.iter_mut().enumerate() {
             let queries = h.q;
             let map = |of: &[u64], n: u64| -> Vec<u64> {

@@ -124,7 +124,7 @@ impl Checkpoint {
     /// Writes a map whose input has another width. Maps in one tensor must all be given, so packed ones are refused.
     fn set_narrow(&mut self, step: &str, layer: usize, role: Role, to: &crate::transform::Linear) -> Result<()> {
         let (stack, _) = self.stack(Side::Only)?;
-        if Checkpoint::is_packed(stack, role) {
+        if self.is_packed(stack, role) {
             return refuse(step, "maps that are one tensor are not projected yet");
         }
         self.set_linear(step, stack, layer, role, to)

@@ -41,12 +41,6 @@ impl Transform for ShareAttention {
         if !extension.kv_map.is_empty() || !extension.probs_from.is_empty() {
             return refuse(self.name(), "layers attend by other layers already");
         }
-        if Checkpoint::is_packed(stack, Role::Q) {
-            return refuse(
-                self.name(),
-                "queries, keys and values are one tensor here; layers cannot be without queries",
-            );
-        }
         let mut lines = Vec::new();
         let sources = match (&self.spans, self.block, self.auto) {
             (Some(text), None, None) => self.spans(text, count)?,
@@ -82,6 +76,8 @@ impl Transform for ShareAttention {
         if sources.iter().enumerate().all(|(l, s)| l == *s) {
             return Ok(vec!["no layer uses the attention of another".into()]);
         }
+        c.unpack_qkv(self.name(), stack, count)?;
+        extension.split_qkv = c.extension()?.split_qkv;
         for (l, _) in sources.iter().enumerate().filter(|(l, s)| l != *s) {
             let gone: &[Role] =
                 if self.what == Shared::Output { &[Role::Q, Role::K, Role::V] } else { &[Role::Q, Role::K] };

@@ -58,9 +58,6 @@ impl Transform for ShareKv {
         if !extension.kv_map.is_empty() || !extension.probs_from.is_empty() {
             return refuse(self.name(), "layers attend by other layers already");
         }
-        if Checkpoint::is_packed(stack, Role::K) {
-            return refuse(self.name(), "queries, keys and values are one tensor here; layers cannot be without keys");
-        }
         if let Some(i) = extension.drop_attention.iter().chain(&extension.linear_layers).next() {
             return refuse(self.name(), format!("layer {i} has no attention"));
         }
@@ -82,11 +79,15 @@ impl Transform for ShareKv {
         };
         let sources: Vec<KvSource> =
             map.iter().map(|(s, _)| KvSource { k: *s as u32, v: self.v_from.unwrap_or(*s) as u32 }).collect();
+        let identity = sources.iter().enumerate().all(|(i, s)| s.k as usize == i && s.v as usize == i);
+        if !identity || self.kv_heads.is_some() {
+            c.unpack_qkv(self.name(), stack, count)?;
+            extension.split_qkv = c.extension()?.split_qkv;
+        }
         let before = c.clone();
         for role in [Role::K, Role::V] {
             self.project(c, &before, stack, role, &sources)?;
         }
-        let identity = sources.iter().enumerate().all(|(i, s)| s.k as usize == i && s.v as usize == i);
         if !identity {
             for (i, _) in sources.iter().enumerate().filter(|(i, _)| !sources.iter().any(|s| s.k as usize == *i)) {
                 c.remove(&format!("{}self_attn.k_norm.weight", c.layer(stack, i)));

@@ -43,6 +43,8 @@ pub fn main(a: &Args) -> Result<()> {
         Some(loaded) => loaded,
         None => a.switches.open(&a.model, &progress)?,
     };
+    #[cfg(feature = "compiler")]
+    a.switches.check(&loaded.plan)?;
     #[cfg(not(feature = "compiler"))]
     let loaded = model::open(&a.model, &progress)?;
     let compiled = start.elapsed().as_secs_f64();

@@ -3,6 +3,7 @@
 use crate::model::{self, Progress, bytes};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use frit::Depth;
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::target::Tier;
 use frit_plan::{Plan, WeightSource, sizes};
@@ -108,6 +109,7 @@ pub fn main(a: &Args) -> Result<()> {
     }
     let (unique, logical) = weight_bytes(plan);
     let slots = kv_slots(plan);
+    let depth = Depth::of(plan);
     let kv_bytes: u64 = slots.iter().map(|(_, k, v)| k + v).sum();
     let kernels: Vec<_> = plan
         .kernels()
@@ -122,6 +124,7 @@ pub fn main(a: &Args) -> Result<()> {
         let report = serde_json::json!({
             "model": plan.model.name, "architecture": plan.model.architecture, "layers": plan.model.layers,
             "context": plan.model.context, "vocabulary": plan.model.vocab,
+            "depth": depth,
             "weights": { "bytes": unique, "logical_bytes": logical, "count": plan.weights.len() },
             "kv": {
                 "slots": plan.kv_slots.len(), "bytes_per_token": kv_bytes,
@@ -134,6 +137,8 @@ pub fn main(a: &Args) -> Result<()> {
     }
     let m = &plan.model;
     println!("{}  {}, {} layers, context {}, vocabulary {}", m.name, m.architecture, m.layers, m.context, m.vocab);
+    let least = if depth.least < depth.executed { format!(", {} at least", depth.least) } else { String::new() };
+    println!("depth    {} layers stored, {} executed{least}", depth.stored, depth.executed);
     println!("weights  {} unique, {} logical, {} buffers", bytes(unique), bytes(logical), plan.weights.len());
     println!("cache    {} slots, {} a token", plan.kv_slots.len(), bytes(kv_bytes));
     if a.kv {

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use frit::{LoadedModel, model_source};
 use frit_compiler::CompileOptions;
 use frit_compiler::ingest::LoadOptions;
-use frit_compiler::ingest::policy::{ExitRule, Exits, FfnSkip, LayerMix, Probs, RunPolicy};
+use frit_compiler::ingest::policy::{ExitRule, Exits, FfnSkip, KvKeep, KvMerge, LayerMix, Probs, RunPolicy};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -39,6 +39,16 @@ pub struct Policy {
     /// weights separated by commas.
     #[arg(long, value_name = "FILE|WEIGHTS")]
     layer_mix: Option<String>,
+    /// Let pairs of layers share the directions of their keys and values: `minicache:start=15,t=0.6`; from the middle layer
+    /// on unless said.
+    #[arg(long, value_name = "SETTINGS")]
+    kv_merge: Option<String>,
+    /// See anchor tokens and near tokens only: `anchors:13,198,window:64`, anchors by their numbers in the vocabulary.
+    #[arg(long, value_name = "SETTINGS")]
+    kv_keep: Option<String>,
+    /// Let the layers above this one attend to its anchors too: `src=4`.
+    #[arg(long, value_name = "src=N", requires = "kv_keep")]
+    layer_anchor: Option<String>,
     /// Attention probabilities that several layers use: auto, store or recompute.
     #[arg(long, value_name = "HOW", default_value = "auto")]
     probs: Probs,
@@ -70,6 +80,8 @@ impl Policy {
             exits,
             ffn_skip: self.ffn_skip.as_deref().map(ffn_skip).transpose()?,
             layer_mix: self.layer_mix.as_deref().map(layer_mix).transpose()?,
+            kv_merge: self.kv_merge.as_deref().map(kv_merge).transpose()?,
+            kv_keep: self.kv_keep.as_deref().map(|text| kv_keep(text, self.layer_anchor.as_deref())).transpose()?,
             probs: self.probs,
             whole_prefill: self.whole_prefill,
         })
@@ -118,6 +130,43 @@ fn ffn_skip(text: &str) -> Result<FfnSkip> {
         bail!("--ffn-skip has no threshold\nhint: --ffn-skip threshold=0.95,cold=0-3,warmup=8");
     }
     Ok(skip)
+}
+
+fn kv_merge(text: &str) -> Result<KvMerge> {
+    let (method, settings) = text.split_once(':').unwrap_or((text, ""));
+    if method != "minicache" {
+        bail!("--kv-merge has no method `{method}`\nhint: --kv-merge minicache:start=15,t=0.6");
+    }
+    let mut merge = KvMerge { start: None, t: 0.6 };
+    for setting in settings.split(',').filter(|s| !s.is_empty()) {
+        let (key, value) = setting.split_once('=').with_context(|| format!("`{setting}` is no `key=value`"))?;
+        match key.trim() {
+            "start" => merge.start = Some(value.parse().with_context(|| format!("start `{value}`"))?),
+            "t" => merge.t = value.parse().with_context(|| format!("t `{value}`"))?,
+            "gamma" => bail!("--kv-merge keeps no single token apart: there is no gamma\nhint: start, t"),
+            other => bail!("--kv-merge minicache has no setting `{other}`\nhint: start, t"),
+        }
+    }
+    Ok(merge)
+}
+
+fn kv_keep(text: &str, layer: Option<&str>) -> Result<KvKeep> {
+    let hint = "hint: --kv-keep anchors:13,198,window:64";
+    let mut keep = KvKeep { anchors: Vec::new(), window: 0, layer: None };
+    for item in text.split(',') {
+        if let Some(width) = item.strip_prefix("window:") {
+            keep.window = width.parse().with_context(|| format!("window `{width}`\n{hint}"))?;
+            continue;
+        }
+        let id = item.strip_prefix("anchors:").unwrap_or(item);
+        keep.anchors.push(id.parse().with_context(|| format!("`{item}` in `{text}` is no token\n{hint}"))?);
+    }
+    keep.layer = layer
+        .map(|l| {
+            l.strip_prefix("src=").unwrap_or(l).parse().with_context(|| format!("--layer-anchor `{l}` is no layer"))
+        })
+        .transpose()?;
+    Ok(keep)
 }
 
 fn layer_mix(text: &str) -> Result<LayerMix> {

@@ -37,6 +37,18 @@ pub struct Switches {
     /// Apply no more than this many rewrites.
     #[arg(long, value_name = "N")]
     rewrite_fuel: Option<u64>,
+    /// Layers that repeat: auto (one body is compiled, where there is one), dispatch (the same, and no model without) or
+    /// unroll (each layer is compiled by itself). The launches are the same.
+    #[arg(long = "loop", value_name = "HOW", default_value = "auto")]
+    looping: Looping,
+}
+
+/// What becomes of layers that repeat.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Looping {
+    Auto,
+    Dispatch,
+    Unroll,
 }
 
 fn precisions() -> Vec<&'static str> {
@@ -52,11 +64,13 @@ impl Switches {
             && self.matmul_precision.is_none()
             && self.verify_rewrites.is_none()
             && self.fusion_fuel.is_none()
+            && self.looping == Looping::Auto
     }
     /// The options they stand for.
     pub fn options(&self) -> Result<CompileOptions> {
         let mut o = CompileOptions { rewrite_fuel: self.rewrite_fuel, ..CompileOptions::default() };
         o.fusion.fuel = self.fusion_fuel;
+        o.outline = self.looping != Looping::Unroll;
         for id in &self.disable {
             if let Some(origin) = id.strip_prefix('@') {
                 o.fusion.no_fuse.push(origin.into());
@@ -97,6 +111,17 @@ impl Switches {
             o.skip_passes.push(pass.clone());
         }
         Ok(o)
+    }
+    /// Whether a plan does what was asked for.
+    ///
+    /// # Errors
+    /// A body was demanded and no program has one.
+    pub fn check(&self, plan: &frit_plan::Plan) -> Result<()> {
+        let has_body = plan.report.phases.iter().any(|p| p.instances > 0);
+        if self.looping == Looping::Dispatch && !has_body {
+            bail!("no layers of {} repeat so that one body serves them\nhint: --loop auto", plan.model.name);
+        }
+        Ok(())
     }
     /// Opens or compiles a model; an artifact is compiled already and takes no switch.
     pub fn open(&self, path: &Path, progress: &Progress) -> Result<LoadedModel> {
