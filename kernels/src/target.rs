@@ -41,6 +41,9 @@ pub enum Architecture {
     /// `sm_80`: this GPU and every later one.
     #[serde(rename = "sm_80")]
     Sm80,
+    /// `sm_90` and every later one, with launches that overlap.
+    #[serde(rename = "sm_90")]
+    Sm90,
 }
 
 impl Architecture {
@@ -48,12 +51,14 @@ impl Architecture {
     pub const fn name(self) -> &'static str {
         match self {
             Architecture::Sm80 => "sm_80",
+            Architecture::Sm90 => "sm_90",
         }
     }
     /// Whether a GPU of this compute capability (major, minor) runs such texts.
     pub fn runs_on(self, capability: (u32, u32)) -> bool {
         match self {
             Architecture::Sm80 => capability >= (8, 0),
+            Architecture::Sm90 => capability >= (9, 0),
         }
     }
 }
@@ -128,5 +133,14 @@ impl Capabilities {
             subgroup_size: Some(32),
             has_texel_weights: false,
         }
+    }
+    /// As [`cuda`](Self::cuda), for `sm_90` and later: a kernel may start while the one before it runs, and loads weights
+    /// until it waits for that one.
+    pub const fn cuda_overlapping() -> Self {
+        Capabilities { architecture: Some(Architecture::Sm90), ..Capabilities::cuda() }
+    }
+    /// Whether a kernel may start while the launch before it runs.
+    pub fn overlaps(&self) -> bool {
+        self.architecture.is_some_and(|a| a >= Architecture::Sm90)
     }
 }

@@ -13,8 +13,12 @@ use support::corpus::{self, DECODER, ODD};
 use support::ptxas::{ARCHITECTURES, Ptxas};
 
 fn rendered(shapes: &corpus::Shapes) -> Vec<(String, Rendered)> {
+    rendered_for(shapes, &Capabilities::cuda())
+}
+
+fn rendered_for(shapes: &corpus::Shapes, caps: &Capabilities) -> Vec<(String, Rendered)> {
     let render = |spec: frit_kernels::spec::KernelSpec| {
-        let r = render(&spec, &Capabilities::cuda()).unwrap_or_else(|e| panic!("{e}"));
+        let r = render(&spec, caps).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(r.language, Language::Ptx);
         (spec.name, r)
     };
@@ -117,6 +121,37 @@ fn weights_are_asked_for_before_any_is_used() {
     }
 }
 
+/// Kernels that may start while the launch before them runs: each waits once, and in machine code the weights that it
+/// loads ahead are asked for in front of the wait (`ACQBULK`).
+#[test]
+fn weights_are_asked_for_before_the_launch_in_front_has_ended() {
+    let (ptxas, older) = (Ptxas::find(), Ptxas::find_older());
+    let mut table =
+        format!("{:<24} {:>9} {:>25} {:>8}\n", "kernel", "registers", "16-byte loads before wait", "behind");
+    for (name, r) in rendered_for(&DECODER, &Capabilities::cuda_overlapping()) {
+        assert_eq!(r.text.matches("griddepcontrol.wait;").count(), 1, "{name}");
+        assert_eq!(r.text.matches("griddepcontrol.launch_dependents;").count(), 1, "{name}");
+        assert!(r.text.contains("\n.version 7.8\n.target sm_90\n"), "{name}");
+        let used = ptxas.assemble(&r.text, "sm_90");
+        ptxas.assemble(&r.text, "sm_120");
+        older.assemble(&r.text, "sm_90");
+        if !r.text.contains("ld.relaxed") {
+            continue;
+        }
+        let code = ptxas.disassemble(&r.text, "sm_90");
+        let wait = code.iter().position(|l| l.contains("ACQBULK")).unwrap_or_else(|| panic!("{name}: no wait"));
+        let wide = |l: &&String| l.contains("LDG.E") && l.contains(".128");
+        let (before, all) = (code[..wait].iter().filter(wide).count(), code.iter().filter(wide).count());
+        assert_eq!(before, r.text.matches("ld.relaxed.gpu.global.L1::no_allocate.v4").count(), "{name}");
+        assert!(before >= 2 && code[..wait].iter().any(|l| l.contains("PREEXIT")), "{name}\n{}", code.join("\n"));
+        let _ = writeln!(table, "{name:<24} {:>9} {before:>25} {:>8}", used.registers, all - before);
+    }
+    assert!(table.lines().count() > 5, "{table}");
+    if ptxas.is_of_goldens() {
+        insta::assert_snapshot!("loads_before_the_wait", table);
+    }
+}
+
 #[test]
 fn texts_are_as_before() {
     let shown = [
@@ -134,4 +169,7 @@ fn texts_are_as_before() {
         let (_, r) = all.iter().find(|(n, _)| n == name).expect(name);
         insta::assert_snapshot!(name, r.text);
     }
+    let overlapping = rendered_for(&DECODER, &Capabilities::cuda_overlapping());
+    let (_, r) = overlapping.iter().find(|(n, _)| n == "gemv_bf16_plain").expect("gemv_bf16_plain");
+    insta::assert_snapshot!("gemv_bf16_plain_overlapping", r.text);
 }

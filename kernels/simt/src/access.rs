@@ -94,6 +94,11 @@ impl Machine<'_> {
     /// access is in bounds still takes place, so that one fault does not cause a trail of others.
     pub(crate) fn permitted(&mut self, w: &Warp, p: &Places, size: u32, align: u32, write: bool, atomic: bool) -> u32 {
         let Some(s) = self.memory.segments.get_mut(p.segment) else { return 0 };
+        if !w.waited && s.kind == Kind::Global && (write || s.writable) && p.mask != 0 {
+            let lane = p.mask.trailing_zeros() as usize;
+            self.violate(w, p.mask, ViolationKind::EarlyAccess, Some((p.segment, p.offsets[lane])));
+        }
+        let Some(s) = self.memory.segments.get_mut(p.segment) else { return 0 };
         let mut faults: Vec<(u32, ViolationKind)> = Vec::new();
         let mut good = p.mask;
         let mut lanes = p.mask;

@@ -25,7 +25,7 @@ pub(crate) struct Segment {
     pub(crate) words: Vec<u32>,
     /// Size in bytes; of one thread for local memory.
     pub(crate) bytes: u64,
-    writable: bool,
+    pub(crate) writable: bool,
     /// Empty where nothing has to be watched.
     shadow: Vec<Cell>,
     /// Cells of single bytes, for words accessed in parts.

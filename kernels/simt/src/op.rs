@@ -383,6 +383,8 @@ pub(crate) enum Op {
         op: BarrierOp,
     },
     TensorCopy(TensorCopy),
+    /// Waits for the launch before this one.
+    LaunchWait,
     WgmmaFence,
     WgmmaCommit,
     WgmmaWait {
@@ -449,6 +451,8 @@ pub(crate) struct Program {
     pub track_registers: bool,
     /// Whether every warp must meet a barrier at the same instruction.
     pub one_place_barriers: bool,
+    /// Whether it may start while the launch before it runs, and waits for that itself.
+    pub overlaps: bool,
     /// Whether approximate functions follow WGSL's bounds rather than PTX's.
     pub wgsl: bool,
 }
@@ -536,7 +540,8 @@ impl Program {
                 [x.map, x.map + 1, x.from[0], x.from[1]].into_iter().for_each(f);
             }
             Op::Wgmma(x) => [x.a, x.a + 1, x.b, x.b + 1, x.add].into_iter().for_each(f),
-            Op::WgmmaFence
+            Op::LaunchWait
+            | Op::WgmmaFence
             | Op::WgmmaCommit
             | Op::WgmmaWait { .. }
             | Op::Special { .. }

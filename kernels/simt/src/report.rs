@@ -68,6 +68,8 @@ pub enum ViolationKind {
     ),
     /// Threads wait for the phase of an `mbarrier` that nothing will end.
     Deadlock,
+    /// A write, or a read of what may be written, before the kernel waited for the launch in front of it.
+    EarlyAccess,
     /// A barrier that some threads of the workgroup reach and others do not.
     BarrierDivergence,
     /// A collective operation that names lanes which do not take part, or reads from such a lane.
@@ -120,6 +122,7 @@ impl fmt::Display for Violation {
             ViolationKind::Mbarrier(what) => write!(f, "mbarrier {what}")?,
             ViolationKind::Wgmma(what) => write!(f, "wgmma: {what}")?,
             ViolationKind::Deadlock => write!(f, "wait for a phase that nothing ends")?,
+            ViolationKind::EarlyAccess => write!(f, "access before the launch in front was waited for")?,
             ViolationKind::BarrierDivergence => write!(f, "barrier not reached by all threads")?,
             ViolationKind::CollectiveDivergence => write!(f, "collective operation with absent lanes")?,
             ViolationKind::NotFinite => write!(f, "infinity or NaN from finite operands")?,

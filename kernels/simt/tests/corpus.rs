@@ -30,7 +30,11 @@ fn case(spec: KernelSpec, sizes: &[(&str, i64)]) -> Case {
 }
 
 fn check(case: &Case, options: &frit_simt::Options) -> frit_simt::Counters {
-    let r = render(&case.spec, &Capabilities::cuda()).unwrap();
+    check_for(case, &Capabilities::cuda(), options)
+}
+
+fn check_for(case: &Case, caps: &Capabilities, options: &frit_simt::Options) -> frit_simt::Counters {
+    let r = render(&case.spec, caps).unwrap();
     let (outcome, args) = launch::run(case, &r, options);
     launch::clean(&outcome, &r);
     assert!(outcome.completed);
@@ -45,6 +49,18 @@ fn check(case: &Case, options: &frit_simt::Options) -> frit_simt::Counters {
 fn every_kernel_computes_what_its_specification_says() {
     for spec in corpus::all(&ODD) {
         check(&case(spec, &SIZES), &frit_simt::Options::default());
+    }
+}
+
+/// Nothing but weights is read before the launch in front has ended, and the sums are the same.
+#[test]
+fn kernels_that_overlap_wait_for_what_they_read() {
+    // Rows long enough for weights to be loaded ahead, and then for more.
+    let long = |width| corpus::all(&Shapes { width, columns: 37, ..ODD });
+    let ahead = [768, 2048].into_iter().flat_map(long).filter(|s| s.name.starts_with("gemv"));
+    for spec in corpus::all(&ODD).into_iter().chain(ahead) {
+        let case = case(spec, &SIZES);
+        check_for(&case, &Capabilities::cuda_overlapping(), &frit_simt::Options::default());
     }
 }
 

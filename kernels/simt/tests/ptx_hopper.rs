@@ -466,3 +466,32 @@ fn fragments_of_a_warpgroup_by_hand() {
         assert_eq!(got, want, "row {row}, column {column}, k {k}");
     }
 }
+
+#[test]
+fn what_may_be_written_is_not_touched_before_the_launch_in_front_has_ended() {
+    let text = |early: &str, late: &str| {
+        format!(
+            ".version 7.8
+.target sm_90
+.address_size 64
+.visible .entry main(.param .u64 weights, .param .u64 data)
+{{
+    .reg .b32 %r<4>; .reg .b64 %rd<4>;
+    griddepcontrol.launch_dependents;
+    ld.param.u64 %rd1, [weights];
+    ld.param.u64 %rd2, [data];
+    ld.relaxed.gpu.global.L1::no_allocate.b32 %r1, [%rd1];
+    {early}
+    griddepcontrol.wait;
+    {late}
+    add.u32 %r2, %r2, %r1;
+    st.global.u32 [%rd2], %r2;
+}}"
+        )
+    };
+    let read = "ld.global.u32 %r2, [%rd2];";
+    let run = |early, late| Run::ptx(&text(early, late), [1, 1, 1]).input_bytes(vec![5, 0, 0, 0]).inout(&[0.0]);
+    assert_eq!(run("", read).clean().words(1), [5]);
+    assert_eq!(run(read, "").run().only(|k| *k == V::EarlyAccess).line, 11);
+    assert_eq!(run("st.global.u32 [%rd2], 1;", read).run().only(|k| *k == V::EarlyAccess).count, 1);
+}

@@ -8,13 +8,16 @@ use super::module::{Array, Buffer, Local};
 /// Statements in order of execution.
 pub type Block = Vec<Stmt>;
 
-/// Which memory a barrier orders. Both make the invocations of a workgroup wait for each other.
+/// What a barrier orders. The first two make the invocations of a workgroup wait for each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Barrier {
     /// Workgroup memory.
     Workgroup,
     /// Storage buffers, within the workgroup.
     Storage,
+    /// The launch before this one, which may still run in front of it. Stands once, not nested; in front of it nothing is
+    /// stored, and only buffers that no kernel writes are read.
+    Launch,
 }
 
 /// Operations across the invocations of a subgroup.

@@ -10,7 +10,7 @@ use super::error::{Error, Rule, Violation};
 use super::expr::{ArrayRef, BinaryOp, Builtin, Expr, Literal, TernaryOp};
 use super::module::{Access, Local, LocalKind, Module};
 use super::names;
-use super::stmt::{Block, Stmt, TileOp};
+use super::stmt::{Barrier, Block, Stmt, TileOp};
 use super::types::{Scalar, Type};
 use super::typing;
 use super::uniformity::Uniformity;
@@ -32,6 +32,7 @@ pub fn verify(module: &Module, target: &Capabilities) -> Result<(), Error> {
         verifier.limits(target);
         verifier.expressions();
         verifier.uniformity = Some(Uniformity::of(module));
+        verifier.launch_barrier();
         verifier.block(&module.body, true);
     }
     if verifier.violations.is_empty() {
@@ -420,6 +421,40 @@ impl<'m> Verifier<'m> {
         {
             let name = module.array_name(array);
             self.fault(Rule::Bounds, format!("index {at} into `{name}` of {len}"));
+        }
+    }
+
+    /// What waits for the launch before does so once, and touches nothing that a kernel writes in front of it.
+    fn launch_barrier(&mut self) {
+        let module = self.module;
+        let waits = |s: &Stmt| matches!(s, Stmt::Barrier(Barrier::Launch));
+        let mut nested: Vec<&Block> = module.body.iter().flat_map(Stmt::blocks).collect();
+        while let Some(block) = nested.pop() {
+            if block.iter().any(waits) {
+                self.fault(Rule::Uniformity, "wait for the launch before in a nested block");
+            }
+            nested.extend(block.iter().flat_map(Stmt::blocks));
+        }
+        let Some(at) = module.body.iter().position(waits) else { return };
+        let (early, late) = module.body.split_at(at);
+        if late.iter().filter(|s| waits(s)).count() > 1 {
+            self.fault(Rule::Uniformity, "two waits for the launch before");
+        }
+        let mut open: Vec<Handle<Expr>> = Vec::new();
+        for stmt in early {
+            if !matches!(stmt, Stmt::Comment(_) | Stmt::Let { .. } | Stmt::Var { .. }) {
+                self.fault(Rule::Uniformity, "more than values in front of the wait for the launch before");
+            }
+            open.extend(stmt.exprs());
+        }
+        while let Some(e) = open.pop() {
+            let expr = &module.exprs[e];
+            if let Expr::Load { array: ArrayRef::Buffer(h), .. } = expr
+                && module.buffers[*h].access == Access::ReadWrite
+            {
+                self.fault(Rule::Uniformity, format!("`{}` read in front of the wait", module.buffers[*h].name));
+            }
+            open.extend(expr.operands());
         }
     }
 

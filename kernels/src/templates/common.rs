@@ -557,7 +557,11 @@ impl<'a> KernelCtx<'a> {
         grid: [Dim; 3],
     ) -> Result<Rendered, TemplateError> {
         let KernelCtx { b, spec, caps, workgroup, .. } = self;
-        let module = b.finish()?;
+        let mut module = b.finish()?;
+        let waits = |s: &ir::Stmt| matches!(s, ir::Stmt::Barrier(ir::Barrier::Launch));
+        if caps.overlaps() && !module.body.iter().any(waits) {
+            module.body.insert(0, ir::Stmt::Barrier(ir::Barrier::Launch));
+        }
         ir::verify(&module, caps)?;
         let module = opt::simplify(&module);
         let language = caps.tier.language();

@@ -91,21 +91,7 @@ impl KernelCtx<'_> {
                 let first = b.shr(at, 2);
                 plain((0..n / 4).map(|i| b.load(buffer, b.add(first, i))).collect())
             }
-            Storage::F32 => {
-                let one = |i: u32| b.load(buffer, b.add(at, i));
-                plain((0..n / 4).map(|i| b.vec4(one(4 * i), one(4 * i + 1), one(4 * i + 2), one(4 * i + 3))).collect())
-            }
-            Storage::F16 | Storage::Bf16 => {
-                let words = self.words(arg, b.shr(at, 1), n / 2);
-                let pairs = words.chunks_exact(2).map(|w| match a.storage {
-                    Storage::F16 => {
-                        let (p, q) = (b.unpack_2x16_float(w[0]), b.unpack_2x16_float(w[1]));
-                        b.vec4(b.lane(p, 0), b.lane(p, 1), b.lane(q, 0), b.lane(q, 1))
-                    }
-                    _ => b.vec4(b.bf16_low(w[0]), b.bf16_high(w[0]), b.bf16_low(w[1]), b.bf16_high(w[1])),
-                });
-                plain(pairs.collect())
-            }
+            Storage::F32 | Storage::F16 | Storage::Bf16 => plain(self.decoded(a.storage, &self.raw(arg, at, n))),
             Storage::I32 | Storage::Bool => {
                 b.error(format!("`{}` holds no floats", a.name));
                 Vec::new()
@@ -113,6 +99,34 @@ impl KernelCtx<'_> {
             Storage::Q4K => vec![self.q4k(arg, at, n)],
             Storage::Q6K => self.q6k(arg, at, n),
             s => vec![self.small_block(arg, s, at, n)],
+        }
+    }
+    /// What lies in memory of a run of plain storage: floats, or words of two elements.
+    pub fn raw(&self, arg: ArgId, at: Val, n: u32) -> Vec<Val> {
+        let b = &self.b;
+        match (self.arg(arg), self.buffer(arg)) {
+            (Some(a), Some(buffer)) if a.storage == Storage::F32 => {
+                (0..n).map(|i| b.load(buffer, b.add(at, i))).collect()
+            }
+            _ => self.words(arg, b.shr(at, 1), n / 2),
+        }
+    }
+    /// The elements of what [`raw`](Self::raw) gave, `vec4<f32>` each.
+    pub fn decoded(&self, storage: Storage, raw: &[Val]) -> Vec<Val> {
+        let b = &self.b;
+        match storage {
+            Storage::F32 => raw.chunks_exact(4).map(|v| b.vec4(v[0], v[1], v[2], v[3])).collect(),
+            Storage::F16 => {
+                let pair = |w: &[Val]| {
+                    let (p, q) = (b.unpack_2x16_float(w[0]), b.unpack_2x16_float(w[1]));
+                    b.vec4(b.lane(p, 0), b.lane(p, 1), b.lane(q, 0), b.lane(q, 1))
+                };
+                raw.chunks_exact(2).map(pair).collect()
+            }
+            _ => {
+                let pair = |w: &[Val]| b.vec4(b.bf16_low(w[0]), b.bf16_high(w[0]), b.bf16_low(w[1]), b.bf16_high(w[1]));
+                raw.chunks_exact(2).map(pair).collect()
+            }
         }
     }
     /// The elements of a run as plain values, `vec4<f32>` each.

@@ -242,6 +242,11 @@ impl<'t> Lower<'t> {
                 self.push(Op::Exit);
                 Ok(())
             }
+            "griddepcontrol" if mods == ["wait"] => {
+                self.program.overlaps = true;
+                self.push(Op::LaunchWait);
+                Ok(())
+            }
             "membar" | "fence" | "griddepcontrol" | "prefetch" | "prefetchu" | "nanosleep" | "setmaxnreg" => {
                 self.push(Op::Fence);
                 Ok(())

@@ -67,7 +67,8 @@ pub fn try_run(case: &Case, r: &Rendered, options: &Options) -> Result<(Outcome,
                 name: format!("{space:?}"),
                 bytes: bytes(content),
                 initialised: true,
-                writable: *written,
+                // Other kernels write it, whether this one does or not; regions say what this one may.
+                writable: *written || *space != Space::Weight,
                 regions,
             })
         })

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::asm::Kind;
-use super::writer::{Value, Writer, Written, displaced, in_registers, mem_type};
+use super::writer::{Overlap, Value, Writer, Written, displaced, in_registers, mem_type};
 use crate::ir::{Access, ArrayRef, BinaryOp, Block, Expr, Handle, Literal, Module, Stmt, TileOp};
 
 /// Terms of an index.
@@ -338,7 +338,9 @@ impl Writer<'_> {
 
     fn source(&self, array: ArrayRef) -> &'static str {
         match array {
-            ArrayRef::Buffer(_) if is_constant(self.module, array) => "global.nc",
+            // The assembler moves other loads behind the wait.
+            ArrayRef::Buffer(_) if self.overlap == Overlap::Early => "relaxed.gpu.global.L1::no_allocate",
+            ArrayRef::Buffer(_) if self.overlap == Overlap::None && is_constant(self.module, array) => "global.nc",
             ArrayRef::Buffer(_) => "global",
             ArrayRef::Workgroup(_) => "shared",
             ArrayRef::Private(_) => "local",

@@ -15,9 +15,9 @@ use crate::ir::{
     Module, Scalar, Stmt, Type,
 };
 
-/// Lowest version of the language that has all that is used.
-const VERSION: &str = "7.0";
-const TARGET: &str = "sm_80";
+/// Lowest version of the language that has all that is used, and its target; then those of kernels that overlap.
+const PLAIN: [&str; 2] = ["7.0", "sm_80"];
+const OVERLAPPING: [&str; 2] = ["7.8", "sm_90"];
 /// Threads that must fit on a multiprocessor: 128 registers each. Left alone, the assembler spills to fit more.
 const RESIDENT: u64 = 512;
 
@@ -45,6 +45,7 @@ pub(super) fn write(module: &Module, options: &Options) -> Result<String, Error>
         changing: BTreeSet::new(),
         loads: Vec::new(),
         at: 0,
+        overlap: if waits(module) { Overlap::Early } else { Overlap::None },
     };
     writer.entry()?;
     writer.block(&module.body, true)?;
@@ -74,12 +75,18 @@ fn purity(module: &Module) -> Vec<bool> {
     pure
 }
 
+/// Whether a kernel may start while the launch before it runs.
+fn waits(module: &Module) -> bool {
+    module.body.iter().any(|s| matches!(s, Stmt::Barrier(Barrier::Launch)))
+}
+
 fn header(module: &Module, options: &Options) -> String {
     let mut out = String::new();
     for line in [&module.name].into_iter().chain(&options.header).chain(&module.doc) {
         let _ = writeln!(out, "{}", format!("// {line}").trim_end());
     }
-    let _ = writeln!(out, "\n.version {VERSION}\n.target {TARGET}\n.address_size 64\n");
+    let [version, target] = if waits(module) { OVERLAPPING } else { PLAIN };
+    let _ = writeln!(out, "\n.version {version}\n.target {target}\n.address_size 64\n");
     if dynamic_shared_bytes(module) > 0 {
         out.push_str(".extern .shared .align 128 .b8 workgroup_memory[];\n\n");
     }
@@ -149,6 +156,17 @@ pub(super) fn in_registers(module: &Module, array: Handle<Array>) -> bool {
     loads && stores
 }
 
+/// Where the text stands with regard to the launch before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Overlap {
+    /// It has ended before this one begins.
+    None,
+    /// It may still run.
+    Early,
+    /// It was waited for.
+    Late,
+}
+
 /// Writes the body of one module.
 pub(super) struct Writer<'m> {
     pub(super) module: &'m Module,
@@ -168,6 +186,7 @@ pub(super) struct Writer<'m> {
     pub(super) loads: Vec<BlockLoads>,
     /// Position in the innermost block.
     pub(super) at: usize,
+    pub(super) overlap: Overlap,
 }
 
 impl Writer<'_> {
@@ -189,12 +208,18 @@ impl Writer<'_> {
     /// Everything that is the same for the whole kernel: addresses, uniform members, machine values, zeroed arrays.
     fn entry(&mut self) -> Written<()> {
         let module = self.module;
+        if self.overlap == Overlap::Early {
+            self.op("griddepcontrol.launch_dependents");
+        }
         for (h, _) in module.buffers.iter() {
             let symbol = self.names.array(ArrayRef::Buffer(h)).to_owned();
             self.global_address(&symbol, &format!("%{symbol}"));
         }
         for (h, block) in module.uniforms.iter() {
-            self.uniform_block(h, self.options.by_address.contains(&block.name));
+            let by_address = self.options.by_address.contains(&block.name);
+            if !by_address || self.overlap == Overlap::None {
+                self.uniform_block(h, by_address);
+            }
         }
         let mut offset = 0;
         for (h, array) in module.workgroup.iter() {
@@ -245,7 +270,11 @@ impl Writer<'_> {
             let scalar = module.uniforms[h].fields.get(field as usize).map_or(Scalar::U32, |f| f.scalar);
             self.asm.declare(Kind::of(scalar), &name);
             let ty = mem_type(scalar);
-            let (memory, base) = if by_address { ("global.nc", &address) } else { ("param", &symbol) };
+            let (memory, base) = match (by_address, self.overlap) {
+                (false, _) => ("param", &symbol),
+                (true, Overlap::None) => ("global.nc", &address),
+                (true, _) => ("global", &address),
+            };
             self.op(format!("ld.{memory}.{ty} {name}, {}", displaced(base, u64::from(field) * 4)));
             self.known.remember(e, &[name], true);
         }
@@ -356,6 +385,7 @@ impl Writer<'_> {
                 self.op("bar.sync 0");
                 self.known.forget_all();
             }
+            Stmt::Barrier(Barrier::Launch) => self.wait_for_launch(),
             Stmt::Collective { local, op, value } => self.collective(*local, *op, *value)?,
             Stmt::UniformLoad { local, array, index } => {
                 self.op("bar.sync 0");
@@ -370,6 +400,18 @@ impl Writer<'_> {
             Stmt::If { cond, then, otherwise } => self.branch(*cond, then, otherwise, flow)?,
         }
         Ok(())
+    }
+
+    /// The launch before has ended: what it wrote may be read, the tables in device memory first.
+    fn wait_for_launch(&mut self) {
+        self.op("griddepcontrol.wait");
+        self.overlap = Overlap::Late;
+        self.known.forget_all();
+        for (h, block) in self.module.uniforms.iter() {
+            if self.options.by_address.contains(&block.name) {
+                self.uniform_block(h, true);
+            }
+        }
     }
 
     /// Declares the registers of a local.

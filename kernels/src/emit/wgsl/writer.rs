@@ -196,6 +196,8 @@ impl Writer<'_> {
             }
             Stmt::Barrier(Barrier::Workgroup) => self.line("workgroupBarrier();"),
             Stmt::Barrier(Barrier::Storage) => self.line("storageBarrier();"),
+            // Launches follow each other.
+            Stmt::Barrier(Barrier::Launch) => {}
             Stmt::Collective { local, op, value } => {
                 let value = self.exprs.write(*value)?;
                 let call = match op {

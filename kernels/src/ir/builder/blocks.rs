@@ -163,6 +163,11 @@ impl Builder {
         self.push_stmt(Stmt::Barrier(Barrier::Storage));
     }
 
+    /// Waits for the launch before this one; see [`Barrier::Launch`].
+    pub fn launch_barrier(&self) {
+        self.push_stmt(Stmt::Barrier(Barrier::Launch));
+    }
+
     /// Reads workgroup memory at an index all invocations share, between two barriers. The result is uniform, so it may
     /// bound loops with barriers.
     #[track_caller]

@@ -281,6 +281,7 @@ impl Parser {
             "barrier" => match self.word()?.as_str() {
                 "workgroup" => Ok(Stmt::Barrier(Barrier::Workgroup)),
                 "storage" => Ok(Stmt::Barrier(Barrier::Storage)),
+                "launch" => Ok(Stmt::Barrier(Barrier::Launch)),
                 other => self.fail(format!("unknown barrier `{other}`")),
             },
             "collective" => self.collective(),

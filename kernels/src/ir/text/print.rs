@@ -67,6 +67,7 @@ fn stmt(out: &mut String, module: &Module, stmt: &Stmt, depth: usize) {
         Stmt::Store { array, index, value } => format!("store {} = {}", element(module, *array, *index), e(*value)),
         Stmt::Barrier(Barrier::Workgroup) => "barrier workgroup".to_owned(),
         Stmt::Barrier(Barrier::Storage) => "barrier storage".to_owned(),
+        Stmt::Barrier(Barrier::Launch) => "barrier launch".to_owned(),
         Stmt::Collective { local, op, value } => {
             let mask = match op {
                 Collective::ShuffleXor(n) | Collective::Broadcast(n) => format!(", {n}u"),
