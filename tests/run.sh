@@ -5,7 +5,8 @@
 #
 # Needs Rust (1.87 or newer), a C compiler and Python 3. What else is missing is installed: a software Vulkan driver and
 # pip through apt-get (as root or with sudo), rustfmt and clippy through rustup. One model of 98 MB is downloaded once
-# (fixtures/fetch.sh); FRIT_SMOLLM2 may name a copy of it instead. The assembler for PTX, 50 MB, is fetched with pip
+# (fixtures/fetch.sh); FRIT_SMOLLM2 may name a copy of it instead. The operator tests of the onnx package, 36 MB, are made
+# with pip (fixtures/fetch_onnx_nodes.sh); FRIT_ONNX_NODES may name a folder of them instead. The assembler for PTX, 50 MB, is fetched with pip
 # (tests/tools.sh); FRIT_PTXAS and FRIT_PTXAS_12 may name them instead.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -77,6 +78,15 @@ else
 fi
 export FRIT_SMOLLM2
 echo "$FRIT_SMOLLM2"
+
+step "Operator tests of the onnx package"
+if [ -n "${FRIT_ONNX_NODES:-}" ]; then
+    [ -f "$FRIT_ONNX_NODES/index.json" ] || fail "FRIT_ONNX_NODES names no folder with an index.json: $FRIT_ONNX_NODES"
+else
+    FRIT_ONNX_NODES="$(bash fixtures/fetch_onnx_nodes.sh)" || fail "the operator tests are not there; see the lines above."
+fi
+export FRIT_ONNX_NODES
+echo "$FRIT_ONNX_NODES"
 
 step "Assembler for NVIDIA GPUs"
 if [ -z "${FRIT_PTXAS:-}" ] || [ -z "${FRIT_PTXAS_12:-}" ]; then

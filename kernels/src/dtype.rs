@@ -39,15 +39,37 @@ pub enum Storage {
     Q5_1,
     /// 32 signed bytes and an f16 scale: `q·d`.
     Q8_0,
+    /// 256 2-bit values in 16 groups with 4-bit scales and minima: `q·d·sc − dmin·mn`.
+    Q2K,
+    /// 256 3-bit values in 16 groups with 6-bit scales: `(q − 4)·d·(sc − 32)`.
+    Q3K,
     /// 256 4-bit values in 8 groups with 6-bit scales and minima: `q·d·sc − dmin·mn`.
     Q4K,
+    /// 256 5-bit values in 8 groups with 6-bit scales and minima: `q·d·sc − dmin·mn`.
+    Q5K,
     /// 256 6-bit values in 16 groups with 8-bit scales: `(q − 32)·d·sc`.
     Q6K,
+    /// 32 4-bit codes of [`IQ4_CODES`] and an f16 scale: `code(q)·d`.
+    Iq4Nl,
+    /// 256 4-bit codes of [`IQ4_CODES`] in 8 groups with 6-bit scales: `code(q)·d·(sc − 32)`.
+    Iq4Xs,
+    /// 32 4-bit floats, codes of [`FP4_CODES`], and a bf16 scale, which holds every power of two of MXFP4: `code(q)·d`.
+    Fp4,
+    /// 32 4-bit values, f32 scale and minimum: `q·d + m`.
+    Q4F,
+    /// 32 signed bytes, f32 scale and minimum: `q·d + m`.
+    Q8F,
 }
+
+/// What the 4-bit codes of [`Storage::Iq4Nl`] and [`Storage::Iq4Xs`] stand for.
+pub const IQ4_CODES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Twice what the 4-bit floats of MXFP4 stand for: a sign, two bits of exponent, one of mantissa.
+pub const FP4_CODES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 impl Storage {
     /// All storage types.
-    pub const ALL: [Storage; 12] = [
+    pub const ALL: [Storage; 20] = [
         Storage::F32,
         Storage::F16,
         Storage::Bf16,
@@ -58,15 +80,24 @@ impl Storage {
         Storage::Q5_0,
         Storage::Q5_1,
         Storage::Q8_0,
+        Storage::Q2K,
+        Storage::Q3K,
         Storage::Q4K,
+        Storage::Q5K,
         Storage::Q6K,
+        Storage::Iq4Nl,
+        Storage::Iq4Xs,
+        Storage::Fp4,
+        Storage::Q4F,
+        Storage::Q8F,
     ];
     /// Elements of a block; 1 for plain types.
     pub const fn block_elems(self) -> u64 {
         match self {
             Storage::F32 | Storage::F16 | Storage::Bf16 | Storage::I32 | Storage::Bool => 1,
             Storage::Q4_0 | Storage::Q4_1 | Storage::Q5_0 | Storage::Q5_1 | Storage::Q8_0 => 32,
-            Storage::Q4K | Storage::Q6K => 256,
+            Storage::Iq4Nl | Storage::Fp4 | Storage::Q4F | Storage::Q8F => 32,
+            Storage::Q2K | Storage::Q3K | Storage::Q4K | Storage::Q5K | Storage::Q6K | Storage::Iq4Xs => 256,
         }
     }
     /// Bytes of a block as model files store it.
@@ -74,12 +105,17 @@ impl Storage {
         match self {
             Storage::F32 | Storage::I32 | Storage::Bool => 4,
             Storage::F16 | Storage::Bf16 => 2,
-            Storage::Q4_0 => 18,
+            Storage::Q4_0 | Storage::Iq4Nl | Storage::Fp4 => 18,
             Storage::Q4_1 => 20,
             Storage::Q5_0 => 22,
-            Storage::Q5_1 => 24,
+            Storage::Q5_1 | Storage::Q4F => 24,
             Storage::Q8_0 => 34,
+            Storage::Q8F => 40,
+            Storage::Q2K => 84,
+            Storage::Q3K => 110,
+            Storage::Iq4Xs => 136,
             Storage::Q4K => 144,
+            Storage::Q5K => 176,
             Storage::Q6K => 210,
         }
     }
@@ -112,8 +148,16 @@ impl Storage {
             Storage::Q5_0 => "q5_0",
             Storage::Q5_1 => "q5_1",
             Storage::Q8_0 => "q8_0",
+            Storage::Q2K => "q2_k",
+            Storage::Q3K => "q3_k",
             Storage::Q4K => "q4_k",
+            Storage::Q5K => "q5_k",
             Storage::Q6K => "q6_k",
+            Storage::Iq4Nl => "iq4_nl",
+            Storage::Iq4Xs => "iq4_xs",
+            Storage::Fp4 => "fp4",
+            Storage::Q4F => "q4_f",
+            Storage::Q8F => "q8_f",
         }
     }
     /// The storage type of that name.
@@ -130,12 +174,18 @@ impl Storage {
         match self {
             Storage::F32 | Storage::I32 | Storage::Bool => const { &[p("values", 2)] },
             Storage::F16 | Storage::Bf16 => const { &[p("values", 1)] },
-            Storage::Q4_0 => const { &[p("quants", 8), p("scales", 1)] },
+            Storage::Q4_0 | Storage::Iq4Nl | Storage::Fp4 => const { &[p("quants", 8), p("scales", 1)] },
             Storage::Q4_1 => const { &[p("quants", 8), p("scale_min", 2)] },
             Storage::Q5_0 => const { &[p("quants", 8), p("high_bits", 2), p("scales", 1)] },
             Storage::Q5_1 => const { &[p("quants", 8), p("high_bits", 2), p("scale_min", 2)] },
             Storage::Q8_0 => const { &[p("quants", 16), p("scales", 1)] },
+            Storage::Q4F => const { &[p("quants", 8), p("scale_min", 4)] },
+            Storage::Q8F => const { &[p("quants", 16), p("scale_min", 4)] },
+            Storage::Q2K => const { &[p("quants", 32), p("scale_min", 2), p("groups", 8)] },
+            Storage::Q3K => const { &[p("low_bits", 32), p("high_bits", 16), p("groups", 6), p("scales", 1)] },
             Storage::Q4K => const { &[p("quants", 64), p("scale_min", 2), p("groups", 6)] },
+            Storage::Q5K => const { &[p("quants", 64), p("high_bits", 16), p("scale_min", 2), p("groups", 6)] },
+            Storage::Iq4Xs => const { &[p("quants", 64), p("scale_high", 2), p("groups", 2)] },
             Storage::Q6K => const { &[p("low_bits", 64), p("high_bits", 32), p("groups", 8), p("scales", 1)] },
         }
     }
@@ -161,7 +211,14 @@ impl Storage {
 /// | q5_0 | quants 6..22 · high_bits 2..6 · scales 0..2 |
 /// | q5_1 | quants 8..24 · high_bits 4..8 · scale_min 0..4 |
 /// | q8_0 | quants 2..34 · scales 0..2 |
+/// | iq4_nl, fp4 | quants 2..18 · scales 0..2 |
+/// | q4_f | quants 8..24 · scale_min 0..8 |
+/// | q8_f | quants 8..40 · scale_min 0..8 |
+/// | q2_k | quants 16..80 · scale_min 80..84 · groups 0..16 |
+/// | q3_k | low_bits 32..96 · high_bits 0..32 · groups 96..108 · scales 108..110 |
 /// | q4_k | quants 16..144 · scale_min 0..4 · groups 4..16 |
+/// | q5_k | quants 48..176 · high_bits 16..48 · scale_min 0..4 · groups 4..16 |
+/// | iq4_xs | quants 8..136 · scale_high 0..4 · groups 4..8 |
 /// | q6_k | low_bits 0..128 · high_bits 128..192 · groups 192..208 · scales 208..210 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plane {
@@ -198,12 +255,18 @@ pub const fn plane_bytes(s: Storage) -> &'static [(usize, usize)] {
     match s {
         Storage::F32 | Storage::I32 | Storage::Bool => &[(0, 4)],
         Storage::F16 | Storage::Bf16 => &[(0, 2)],
-        Storage::Q4_0 => &[(2, 18), (0, 2)],
+        Storage::Q4_0 | Storage::Iq4Nl | Storage::Fp4 => &[(2, 18), (0, 2)],
         Storage::Q4_1 => &[(4, 20), (0, 4)],
         Storage::Q5_0 => &[(6, 22), (2, 6), (0, 2)],
         Storage::Q5_1 => &[(8, 24), (4, 8), (0, 4)],
         Storage::Q8_0 => &[(2, 34), (0, 2)],
+        Storage::Q4F => &[(8, 24), (0, 8)],
+        Storage::Q8F => &[(8, 40), (0, 8)],
+        Storage::Q2K => &[(16, 80), (80, 84), (0, 16)],
+        Storage::Q3K => &[(32, 96), (0, 32), (96, 108), (108, 110)],
         Storage::Q4K => &[(16, 144), (0, 4), (4, 16)],
+        Storage::Q5K => &[(48, 176), (16, 48), (0, 4), (4, 16)],
+        Storage::Iq4Xs => &[(8, 136), (0, 4), (4, 8)],
         Storage::Q6K => &[(0, 128), (128, 192), (192, 208), (208, 210)],
     }
 }

@@ -3,6 +3,7 @@
 //! Methods never fail at once. A fault is noted with the name of the place, the result is a stand-in, and
 //! [`ModelBuilder::finish`] reports every fault together.
 
+use super::decoding::GenerationRules;
 use crate::graph::{
     AttentionAttrs, Float, Graph, GraphError, GraphInput, GraphOutput, KvSlot, KvSlotId, NormKind, Op, RopeStyle,
     StateId, StateInfo, Tables, TensorType, ValueId, WeightData, WeightId, WeightInfo,
@@ -19,6 +20,8 @@ use std::sync::Arc;
 pub struct ModelBuilder {
     /// Facts about the model; change them freely.
     pub info: ModelInfo,
+    /// What a generating model may write; set before its graphs are added.
+    pub rules: GenerationRules,
     tables: Tables,
     graphs: Vec<ModelGraph>,
     memory: MemoryTensors,
@@ -55,6 +58,7 @@ impl ModelBuilder {
                 cache_obstacle: None,
                 chat: None,
             },
+            rules: GenerationRules::default(),
             tables: Tables::default(),
             graphs: Vec::new(),
             memory: MemoryTensors::default(),
@@ -83,6 +87,13 @@ impl ModelBuilder {
             self.fault(name, "a constant of this name exists already".into());
         }
         self.stored(name, Storage::F32, shape)
+    }
+    /// As [`ModelBuilder::constant`] at the first call with that name; later ones give the same weight.
+    pub fn constant_once(&mut self, name: &str, shape: &[u64], values: &[f32]) -> WeightId {
+        if self.memory.0.contains_key(name) {
+            return self.stored(name, Storage::F32, shape);
+        }
+        self.constant(name, shape, values)
     }
     /// A constant tensor of integers held in memory.
     pub fn constant_ints(&mut self, name: &str, shape: &[u64], values: &[i32]) -> WeightId {

@@ -2,7 +2,7 @@
 //! tokens stand, and the choice of the next one.
 
 use super::builder::{GraphBuilder, ModelBuilder};
-use crate::graph::ValueId;
+use crate::graph::{StateId, ValueId};
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{BinaryOp, ReduceOp};
@@ -19,6 +19,38 @@ pub enum Phase {
     Decode,
 }
 
+/// What a model's settings say of the tokens that it writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GenerationRules {
+    /// Tokens that are never chosen.
+    pub suppressed: Vec<u32>,
+    /// Tokens that are not chosen first.
+    pub suppressed_first: Vec<u32>,
+    /// What the decoder of an encoder-decoder begins with, behind its own first token.
+    pub begin: Vec<u32>,
+}
+
+/// What is added to the logit of a suppressed token: lower than any other, and finite, as kernels need it.
+const SUPPRESSED: f32 = -1e30;
+
+impl GenerationRules {
+    /// Whether a token that follows a run of that phase may be any.
+    fn is_free(&self, phase: Phase) -> bool {
+        self.suppressed.is_empty() && (phase == Phase::Decode || self.suppressed_first.is_empty())
+    }
+    /// What is added to the logits behind a run of that phase. Tokens beyond the vocabulary are passed over.
+    fn offsets(&self, phase: Phase, vocab: u64) -> Vec<f32> {
+        let mut out = vec![0.0; usize::try_from(vocab).unwrap_or(0)];
+        let first = self.suppressed_first.iter().filter(|_| phase != Phase::Decode);
+        for token in self.suppressed.iter().chain(first) {
+            if let Some(offset) = out.get_mut(*token as usize) {
+                *offset = SUPPRESSED;
+            }
+        }
+        out
+    }
+}
+
 /// Declares the sizes of a decoder that takes up to `tokens` at once; its cache holds `context` tokens at most.
 pub fn declare_sizes(m: &mut ModelBuilder, tokens: Option<u64>, context: u64) {
     m.size(sizes::BATCH, 1, None);
@@ -33,7 +65,7 @@ pub fn tokens(b: &mut GraphBuilder<'_>, phase: Phase, input: &str) -> ValueId {
     match phase {
         Phase::Forward | Phase::Prefill => b.input(input, Scalar::I32, &shape),
         Phase::Decode => {
-            let state = next_token(b);
+            let state = next_token(b.model());
             let token = b.state(state);
             let [_, tokens] = shape;
             b.slice(token, 1, Dim::zero(), tokens)
@@ -41,8 +73,9 @@ pub fn tokens(b: &mut GraphBuilder<'_>, phase: Phase, input: &str) -> ValueId {
     }
 }
 
-fn next_token(b: &mut GraphBuilder<'_>) -> crate::graph::StateId {
-    b.model().state("next_token", Storage::I32, &[Dim::size(sizes::BATCH), Dim::one()])
+/// The token that was chosen last, a state `[B, 1]`.
+fn next_token(m: &mut ModelBuilder) -> StateId {
+    m.state("next_token", Storage::I32, &[Dim::size(sizes::BATCH), Dim::one()])
 }
 
 /// `[B, P + S]` Bool: which keys are tokens and not padding.
@@ -65,11 +98,19 @@ pub fn positions(b: &mut GraphBuilder<'_>) -> ValueId {
     b.binary(BinaryOp::Max, at, zero)
 }
 
-/// Ends a run: `logits` are `[B, 1, V]` F32, those of the last token; the most likely token is the next one.
-pub fn choose(b: &mut GraphBuilder<'_>, logits: ValueId, vocab: u64) {
-    let logits = b.reshape(logits, &[Dim::size(sizes::BATCH), Dim::from(vocab)]);
+/// Ends a run: `logits` are `[B, 1, V]` F32, those of the last token; the most likely token is the next one. Suppressed
+/// tokens are not: those of the first token behind a run of prompt tokens, which every row of a prompt ends with.
+pub fn choose(b: &mut GraphBuilder<'_>, phase: Phase, logits: ValueId, vocab: u64) {
+    let mut logits = b.reshape(logits, &[Dim::size(sizes::BATCH), Dim::from(vocab)]);
+    if !b.model().rules.is_free(phase) {
+        let name = if phase == Phase::Decode { "suppressed" } else { "suppressed_first" };
+        let offsets = b.model().rules.offsets(phase, vocab);
+        let offsets = b.model().constant_once(name, &[vocab], &offsets);
+        let offsets = b.weight(offsets);
+        logits = b.add(logits, offsets);
+    }
     let token = b.reduce(ReduceOp::ArgMax, logits, &[1], true);
-    let state = next_token(b);
+    let state = next_token(b.model());
     b.output("logits", logits);
     b.output_to("next_token", token, Some(state));
 }

@@ -1,7 +1,7 @@
 //! Reading arguments in every storage: one element at any place, or a run of consecutive elements at once.
 
 use super::common::KernelCtx;
-use crate::dtype::Storage;
+use crate::dtype::{FP4_CODES, IQ4_CODES, Storage};
 use crate::ir::{self, Type, Val};
 use crate::spec::{ArgId, Space};
 
@@ -44,7 +44,7 @@ pub struct Part {
     pub min: Option<Val>,
 }
 
-const NIBBLES: u32 = 0x0f0f_0f0f;
+pub(super) const NIBBLES: u32 = 0x0f0f_0f0f;
 
 impl KernelCtx<'_> {
     /// The element at `at`, counted from the start of the argument's buffer: `f32`, `i32`, or `bool` for truth values.
@@ -65,11 +65,7 @@ impl KernelCtx<'_> {
             Storage::F32 | Storage::I32 => b.load(buffer, at),
             Storage::Bool => b.ne(b.load(buffer, at), b.i32(0)),
             Storage::F16 => self.half(arg, 0, at),
-            Storage::Bf16 => {
-                let w = self.word(arg, b.shr(at, 1));
-                let bits = b.shl(b.shr(w, b.shl(b.bit_and(at, 1), 4)), 16);
-                b.bitcast(ir::Scalar::F32, bits)
-            }
+            Storage::Bf16 => self.bf16(arg, 0, at),
             _ => self.quant(arg, at),
         }
     }
@@ -96,8 +92,12 @@ impl KernelCtx<'_> {
                 b.error(format!("`{}` holds no floats", a.name));
                 Vec::new()
             }
+            Storage::Q2K => self.q2k(arg, at, n),
+            Storage::Q3K => self.q3k(arg, at, n),
             Storage::Q4K => vec![self.q4k(arg, at, n)],
+            Storage::Q5K => vec![self.q5k(arg, at, n)],
             Storage::Q6K => self.q6k(arg, at, n),
+            Storage::Iq4Xs => vec![self.iq4_xs(arg, at, n)],
             s => vec![self.small_block(arg, s, at, n)],
         }
     }
@@ -156,7 +156,7 @@ impl KernelCtx<'_> {
             }
         }
     }
-    fn plane(&self, arg: ArgId, s: Storage, i: usize) -> u32 {
+    pub(super) fn plane(&self, arg: ArgId, s: Storage, i: usize) -> u32 {
         let at = s.plane_word(i, self.blocks(arg, s));
         u32::try_from(at).unwrap_or_else(|_| {
             self.b.error("weight beyond 32-bit addresses");
@@ -172,7 +172,7 @@ impl KernelCtx<'_> {
         b.select(b.ge(lane, 2), high, low)
     }
     /// One word of a 16-bit or quantised weight.
-    fn word(&self, arg: ArgId, at: Val) -> Val {
+    pub(super) fn word(&self, arg: ArgId, at: Val) -> Val {
         let b = &self.b;
         let Some(buffer) = self.buffer(arg) else { return b.u32(0) };
         match self.view(arg) {
@@ -185,7 +185,7 @@ impl KernelCtx<'_> {
         }
     }
     /// `n` words from `at` on; with the `Vec4` view and `n` a multiple of 4, `at` is a multiple of 4.
-    fn words(&self, arg: ArgId, at: Val, n: u32) -> Vec<Val> {
+    pub(super) fn words(&self, arg: ArgId, at: Val, n: u32) -> Vec<Val> {
         let b = &self.b;
         let Some(buffer) = self.buffer(arg) else { return vec![b.u32(0); n as usize] };
         if matches!(self.view(arg), View::Vec4 | View::Texels { aligned: true }) && n.is_multiple_of(4) {
@@ -196,21 +196,35 @@ impl KernelCtx<'_> {
         (0..n).map(|i| self.word(arg, b.add(at, i))).collect()
     }
     /// The f16 at 16-bit unit `at` behind word `plane`.
-    fn half(&self, arg: ArgId, plane: u32, at: Val) -> Val {
+    pub(super) fn half(&self, arg: ArgId, plane: u32, at: Val) -> Val {
         let b = &self.b;
         let w = self.word(arg, b.add(b.shr(at, 1), plane));
         let shifted = b.shr(w, b.shl(b.bit_and(at, 1), 4));
         b.lane(b.unpack_2x16_float(shifted), 0)
     }
+    /// The bf16 at 16-bit unit `at` behind word `plane`.
+    fn bf16(&self, arg: ArgId, plane: u32, at: Val) -> Val {
+        let b = &self.b;
+        let w = self.word(arg, b.add(b.shr(at, 1), plane));
+        let bits = b.shl(b.shr(w, b.shl(b.bit_and(at, 1), 4)), 16);
+        b.bitcast(ir::Scalar::F32, bits)
+    }
     /// Four unsigned bytes as floats.
-    fn bytes(&self, w: Val) -> Val {
+    pub(super) fn bytes(&self, w: Val) -> Val {
         self.b.cast(ir::Scalar::F32, self.b.unpack_u8(w))
     }
     /// Scale and minimum of block `block` in a plane of f16 pairs.
-    fn pair(&self, arg: ArgId, plane: u32, block: Val) -> (Val, Val) {
+    pub(super) fn pair(&self, arg: ArgId, plane: u32, block: Val) -> (Val, Val) {
         let b = &self.b;
         let p = b.let_("scale_min", b.unpack_2x16_float(self.word(arg, b.add(block, plane))));
         (b.lane(p, 0), b.lane(p, 1))
+    }
+    /// Scale and minimum of block `block` in a plane of pairs of f32.
+    fn wide_pair(&self, arg: ArgId, plane: u32, block: Val) -> (Val, Val) {
+        let b = &self.b;
+        let at = b.add(b.shl(block, 1), plane);
+        let float = |name, at| b.let_(name, b.bitcast(ir::Scalar::F32, self.word(arg, at)));
+        (float("scale", at), float("min", b.add(at, 1)))
     }
 
     /// A run inside a block of 32.
@@ -221,17 +235,24 @@ impl KernelCtx<'_> {
         let (scale, min) = match s {
             Storage::Q4_1 => self.pair(arg, self.plane(arg, s, 1), block),
             Storage::Q5_1 => self.pair(arg, self.plane(arg, s, 2), block),
+            Storage::Q4F | Storage::Q8F => self.wide_pair(arg, self.plane(arg, s, 1), block),
+            Storage::Fp4 => (b.let_("scale", self.bf16(arg, self.plane(arg, s, 1), block)), b.f32(0.0)),
             _ => {
                 let d = self.half(arg, self.plane(arg, s, s.planes().len() - 1), block);
                 let d = b.let_("scale", d);
                 (d, b.mul(d, if s == Storage::Q4_0 { -8.0 } else { -16.0 }))
             }
         };
-        if s == Storage::Q8_0 {
+        if matches!(s, Storage::Q8_0 | Storage::Q8F) {
             let words = self.words(arg, b.shr(at, 2), n / 4);
             let quants = words.iter().map(|w| b.cast(ir::Scalar::F32, b.unpack_i8(*w))).collect();
-            return Part { quants, scale: Some(scale), min: None };
+            return Part { quants, scale: Some(scale), min: (s == Storage::Q8F).then_some(min) };
         }
+        let codes = match s {
+            Storage::Iq4Nl => Some(&IQ4_CODES),
+            Storage::Fp4 => Some(&FP4_CODES),
+            _ => None,
+        };
         // Byte i of a block holds elements i and 16 + i.
         let (first, count) = if n == 32 {
             (b.shl(block, 2), 4)
@@ -253,15 +274,18 @@ impl KernelCtx<'_> {
                     let spread = b.bit_and(b.mul(four, 0x0020_4081), 0x0101_0101);
                     q = b.bit_or(q, b.shl(spread, 4));
                 }
-                quants.push(self.bytes(q));
+                quants.push(match codes {
+                    Some(codes) => self.coded(q, codes),
+                    None => self.bytes(q),
+                });
             }
         }
-        Part { quants, scale: Some(scale), min: Some(min) }
+        Part { quants, scale: Some(scale), min: codes.is_none().then_some(min) }
     }
-    /// 6-bit scale and minimum of group `j` of a Q4K block, as floats.
-    fn q4k_group(&self, arg: ArgId, block: Val, j: Val) -> (Val, Val) {
+    /// 6-bit scale and minimum of group `j` of a Q4K or Q5K block, as floats; `plane` is where the groups lie.
+    pub(super) fn q4k_group(&self, arg: ArgId, plane: u32, block: Val, j: Val) -> (Val, Val) {
         let b = &self.b;
-        let first = b.add(b.mul(block, 3), self.plane(arg, Storage::Q4K, 2));
+        let first = b.add(b.mul(block, 3), plane);
         let shift = b.shl(b.bit_and(j, 3), 3);
         let byte = |i: u32| b.let_("group", b.shr(self.word(arg, b.add(first, i)), shift));
         let (low, mid, top) = (byte(0), byte(1), byte(2));
@@ -276,7 +300,7 @@ impl KernelCtx<'_> {
         let block = b.shr(at, 8);
         let j = b.let_("j", b.bit_and(b.shr(at, 5), 7));
         let (d, dmin) = self.pair(arg, self.plane(arg, Storage::Q4K, 1), block);
-        let (sc, mn) = self.q4k_group(arg, block, j);
+        let (sc, mn) = self.q4k_group(arg, self.plane(arg, Storage::Q4K, 2), block, j);
         let row = b.add(b.shl(block, 5), b.shl(b.shr(j, 1), 3));
         let first = if n == 32 { row } else { b.add(row, b.bit_and(b.shr(at, 2), 7)) };
         let shift = b.shl(b.bit_and(j, 1), 2);

@@ -31,6 +31,7 @@ mod precision;
 mod reduce;
 mod row;
 mod stats;
+mod super_blocks;
 
 pub use common::{KernelCtx, Scope, dispatch};
 pub use load::{Part, View};

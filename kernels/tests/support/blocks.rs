@@ -1,6 +1,6 @@
 //! Contents of arguments: as model files store them, as numbers, and as words of the device layout.
 
-use frit_kernels::dtype::{Storage, plane_bytes};
+use frit_kernels::dtype::{FP4_CODES, IQ4_CODES, Storage, plane_bytes};
 
 /// What an argument holds.
 #[derive(Clone, Debug)]
@@ -61,6 +61,10 @@ impl Random {
             }
         }
     }
+    fn wide(&mut self, most: [f32; 2]) -> [u8; 8] {
+        let [d, m] = most.map(|most| (self.unit() * most).to_le_bytes());
+        [d[0], d[1], d[2], d[3], m[0], m[1], m[2], m[3]]
+    }
     fn block(&mut self, s: Storage) -> Vec<u8> {
         let mut b: Vec<u8> = (0..s.block_bytes()).map(|_| self.bits() as u8).collect();
         let scales: &[(usize, f32)] = match s {
@@ -69,12 +73,24 @@ impl Random {
             Storage::Q5_0 => &[(0, 0.06)],
             Storage::Q5_1 => &[(0, 0.06), (2, 0.9)],
             Storage::Q8_0 => &[(0, 0.008)],
+            Storage::Q2K => &[(80, 0.02), (82, 0.05)],
+            Storage::Q3K => &[(108, 0.008)],
             Storage::Q4K => &[(0, 0.002), (2, 0.015)],
-            _ => &[(208, 0.0003)],
+            Storage::Q5K => &[(0, 0.001), (2, 0.015)],
+            Storage::Q6K => &[(208, 0.0003)],
+            Storage::Iq4Nl => &[(0, 0.008)],
+            Storage::Iq4Xs => &[(0, 0.0003)],
+            _ => &[],
         };
         for (at, most) in scales {
             let h = half(self.unit() * most).to_le_bytes();
             b[*at..at + 2].copy_from_slice(&h);
+        }
+        match s {
+            Storage::Fp4 => b[..2].copy_from_slice(&((self.unit() * 0.08).to_bits().to_le_bytes()[2..])),
+            Storage::Q4F => b[..8].copy_from_slice(&self.wide([0.12, 0.9])),
+            Storage::Q8F => b[..8].copy_from_slice(&self.wide([0.006, 0.2])),
+            _ => {}
         }
         b
     }
@@ -114,6 +130,14 @@ fn unpack(s: Storage, b: &[u8]) -> Vec<f64> {
         let v = if i < 16 { b[base + i] & 15 } else { b[base + i - 16] >> 4 };
         f64::from(v)
     };
+    let float = |at: usize| f64::from(f32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]));
+    let group = |g: &[u8], j: usize| {
+        if j < 4 {
+            (g[j] & 63, g[j + 4] & 63)
+        } else {
+            ((g[j + 4] & 15) | (g[j - 4] >> 6) << 4, (g[j + 4] >> 4) | (g[j] >> 6) << 4)
+        }
+    };
     let five = |base: usize, high: usize, i: usize| nibble(base, i) + 16.0 * f64::from(b[high + i / 8] >> (i % 8) & 1);
     match s {
         Storage::F16 => vec![h(0)],
@@ -123,14 +147,50 @@ fn unpack(s: Storage, b: &[u8]) -> Vec<f64> {
         Storage::Q5_0 => (0..32).map(|i| (five(6, 2, i) - 16.0) * h(0)).collect(),
         Storage::Q5_1 => (0..32).map(|i| five(8, 4, i) * h(0) + h(2)).collect(),
         Storage::Q8_0 => (0..32).map(|i| f64::from(b[2 + i] as i8) * h(0)).collect(),
+        Storage::Iq4Nl => (0..32).map(|i| f64::from(IQ4_CODES[nibble(2, i) as usize]) * h(0)).collect(),
+        Storage::Fp4 => {
+            let d = f64::from(f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16));
+            (0..32).map(|i| f64::from(FP4_CODES[nibble(2, i) as usize]) * d).collect()
+        }
+        Storage::Q4F => (0..32).map(|i| nibble(8, i) * float(0) + float(4)).collect(),
+        Storage::Q8F => (0..32).map(|i| f64::from(b[8 + i] as i8) * float(0) + float(4)).collect(),
+        Storage::Q2K => (0..256)
+            .map(|i| {
+                let q = b[16 + i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
+                let s = b[i / 16];
+                h(80) * f64::from(s & 15) * f64::from(q) - h(82) * f64::from(s >> 4)
+            })
+            .collect(),
+        Storage::Q3K => (0..256)
+            .map(|i| {
+                let low = b[32 + i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
+                let high = b[i % 32] >> (i / 32) & 1;
+                let g = i / 16;
+                let sc = b[96 + g % 8] >> (g / 8 * 4) & 15 | (b[104 + g % 4] >> (g / 4 * 2) & 3) << 4;
+                h(108) * (f64::from(sc) - 32.0) * (f64::from(low | high << 2) - 4.0)
+            })
+            .collect(),
+        Storage::Iq4Xs => (0..256)
+            .map(|i| {
+                let (g, l) = (i / 32, i % 32);
+                let low = b[4 + g / 2] >> (g % 2 * 4) & 15;
+                let sc = u16::from(low) | (u16::from_le_bytes([b[2], b[3]]) >> (2 * g) & 3) << 4;
+                h(0) * (f64::from(sc) - 32.0) * f64::from(IQ4_CODES[nibble(8 + 16 * g, l) as usize])
+            })
+            .collect(),
+        Storage::Q5K => (0..256)
+            .map(|i| {
+                let (j, g) = (i / 32, &b[4..16]);
+                let (sc, mn) = group(g, j);
+                let byte = b[48 + j / 2 * 32 + i % 32];
+                let q = if j % 2 == 0 { byte & 15 } else { byte >> 4 } | (b[16 + i % 32] >> j & 1) << 4;
+                h(0) * f64::from(sc) * f64::from(q) - h(2) * f64::from(mn)
+            })
+            .collect(),
         Storage::Q4K => (0..256)
             .map(|i| {
                 let (j, g) = (i / 32, &b[4..16]);
-                let (sc, mn) = if j < 4 {
-                    (g[j] & 63, g[j + 4] & 63)
-                } else {
-                    ((g[j + 4] & 15) | (g[j - 4] >> 6) << 4, (g[j + 4] >> 4) | (g[j] >> 6) << 4)
-                };
+                let (sc, mn) = group(g, j);
                 let byte = b[16 + j / 2 * 32 + i % 32];
                 let q = if j % 2 == 0 { byte & 15 } else { byte >> 4 };
                 h(0) * f64::from(sc) * f64::from(q) - h(2) * f64::from(mn)

@@ -337,7 +337,7 @@ impl Decoder {
         let last = if is_last { x } else { b.slice(x, 1, tokens - Dim::one(), Dim::one()) };
         let last = normed(b, norm, last);
         let logits = self.head.apply(b, last);
-        decoding::choose(b, logits, self.vocab);
+        decoding::choose(b, phase, logits, self.vocab);
     }
 }
 

@@ -14,6 +14,7 @@ use super::stack::{Other, OtherStates, Scene, Stack};
 use crate::graph::{KvSlotId, StateId, ValueId, WeightId};
 use crate::ingest::activation::Activation;
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
+use crate::ingest::decoding::{self, Phase};
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
@@ -94,7 +95,6 @@ struct Declared {
     own: Vec<KvSlotId>,
     cross: Vec<KvSlotId>,
     source_mask: Option<StateId>,
-    next_token: StateId,
     encoder_classes: Option<WeightId>,
     decoder_classes: Option<WeightId>,
 }
@@ -103,12 +103,6 @@ struct Declared {
 struct Encoded {
     states: ValueId,
     mask: Option<ValueId>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Prefill,
-    Decode,
 }
 
 impl TokenEmbedding {
@@ -194,21 +188,20 @@ impl EncoderDecoder {
         let own = slots(m, "layer", Dim::size(sizes::CAPACITY));
         let cross = slots(m, "cross", self.source_len());
         let source_mask = matches!(self.source, Source::Tokens { .. })
-            .then(|| m.state("source_mask", Storage::Bool, &[batch.clone(), self.source_len()]));
-        let next_token = m.state("next_token", Storage::I32, &[batch, Dim::one()]);
+            .then(|| m.state("source_mask", Storage::Bool, &[batch, self.source_len()]));
         let encoder_classes = self.encoder_bias.as_ref().map(|bias| bias.constant(m, "encoder.classes"));
         let decoder_classes = self.decoder_bias.as_ref().map(|bias| bias.constant(m, "decoder.classes"));
-        let declared = Declared { own, cross, source_mask, next_token, encoder_classes, decoder_classes };
+        let declared = Declared { own, cross, source_mask, encoder_classes, decoder_classes };
         m.graph("forward", |b| self.forward(b, &declared));
         m.graph("encode", |b| {
             let encoded = self.encode(b, &declared);
             b.scope("decoder", |b| self.decoder.fill(b, &declared.cross, encoded.states));
             b.output("last_hidden_state", encoded.states);
         });
-        m.graph("prefill", |b| self.step(b, Step::Prefill, &declared));
+        m.graph("prefill", |b| self.step(b, Phase::Prefill, &declared));
         let one = [(sizes::TOKENS, 1)];
-        m.graph_with("decode", &one, &[(sizes::BATCH, 4)], |b| self.step(b, Step::Decode, &declared));
-        m.graph_with("decode_wide", &one, &[], |b| self.step(b, Step::Decode, &declared));
+        m.graph_with("decode", &one, &[(sizes::BATCH, 4)], |b| self.step(b, Phase::Decode, &declared));
+        m.graph_with("decode_wide", &one, &[], |b| self.step(b, Phase::Decode, &declared));
     }
 
     fn encode(&self, b: &mut GraphBuilder<'_>, declared: &Declared) -> Encoded {
@@ -292,15 +285,8 @@ impl EncoderDecoder {
         b.output("logits", logits);
     }
 
-    fn step(&self, b: &mut GraphBuilder<'_>, step: Step, declared: &Declared) {
-        let (batch, tokens) = (Dim::size(sizes::BATCH), Dim::size(sizes::TOKENS));
-        let ids = match step {
-            Step::Prefill => b.input("input_ids", Scalar::I32, &[batch.clone(), tokens.clone()]),
-            Step::Decode => {
-                let token = b.state(declared.next_token);
-                b.slice(token, 1, Dim::zero(), tokens.clone())
-            }
-        };
+    fn step(&self, b: &mut GraphBuilder<'_>, phase: Phase, declared: &Declared) {
+        let ids = decoding::tokens(b, phase, "input_ids");
         let mask = declared.source_mask.map(|state| {
             let visible = b.state(state);
             key_mask(b, visible)
@@ -308,12 +294,9 @@ impl EncoderDecoder {
         let other = Some(Other { mask, states: OtherStates::Filled(&declared.cross) });
         let scene = Scene { slots: Some(&declared.own), other, ..Scene::default() };
         let x = self.decode(b, declared, ids, Dim::size(sizes::PAST), scene);
-        let last = b.slice(x, 1, tokens - Dim::one(), Dim::one());
+        let last = b.slice(x, 1, Dim::size(sizes::TOKENS) - Dim::one(), Dim::one());
         let logits = self.logits(b, last);
-        let logits = b.reshape(logits, &[batch, Dim::from(self.vocab)]);
-        let token = b.reduce(ReduceOp::ArgMax, logits, &[1], true);
-        b.output("logits", logits);
-        b.output_to("next_token", token, Some(declared.next_token));
+        decoding::choose(b, phase, logits, self.vocab);
     }
 }
 

@@ -1,6 +1,5 @@
 //! GGUF files: our own reader, the tensor types, the embedded tokenizer, the architectures.
 
-pub mod expand;
 mod families;
 mod keys;
 pub mod metadata;
@@ -8,6 +7,8 @@ mod model;
 mod pretokenizer;
 pub mod quant;
 pub mod reader;
+pub mod repack;
+mod super_blocks;
 pub mod tensors;
 pub mod tokenizer;
 

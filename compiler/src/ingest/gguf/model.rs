@@ -83,10 +83,7 @@ impl TensorSource for GgufFile {
         let bytes = self.bytes(tensor)?.ok_or_else(missing)?;
         let bytes = match info.packed {
             None => bytes,
-            Some(packed) => {
-                let values = packed.expand(&bytes).ok_or_else(|| format!("tensor `{tensor}` ends within a block"))?;
-                values.into_iter().flat_map(f32::to_le_bytes).collect()
-            }
+            Some(packed) => packed.repack(&bytes).ok_or_else(|| format!("tensor `{tensor}` ends within a block"))?,
         };
         Ok(TensorData { storage: info.storage, shape: info.shape.clone(), bytes })
     }

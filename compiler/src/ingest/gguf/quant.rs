@@ -1,6 +1,7 @@
 //! The values of stored blocks, as f32. Used to fold constants and by tests; kernels decode blocks themselves.
 
-use frit_kernels::dtype::Storage;
+use super::super_blocks::{iq4_xs, q2_k, q3_k, q4_k, q5_k, q6_k};
+use frit_kernels::dtype::{FP4_CODES, IQ4_CODES, Storage};
 use half::{bf16, f16};
 
 /// The values of `bytes`, which hold whole blocks of `storage`; `None` when they do not, or for integer storage.
@@ -23,8 +24,16 @@ pub fn dequantize(storage: Storage, bytes: &[u8]) -> Option<Vec<f32>> {
             Storage::Q5_0 => q5_0(block, &mut out),
             Storage::Q5_1 => q5_1(block, &mut out),
             Storage::Q8_0 => q8_0(block, &mut out),
+            Storage::Q2K => q2_k(block, &mut out),
+            Storage::Q3K => q3_k(block, &mut out),
             Storage::Q4K => q4_k(block, &mut out),
+            Storage::Q5K => q5_k(block, &mut out),
             Storage::Q6K => q6_k(block, &mut out),
+            Storage::Iq4Nl => iq4_nl(block, &mut out),
+            Storage::Iq4Xs => iq4_xs(block, &mut out),
+            Storage::Fp4 => fp4(block, &mut out),
+            Storage::Q4F => q4_f(block, &mut out),
+            Storage::Q8F => q8_f(block, &mut out),
             Storage::I32 | Storage::Bool => return None,
         }
     }
@@ -32,7 +41,7 @@ pub fn dequantize(storage: Storage, bytes: &[u8]) -> Option<Vec<f32>> {
 }
 
 /// The f16 at the start of `bytes`.
-fn half(bytes: &[u8]) -> f32 {
+pub(super) fn half(bytes: &[u8]) -> f32 {
     match bytes {
         [low, high, ..] => f16::from_le_bytes([*low, *high]).to_f32(),
         _ => 0.0,
@@ -84,48 +93,37 @@ fn q8_0(block: &[u8], out: &mut Vec<f32>) {
     out.extend(quants.iter().map(|q| f32::from(*q as i8) * d));
 }
 
-/// The scale and the minimum of each of eight groups from their 12 bytes. They have 6 bits each: the first four of both
-/// lie there directly, the last four split into 4 and 2 bits.
-pub(super) fn scales_and_minima(groups: &[u8]) -> impl Iterator<Item = (u8, u8)> {
-    let (scales, rest) = groups.split_at(4);
-    let (minima, packed) = rest.split_at(4);
-    let direct = scales.iter().zip(minima).map(|(s, m)| (s & 63, m & 63));
-    let split = packed.iter().zip(scales.iter().zip(minima));
-    let split = split.map(|(p, (s, m))| ((p & 15) | (s >> 6) << 4, (p >> 4) | (m >> 6) << 4));
-    direct.chain(split)
+/// Low nibbles, then high ones, through a table.
+pub(super) fn coded(quants: &[u8], table: &[i8; 16], d: f32, out: &mut Vec<f32>) {
+    out.extend(nibbles(quants).map(|code| d * f32::from(table.get(usize::from(code)).copied().unwrap_or(0))));
 }
 
-/// Eight groups of 32: two groups share 32 bytes, one in the low nibbles and one in the high.
-fn q4_k(block: &[u8], out: &mut Vec<f32>) {
-    let (head, quants) = block.split_at(16);
-    let (factors, groups) = head.split_at(4);
-    let (scale, min) = factors.split_at(2);
-    let (d, dmin) = (half(scale), half(min));
-    let halves = quants.chunks_exact(32).flat_map(|q| [(q, 0), (q, 4)]);
-    for ((scale, min), (quants, shift)) in scales_and_minima(groups).zip(halves) {
-        let (d, m) = (d * f32::from(scale), dmin * f32::from(min));
-        out.extend(quants.iter().map(|q| f32::from((q >> shift) & 15) * d - m));
-    }
+fn iq4_nl(block: &[u8], out: &mut Vec<f32>) {
+    let (scale, quants) = block.split_at(2);
+    coded(quants, &IQ4_CODES, half(scale), out);
 }
 
-/// Two halves of 128, each of four rows of 32: low bits in nibbles of 64 bytes, high bits in pairs of 32 bytes, one
-/// signed scale for each 16 values.
-fn q6_k(block: &[u8], out: &mut Vec<f32>) {
-    let (low, rest) = block.split_at(128);
-    let (high, rest) = rest.split_at(64);
-    let (scales, scale) = rest.split_at(16);
-    let d = half(scale);
-    for ((low, high), scales) in low.chunks_exact(64).zip(high.chunks_exact(32)).zip(scales.chunks_exact(8)) {
-        let (first, second) = low.split_at(32);
-        let rows = [(first, 0, 0), (second, 0, 2), (first, 4, 4), (second, 4, 6)];
-        for ((low, low_shift, high_shift), scales) in rows.into_iter().zip(scales.chunks_exact(2)) {
-            let scales = scales.iter().flat_map(|s| std::iter::repeat_n(*s as i8, 16));
-            for ((low, high), scale) in low.iter().zip(high).zip(scales) {
-                let q = ((low >> low_shift) & 15) | ((high >> high_shift) & 3) << 4;
-                out.push(d * f32::from(scale) * (f32::from(q) - 32.0));
-            }
-        }
-    }
+fn fp4(block: &[u8], out: &mut Vec<f32>) {
+    let (scale, quants) = block.split_at(2);
+    coded(quants, &FP4_CODES, scale.try_into().map_or(0.0, |s| bf16::from_le_bytes(s).to_f32()), out);
+}
+
+/// Scale and minimum at the start of a block, and what follows.
+fn wide(block: &[u8]) -> (f32, f32, &[u8]) {
+    let (head, quants) = block.split_at(8);
+    let (scale, min) = head.split_at(4);
+    let float = |b: &[u8]| b.try_into().map_or(0.0, f32::from_le_bytes);
+    (float(scale), float(min), quants)
+}
+
+fn q4_f(block: &[u8], out: &mut Vec<f32>) {
+    let (d, m, quants) = wide(block);
+    out.extend(nibbles(quants).map(|q| f32::from(q).mul_add(d, m)));
+}
+
+fn q8_f(block: &[u8], out: &mut Vec<f32>) {
+    let (d, m, quants) = wide(block);
+    out.extend(quants.iter().map(|q| f32::from(*q as i8).mul_add(d, m)));
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The tensor table of a GGUF file: types, sizes, and where each tensor lies.
 
-use super::expand::Packed;
 use super::metadata::{Metadata, Value};
+use super::repack::Packed;
 use crate::ingest::error::{Error, Gap, Result};
 use crate::ingest::file::SourceFile;
 use crate::ingest::limits::Limits;
@@ -21,7 +21,7 @@ pub struct TensorType {
     pub block_bytes: u64,
     /// The storage type, for the types that are read.
     pub storage: Option<Storage>,
-    /// What blocks are expanded from when they are read.
+    /// What blocks are repacked from when they are read.
     pub packed: Option<Packed>,
 }
 
@@ -36,9 +36,9 @@ const fn read(id: u32, name: &'static str, storage: Storage) -> TensorType {
     }
 }
 
-const fn expanded(id: u32, name: &'static str, packed: Packed) -> TensorType {
+const fn repacked(id: u32, name: &'static str, packed: Packed) -> TensorType {
     let (block_elems, block_bytes) = packed.block();
-    TensorType { id, name, block_elems, block_bytes, storage: Some(Storage::F32), packed: Some(packed) }
+    TensorType { id, name, block_elems, block_bytes, storage: Some(packed.storage()), packed: Some(packed) }
 }
 
 const fn other(id: u32, name: &'static str, block_elems: u64, block_bytes: u64) -> TensorType {
@@ -55,20 +55,20 @@ pub const TYPES: [TensorType; 34] = [
     read(7, "Q5_1", Storage::Q5_1),
     read(8, "Q8_0", Storage::Q8_0),
     other(9, "Q8_1", 32, 36),
-    expanded(10, "Q2_K", Packed::Q2K),
-    expanded(11, "Q3_K", Packed::Q3K),
+    read(10, "Q2_K", Storage::Q2K),
+    read(11, "Q3_K", Storage::Q3K),
     read(12, "Q4_K", Storage::Q4K),
-    expanded(13, "Q5_K", Packed::Q5K),
+    read(13, "Q5_K", Storage::Q5K),
     read(14, "Q6_K", Storage::Q6K),
-    expanded(15, "Q8_K", Packed::Q8K),
+    repacked(15, "Q8_K", Packed::Q8K),
     other(16, "IQ2_XXS", 256, 66),
     other(17, "IQ2_XS", 256, 74),
     other(18, "IQ3_XXS", 256, 98),
     other(19, "IQ1_S", 256, 50),
-    expanded(20, "IQ4_NL", Packed::Iq4Nl),
+    read(20, "IQ4_NL", Storage::Iq4Nl),
     other(21, "IQ3_S", 256, 110),
     other(22, "IQ2_S", 256, 82),
-    expanded(23, "IQ4_XS", Packed::Iq4Xs),
+    read(23, "IQ4_XS", Storage::Iq4Xs),
     other(24, "I8", 1, 1),
     other(25, "I16", 1, 2),
     other(26, "I32", 1, 4),
@@ -78,7 +78,7 @@ pub const TYPES: [TensorType; 34] = [
     read(30, "BF16", Storage::Bf16),
     other(34, "TQ1_0", 256, 54),
     other(35, "TQ2_0", 256, 66),
-    expanded(39, "MXFP4", Packed::Mxfp4),
+    repacked(39, "MXFP4", Packed::Mxfp4),
     other(40, "NVFP4", 64, 36),
     other(41, "Q1_0", 128, 18),
 ];
@@ -103,7 +103,7 @@ pub struct TensorInfo {
     pub name: String,
     /// How its elements are stored once they are read.
     pub storage: Storage,
-    /// The blocks that they are expanded from.
+    /// The blocks that they are repacked from.
     pub packed: Option<Packed>,
     /// The dimensions, outermost first: the reverse of the file's order.
     pub shape: Vec<u64>,

@@ -75,7 +75,12 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
     if !gaps.is_empty() {
         return Err(unsupported(gaps));
     }
+    m.rules = text.rules;
     network.build(&mut m);
+    if m.info.task == frit_plan::Task::EncoderDecoder && !m.info.start.is_empty() {
+        let begin = m.rules.begin.clone();
+        m.info.start.extend(begin);
+    }
     (m.info.tokenizer, m.info.eos, m.info.bos, m.info.chat) = (text.tokenizer, text.eos, text.bos, text.chat);
     m.source(Arc::new(weights));
     m.finish().map_err(|e| Error::Internal { path: path.to_owned(), problem: e.to_string() })

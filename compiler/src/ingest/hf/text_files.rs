@@ -1,6 +1,7 @@
 //! The files beside the weights that say how a model is used: generation settings and tokenizer.
 
 use super::fields::Fields;
+use crate::ingest::decoding::GenerationRules;
 use crate::ingest::error::{Error, Gap, Result};
 use crate::ingest::file::ModelDir;
 use crate::ingest::limits::Limits;
@@ -18,6 +19,8 @@ pub struct TextSettings {
     pub bos: Option<u32>,
     /// How a conversation is written.
     pub chat: Option<ChatInfo>,
+    /// What may be written.
+    pub rules: GenerationRules,
 }
 
 /// The JSON object in a file of that name; `None` when there is no such file.
@@ -45,6 +48,8 @@ pub fn read(dir: &ModelDir, config: &Map<String, Value>, limits: &Limits) -> Res
     let in_config = ids("config.json", config, "eos_token_id");
     let eos = if in_generation.is_empty() { in_config } else { in_generation };
     let bos = ids("config.json", config, "bos_token_id").first().copied();
+    let given = if generation.is_empty() { config } else { &generation };
+    let rules = rules(given, limits, if generation.is_empty() { "config.json" } else { "generation_config.json" });
 
     let tokenizer = dir.text("tokenizer.json", limits.text_bytes)?;
     let settings = object(dir, "tokenizer_config.json", limits)?.unwrap_or_default();
@@ -55,7 +60,31 @@ pub fn read(dir: &ModelDir, config: &Map<String, Value>, limits: &Limits) -> Res
         bos: token_text(&settings, "bos_token"),
         eos: token_text(&settings, "eos_token"),
     });
-    Ok((TextSettings { tokenizer, eos, bos, chat }, gaps))
+    let (rules, faults) = rules;
+    gaps.extend(faults);
+    Ok((TextSettings { tokenizer, eos, bos, chat, rules }, gaps))
+}
+
+/// Tokens that must not be written, and those that a decoder begins with behind its own first token:
+/// `forced_bos_token_id`, else those of `forced_decoder_ids`, pairs of a place and a token, as far as they follow each
+/// other from place 1 on.
+fn rules(object: &Map<String, Value>, limits: &Limits, file: &str) -> (GenerationRules, Vec<Gap>) {
+    const FORCED: &str = "forced_decoder_ids";
+    let mut f = Fields::new(file, object, limits);
+    let suppressed = f.token_ids("suppress_tokens");
+    let suppressed_first = f.token_ids("begin_suppress_tokens");
+    let mut begin = f.token_ids("forced_bos_token_id");
+    if let (Some(value), true) = (f.get(FORCED), begin.is_empty()) {
+        let pair = |v: &Value| Some((v.get(0)?.as_u64()?, v.get(1)?.as_u64().and_then(|t| u32::try_from(t).ok())));
+        match value.as_array().and_then(|all| all.iter().map(pair).collect::<Option<Vec<_>>>()) {
+            Some(pairs) => {
+                let follow = (1u64..).zip(pairs).map_while(|(at, (place, token))| token.filter(|_| place == at));
+                begin.extend(follow);
+            }
+            None => f.gap(FORCED, "is no list of pairs of a place and a token", "correct it"),
+        }
+    }
+    (GenerationRules { suppressed, suppressed_first, begin }, f.into_gaps().0)
 }
 
 /// The chat template: a file of its own, or a field of the tokenizer's settings, where of several the one named
@@ -99,4 +128,25 @@ fn puts_in_front(json: &str, bos: u32) -> bool {
         let special = first.and_then(|name| step.get("special_tokens")?.get(name));
         special.and_then(|s| s.pointer("/ids/0")).and_then(Value::as_u64) == Some(u64::from(bos))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_of_generation_are_read() {
+        let text = r#"{"suppress_tokens": [1, 2], "begin_suppress_tokens": [220], "forced_decoder_ids": [[1, 50362], [2, null], [3, 9]]}"#;
+        let object: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
+        let (read, gaps) = rules(&object, &Limits::default(), "generation_config.json");
+        let want = GenerationRules { suppressed: vec![1, 2], suppressed_first: vec![220], begin: vec![50_362] };
+        assert_eq!((read, gaps.len()), (want, 0));
+    }
+
+    #[test]
+    fn rules_that_are_no_tokens_are_gaps() {
+        let text = r#"{"suppress_tokens": "none", "forced_decoder_ids": [1, 2]}"#;
+        let object: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
+        assert_eq!(rules(&object, &Limits::default(), "config.json").1.len(), 2);
+    }
 }

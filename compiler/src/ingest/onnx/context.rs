@@ -391,6 +391,15 @@ impl Cx<'_, '_, '_> {
         let Some(fixed) = fixed_u64(shape) else {
             return unsupported("a constant whose extents are not numbers");
         };
+        if let Some(blocks) = self.constants.stock.block_storage(id, &fixed, transposed) {
+            let (recipe, rows) = match (transposed, fixed.as_slice()) {
+                (true, [k, n]) => (Recipe::TransposedBlocks(id, [*k, *n]), vec![*n, *k]),
+                _ => (Recipe::Blocks(id), fixed),
+            };
+            let name = self.constants.stock.weight(&name, recipe, blocks, &rows);
+            let w = self.b.model().stored(&name, blocks, &rows);
+            return Ok(self.b.weight(w));
+        }
         let name = self.constants.stock.weight(&name, Recipe::Plain(id), storage, &fixed);
         let w = match (transposed, fixed.as_slice()) {
             (true, [k, n]) => self.b.model().stored_transposed(&name, storage, [*k, *n]),

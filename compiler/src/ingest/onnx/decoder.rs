@@ -253,7 +253,7 @@ impl Role<'_> {
             t if t.is(1) => id,
             t => cx.slice(id, 1, &(t - Dim::one()), &Dim::one())?,
         };
-        decoding::choose(cx.b, last, vocab);
+        decoding::choose(cx.b, self.phase, last, vocab);
         cx.b.model().info.vocab = vocab;
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! under the assumption, until nothing new is assumed. Everything unsupported is reported at once, before a weight is
 //! read.
 
+mod blocks;
 mod context;
 mod coordinate;
 mod decoder;
@@ -23,7 +24,7 @@ mod value;
 
 use super::LoadOptions;
 use super::builder::ModelBuilder;
-use super::decoding::{self, Phase};
+use super::decoding::{self, GenerationRules, Phase};
 use super::error::{Error, Gap, Result};
 use super::file::{ModelDir, SourceFile};
 use crate::model::Model;
@@ -64,7 +65,8 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
     let mut stock = Stock::default();
     let mut constants = Constants::new(&mut stock, &mut files, limits);
     let text = text::read(parent, limits)?;
-    let import = Import { model: &model, graph, name: display_name(path), context: text.context, options };
+    let name = display_name(path);
+    let import = Import { model: &model, graph, name, context: text.context, rules: &text.settings.rules, options };
     let (interface, obstacle) = match decoder::interface(graph) {
         Ok(found) => (found, None),
         Err(obstacle) => (None, Some(obstacle)),
@@ -92,6 +94,7 @@ struct Import<'a> {
     graph: &'a proto::GraphProto,
     name: String,
     context: u64,
+    rules: &'a GenerationRules,
     options: &'a LoadOptions,
 }
 
@@ -109,6 +112,7 @@ impl<'a> Import<'a> {
         let mut decoders = decoder.map(decoder::Interface::sizes).unwrap_or_default();
         for _ in 0..ASSUMPTIONS {
             let mut m = ModelBuilder::new(&self.name);
+            m.rules.clone_from(self.rules);
             let producer = &self.model.producer_name;
             m.info.architecture = if producer.is_empty() { "onnx".into() } else { external_data::short(producer) };
             let mut report = Report::default();

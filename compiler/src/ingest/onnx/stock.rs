@@ -65,6 +65,10 @@ impl Stored {
 pub enum Recipe {
     /// The tensor itself.
     Plain(TensorId),
+    /// A quantised tensor as blocks of 32 elements along its rows.
+    Blocks(TensorId),
+    /// The transpose of a quantised matrix of this shape, as blocks.
+    TransposedBlocks(TensorId, [u64; 2]),
     /// Integers given here.
     Ints(Vec<i32>),
     /// Floats given here.
@@ -92,6 +96,28 @@ pub struct Dequantize {
     /// The integers (and zero points, where they are integers) lie in bytes, several of this many bits in each, the
     /// lowest first; each of `outer` rows begins on a byte.
     pub packed_bits: Option<u32>,
+}
+
+impl Dequantize {
+    /// Where the scale and the zero point of element `flat` are.
+    pub fn scale_at(&self, flat: u64) -> usize {
+        let [_, extent, inner] = self.view.map(|n| n.max(1));
+        let block = self.block.max(1);
+        let (o, e, i) = (flat / (extent * inner), flat / inner % extent, flat % inner);
+        let at = match self.layout {
+            Layout::Single => 0,
+            Layout::Axis => e / block,
+            Layout::Blocks => (o * extent.div_ceil(block) + e / block) * inner + i,
+        };
+        usize::try_from(at).unwrap_or(usize::MAX)
+    }
+    /// Integers of `view`, taken out of their bytes where several share one.
+    fn unpacked(&self, v: &[i64], view: [u64; 3]) -> Vec<i64> {
+        match self.packed_bits {
+            Some(bits) => unpacked(v, bits, (view[1] * view[2]) as usize, view[0] as usize),
+            None => v.to_vec(),
+        }
+    }
 }
 
 /// How scales and zero points lie.
@@ -200,6 +226,8 @@ impl Stock {
         match &w.recipe {
             Recipe::Ints(v) => Ok(v.iter().flat_map(|x| x.to_le_bytes()).collect()),
             Recipe::Floats(v) => Ok(v.iter().flat_map(|x| bounded(*x).to_le_bytes()).collect()),
+            Recipe::Blocks(id) => self.blocks(*id, &w.shape, false),
+            Recipe::TransposedBlocks(id, shape) => self.blocks(*id, shape, true),
             Recipe::Plain(id) => {
                 let t = self.get(*id).ok_or_else(gone)?;
                 let raw = match (t.elem, w.storage) {
@@ -219,51 +247,61 @@ impl Stock {
     }
 
     fn dequantized(&self, d: &Dequantize) -> Result<Vec<f32>, String> {
-        let [outer, extent, inner] = d.view;
-        let block = d.block.max(1);
-        let blocks = extent.div_ceil(block);
-        let Values::Ints(mut q) = (*self.values(d.q)?).clone() else {
-            return Err("quantised values that are floats".into());
-        };
-        if let Some(bits) = d.packed_bits {
-            q = unpacked(&q, bits, (extent * inner) as usize, outer as usize);
-        }
-        let zero: Option<Vec<f32>> = match d.zero.map(|z| self.values(z)).transpose()?.as_deref() {
-            Some(Values::Floats(v)) => Some(v.clone()),
-            Some(Values::Ints(v)) => {
-                let v = match d.packed_bits {
-                    Some(bits) => unpacked(v, bits, (blocks * inner) as usize, outer as usize),
-                    None => v.clone(),
-                };
-                Some(v.into_iter().map(|z| z as f32).collect())
-            }
-            None => None,
-        };
-        let scale = match d.scale.map(|s| self.values(s)).transpose()?.as_deref() {
-            Some(Values::Floats(v)) => Some(v.clone()),
-            Some(Values::Ints(_)) => return Err("scales that are integers".into()),
-            None => None,
-        };
+        let (q, zero, scale) = (self.integers(d)?, self.zeros(d)?, self.scales(d)?);
+        let count = d.view.iter().product::<u64>();
         let mut out = Vec::with_capacity(q.len());
         let mut values = q.into_iter();
-        for o in 0..outer {
-            for e in 0..extent {
-                for i in 0..inner {
-                    let at = match d.layout {
-                        Layout::Single => 0,
-                        Layout::Axis => e / block,
-                        Layout::Blocks => (o * blocks + e / block) * inner + i,
-                    } as usize;
-                    let part = |v: &Option<Vec<f32>>, default: f32| match v {
-                        Some(v) => v.get(at).copied().ok_or("too few scales or zero points"),
-                        None => Ok(default),
-                    };
-                    let v = values.next().ok_or("too few quantised values")? as f32;
-                    out.push((v - part(&zero, d.default_zero)?) * part(&scale, 1.0)?);
-                }
-            }
+        for flat in 0..count {
+            let at = d.scale_at(flat);
+            let part = |v: &Option<Vec<f32>>, default: f32| match v {
+                Some(v) => v.get(at).copied().ok_or("too few scales or zero points"),
+                None => Ok(default),
+            };
+            let v = values.next().ok_or("too few quantised values")? as f32;
+            out.push((v - part(&zero, d.default_zero)?) * part(&scale, 1.0)?);
         }
         Ok(out)
+    }
+    /// How a tensor is quantised, if it is.
+    pub fn dequantize(&self, id: TensorId) -> Option<&Dequantize> {
+        match &self.get(id)?.place {
+            Place::Quantised(d) => Some(d),
+            _ => None,
+        }
+    }
+    /// The integers of a quantised tensor, one an element.
+    ///
+    /// # Errors
+    /// A file that cannot be read any more.
+    pub fn integers(&self, d: &Dequantize) -> Result<Vec<i64>, String> {
+        match &*self.values(d.q)? {
+            Values::Ints(q) => Ok(d.unpacked(q, d.view)),
+            Values::Floats(_) => Err("quantised values that are floats".into()),
+        }
+    }
+    /// Zero points, if they are stored.
+    ///
+    /// # Errors
+    /// As [`Stock::integers`].
+    pub fn zeros(&self, d: &Dequantize) -> Result<Option<Vec<f32>>, String> {
+        let [outer, extent, inner] = d.view;
+        let view = [outer, extent.div_ceil(d.block.max(1)), inner];
+        Ok(match d.zero.map(|z| self.values(z)).transpose()?.as_deref() {
+            Some(Values::Floats(v)) => Some(v.clone()),
+            Some(Values::Ints(v)) => Some(d.unpacked(v, view).into_iter().map(|z| z as f32).collect()),
+            None => None,
+        })
+    }
+    /// Scales, if they are stored.
+    ///
+    /// # Errors
+    /// As [`Stock::integers`], and scales that are integers.
+    pub fn scales(&self, d: &Dequantize) -> Result<Option<Vec<f32>>, String> {
+        match d.scale.map(|s| self.values(s)).transpose()?.as_deref() {
+            Some(Values::Floats(v)) => Ok(Some(v.clone())),
+            Some(Values::Ints(_)) => Err("scales that are integers".into()),
+            None => Ok(None),
+        }
     }
 
     /// The elements of a tensor, read now.

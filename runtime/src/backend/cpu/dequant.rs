@@ -1,14 +1,19 @@
 //! Values of stored elements: blocks to floats.
 
 use super::math::{bf16_to_f32, half_to_f32};
-use frit_kernels::dtype::Storage;
+use frit_kernels::dtype::{FP4_CODES, IQ4_CODES, Storage};
 
 #[inline(always)]
 fn half_at(b: &[u8], i: usize) -> f32 {
     half_to_f32(u16::from_le_bytes([b[i], b[i + 1]]))
 }
 
-/// Scale and minimum of group `j` in the twelve bytes that hold a Q4K block's eight 6-bit pairs.
+#[inline(always)]
+fn float_at(b: &[u8], i: usize) -> f32 {
+    f32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]])
+}
+
+/// Scale and minimum of group `j` in the twelve bytes that hold a Q4K or Q5K block's eight 6-bit pairs.
 #[inline(always)]
 pub fn q4k_group(groups: &[u8], j: usize) -> (f32, f32) {
     let (s, m) = if j < 4 {
@@ -63,6 +68,31 @@ pub fn unpack32(s: Storage, b: &[u8], q: &mut [f32; 32]) -> (f32, f32) {
             }
             (half_at(b, 0), half_at(b, 2))
         }
+        Storage::Iq4Nl => {
+            let b: &[u8; 18] = fixed(b);
+            coded(&b[2..], &IQ4_CODES, q);
+            (half_at(b, 0), 0.0)
+        }
+        Storage::Fp4 => {
+            let b: &[u8; 18] = fixed(b);
+            coded(&b[2..], &FP4_CODES, q);
+            (bf16_to_f32(u16::from_le_bytes([b[0], b[1]])), 0.0)
+        }
+        Storage::Q4F => {
+            let b: &[u8; 24] = fixed(b);
+            for i in 0..16 {
+                q[i] = (b[8 + i] & 15) as i32 as f32;
+                q[16 + i] = (b[8 + i] >> 4) as i32 as f32;
+            }
+            (float_at(b, 0), float_at(b, 4))
+        }
+        Storage::Q8F => {
+            let b: &[u8; 40] = fixed(b);
+            for i in 0..32 {
+                q[i] = b[8 + i] as i8 as i32 as f32;
+            }
+            (float_at(b, 0), float_at(b, 4))
+        }
         _ => {
             let b: &[u8; 34] = fixed(b);
             for i in 0..32 {
@@ -71,6 +101,65 @@ pub fn unpack32(s: Storage, b: &[u8], q: &mut [f32; 32]) -> (f32, f32) {
             (half_at(b, 0), 0.0)
         }
     }
+}
+
+/// What the low, then the high nibbles of 16 bytes stand for.
+#[inline(always)]
+fn coded(bytes: &[u8], table: &[i8; 16], q: &mut [f32; 32]) {
+    for i in 0..16 {
+        q[i] = table[(bytes[i] & 15) as usize] as f32;
+        q[16 + i] = table[(bytes[i] >> 4) as usize] as f32;
+    }
+}
+
+/// Row `j` (of 8, each of 32 elements) of a Q2K block, as values: its halves have minima of their own.
+#[inline(always)]
+pub fn unpack_q2k(b: &[u8; 84], j: usize, q: &mut [f32; 32]) {
+    let quants = &b[16 + j / 4 * 32..][..32];
+    let shift = j % 4 * 2;
+    let (d, dmin) = (half_at(b, 80), half_at(b, 82));
+    for i in 0..32 {
+        let s = b[2 * j + i / 16];
+        q[i] = ((quants[i] >> shift & 3) as i32 as f32).mul_add(d * (s & 15) as f32, -dmin * (s >> 4) as f32);
+    }
+}
+
+/// Row `j` (of 8, each of 32 elements) of a Q3K block: `q·d`, one d for each half.
+#[inline(always)]
+pub fn unpack_q3k(b: &[u8; 110], j: usize, q: &mut [f32; 32]) -> (f32, f32) {
+    let quants = &b[32 + j / 4 * 32..][..32];
+    let shift = j % 4 * 2;
+    for i in 0..32 {
+        let v = (quants[i] >> shift & 3) as i32 | ((b[i] >> j & 1) as i32) << 2;
+        q[i] = (v - 4) as f32;
+    }
+    let d = half_at(b, 108);
+    let scale = |g: usize| {
+        let (low, high) = (b[96 + g % 8] >> (g / 8 * 4) & 15, b[104 + g % 4] >> (g / 4 * 2) & 3);
+        d * ((low | high << 4) as f32 - 32.0)
+    };
+    (scale(2 * j), scale(2 * j + 1))
+}
+
+/// Row `j` (of 8, each of 32 elements) of a Q5K block: `q·d + m`.
+#[inline(always)]
+pub fn unpack_q5k(b: &[u8; 176], j: usize, q: &mut [f32; 32]) -> (f32, f32) {
+    let (high, low) = (&b[16..48], &b[48 + j / 2 * 32..][..32]);
+    let shift = j % 2 * 4;
+    for i in 0..32 {
+        q[i] = ((low[i] >> shift & 15) as i32 | ((high[i] >> j & 1) as i32) << 4) as f32;
+    }
+    let (s, m) = q4k_group(&b[4..16], j);
+    (half_at(b, 0) * s, -half_at(b, 2) * m)
+}
+
+/// Group `j` (of 8, each of 32 elements) of an IQ4_XS block: `q·d`.
+#[inline(always)]
+pub fn unpack_iq4_xs(b: &[u8; 136], j: usize, q: &mut [f32; 32]) -> f32 {
+    coded(&b[8 + 16 * j..], &IQ4_CODES, q);
+    let high = u16::from_le_bytes([b[2], b[3]]) >> (2 * j) & 3;
+    let low = b[4 + j / 2] >> (j % 2 * 4) & 15;
+    half_at(b, 0) * (f32::from(u16::from(low) | high << 4) - 32.0)
 }
 
 /// Sub-block `j` (of 8, each of 32 elements) of a Q4K block: `q·d + m`.
@@ -143,8 +232,20 @@ fn run(s: Storage, bytes: &[u8], at: usize, out: &mut [f32]) -> bool {
                 let (d, m) = unpack_q4k(fixed(block), sub % 8, &mut q);
                 q.iter_mut().for_each(|q| *q = q.mul_add(d, m));
             }
-            Storage::Q6K => {
-                let (d0, d1) = unpack_q6k(fixed(block), sub % 8, &mut q);
+            Storage::Q5K => {
+                let (d, m) = unpack_q5k(fixed(block), sub % 8, &mut q);
+                q.iter_mut().for_each(|q| *q = q.mul_add(d, m));
+            }
+            Storage::Iq4Xs => {
+                let d = unpack_iq4_xs(fixed(block), sub % 8, &mut q);
+                q.iter_mut().for_each(|q| *q *= d);
+            }
+            Storage::Q2K => unpack_q2k(fixed(block), sub % 8, &mut q),
+            Storage::Q3K | Storage::Q6K => {
+                let (d0, d1) = match s {
+                    Storage::Q3K => unpack_q3k(fixed(block), sub % 8, &mut q),
+                    _ => unpack_q6k(fixed(block), sub % 8, &mut q),
+                };
                 q[..16].iter_mut().for_each(|q| *q *= d0);
                 q[16..].iter_mut().for_each(|q| *q *= d1);
             }

@@ -3,7 +3,7 @@
 //! A row of the matrix is unpacked once for up to four rows of the left side. The order of summation is the same for
 //! every number of rows: it depends on the length alone.
 
-use super::dequant::{fixed, unpack_q4k, unpack_q6k, unpack32};
+use super::dequant::{fixed, unpack_iq4_xs, unpack_q2k, unpack_q3k, unpack_q4k, unpack_q5k, unpack_q6k, unpack32};
 use super::math::{bf16_to_f32, half_to_f32};
 use super::memory::View;
 use frit_kernels::dtype::Storage;
@@ -49,7 +49,7 @@ pub fn serves(storage: Storage, k: usize) -> bool {
 
 /// Whether products with `storage` need [`Rows::sums`].
 pub fn needs_sums(storage: Storage) -> bool {
-    matches!(storage, Storage::Q4_1 | Storage::Q5_1 | Storage::Q4K)
+    matches!(storage, Storage::Q4_1 | Storage::Q5_1 | Storage::Q4K | Storage::Q5K | Storage::Q4F | Storage::Q8F)
 }
 
 /// Sums of runs of 32 elements.
@@ -78,6 +78,14 @@ pub fn products(w: View<'_>, starts: Starts<'_>, rows: Rows<'_>, n: usize, out: 
                 View::Blocks(Storage::Q5_1, w) => blocks::<Q5_1>(w, starts, rows, n, &mut to),
                 View::Blocks(Storage::Q8_0, w) => blocks::<Q8_0>(w, starts, rows, n, &mut to),
                 View::Blocks(Storage::Q4K, w) => blocks::<Q4K>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Q2K, w) => blocks::<Q2K>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Q3K, w) => blocks::<Q3K>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Q5K, w) => blocks::<Q5K>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Iq4Xs, w) => blocks::<Iq4Xs>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Iq4Nl, w) => blocks::<Iq4Nl>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Fp4, w) => blocks::<Fp4>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Q4F, w) => blocks::<Q4F>(w, starts, rows, n, &mut to),
+                View::Blocks(Storage::Q8F, w) => blocks::<Q8F>(w, starts, rows, n, &mut to),
                 View::Blocks(Storage::Q6K, w) => blocks::<Q6K>(w, starts, rows, n, &mut to),
                 _ => false,
             }
@@ -220,31 +228,50 @@ simple!(Q4_1, Storage::Q4_1, true);
 simple!(Q5_0, Storage::Q5_0, false);
 simple!(Q5_1, Storage::Q5_1, true);
 simple!(Q8_0, Storage::Q8_0, false);
+simple!(Iq4Nl, Storage::Iq4Nl, false);
+simple!(Fp4, Storage::Fp4, false);
+simple!(Q4F, Storage::Q4F, true);
+simple!(Q8F, Storage::Q8F, true);
 
-struct Q4K;
-impl Block for Q4K {
-    const BYTES: usize = 144;
-    const RUNS: usize = 8;
-    const MIN: bool = true;
-    const HALVES: bool = false;
-    #[inline(always)]
-    fn unpack(b: &[u8], j: usize, q: &mut [f32; 32]) -> (f32, f32, f32) {
-        let (d, m) = unpack_q4k(fixed(b), j, q);
-        (d, d, m)
-    }
+macro_rules! of_256 {
+    ($name:ident, minima: $min:expr, halves: $halves:expr, |$b:ident, $j:ident, $q:ident| $unpack:expr) => {
+        struct $name;
+        impl Block for $name {
+            const BYTES: usize = Storage::$name.block_bytes() as usize;
+            const RUNS: usize = 8;
+            const MIN: bool = $min;
+            const HALVES: bool = $halves;
+            #[inline(always)]
+            fn unpack($b: &[u8], $j: usize, $q: &mut [f32; 32]) -> (f32, f32, f32) {
+                $unpack
+            }
+        }
+    };
 }
-struct Q6K;
-impl Block for Q6K {
-    const BYTES: usize = 210;
-    const RUNS: usize = 8;
-    const MIN: bool = false;
-    const HALVES: bool = true;
-    #[inline(always)]
-    fn unpack(b: &[u8], j: usize, q: &mut [f32; 32]) -> (f32, f32, f32) {
-        let (d0, d1) = unpack_q6k(fixed(b), j, q);
-        (d0, d1, 0.0)
-    }
-}
+of_256!(Q2K, minima: false, halves: false, |b, j, q| {
+    unpack_q2k(fixed(b), j, q);
+    (1.0, 1.0, 0.0)
+});
+of_256!(Q3K, minima: false, halves: true, |b, j, q| {
+    let (d0, d1) = unpack_q3k(fixed(b), j, q);
+    (d0, d1, 0.0)
+});
+of_256!(Q4K, minima: true, halves: false, |b, j, q| {
+    let (d, m) = unpack_q4k(fixed(b), j, q);
+    (d, d, m)
+});
+of_256!(Q5K, minima: true, halves: false, |b, j, q| {
+    let (d, m) = unpack_q5k(fixed(b), j, q);
+    (d, d, m)
+});
+of_256!(Q6K, minima: false, halves: true, |b, j, q| {
+    let (d0, d1) = unpack_q6k(fixed(b), j, q);
+    (d0, d1, 0.0)
+});
+of_256!(Iq4Xs, minima: false, halves: false, |b, j, q| {
+    let d = unpack_iq4_xs(fixed(b), j, q);
+    (d, d, 0.0)
+});
 
 #[inline(always)]
 fn blocks<B: Block>(w: &[u8], starts: Starts<'_>, rows: Rows<'_>, n: usize, to: &mut Out<'_>) -> bool {

@@ -10,6 +10,7 @@ use crate::ingest::onnx::error::{Res, malformed, unsupported};
 use crate::ingest::onnx::node::Node;
 use crate::ingest::onnx::value::{Data, Val};
 use frit_kernels::dim::{Dim, product};
+use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{BinaryOp, ReduceOp};
 
 /// A window along one axis.
@@ -18,7 +19,9 @@ struct Window {
     size: i64,
     stride: i64,
     dilation: i64,
-    before: i64,
+    /// Padding in front of the tensor and behind it.
+    before: Dim,
+    after: Dim,
     /// Places.
     places: Dim,
     /// No place reaches beyond the tensor.
@@ -46,34 +49,45 @@ fn windows(cx: &Cx<'_, '_, '_>, n: &Node<'_>, spatial: &[Dim], sizes: &[i64]) ->
     for i in 0..k {
         let (stride, dilation) = (strides[i].max(1), dilations[i].max(1));
         let reach = dilation * (sizes[i] - 1) + 1;
+        let extent = &spatial[i];
         let (before, after) = match auto.as_str() {
-            "NOTSET" | "" => (pads[i], pads[i + k]),
-            "VALID" => (0, 0),
+            "NOTSET" | "" => (Dim::constant(pads[i]), Dim::constant(pads[i + k])),
+            "VALID" => (Dim::zero(), Dim::zero()),
             "SAME_UPPER" | "SAME_LOWER" => {
-                let Some(d) = spatial[i].as_const() else {
-                    return unsupported("pads by an extent that is not fixed");
-                };
-                let total = (((d + stride - 1) / stride - 1) * stride + reach - d).max(0);
-                let small = total / 2;
-                if auto == "SAME_UPPER" { (small, total - small) } else { (total - small, small) }
+                let total = same_padding(extent, stride, reach);
+                let small = total.div(&Dim::from(2u64));
+                let large = total - small.clone();
+                if auto == "SAME_UPPER" { (small, large) } else { (large, small) }
             }
             other => return unsupported(format!("pads by the rule `{other}`")),
         };
-        let room = spatial[i].clone() + Dim::constant(before + after - reach);
+        let (before, after) = (cx.simplify(&before), cx.simplify(&after));
+        let room = extent.clone() + before.clone() + after.clone() - Dim::constant(reach);
         let step = Dim::constant(stride);
         let mut places = if ceil { room.ceil_div(&step) } else { room.div(&step) } + Dim::one();
-        if ceil && let (Some(p), Some(d)) = (places.as_const(), spatial[i].as_const()) {
+        if ceil && let (Some(p), Some(d), Some(b)) = (places.as_const(), extent.as_const(), before.as_const()) {
             // A place that begins in the padding behind the tensor does not count.
-            places = Dim::constant(if (p - 1) * stride >= d + before { p - 1 } else { p });
+            places = Dim::constant(if (p - 1) * stride >= d + b { p - 1 } else { p });
         }
-        let places = cx.simplify(&places);
+        let same = auto.starts_with("SAME") && !ceil;
+        let places = cx.simplify(&if same { extent.ceil_div(&step) } else { places });
         if places.as_const().is_some_and(|p| p < 1) {
             return malformed(format!("has windows of {reach} on an extent of {}", spatial[i]));
         }
-        let inside = before == 0 && after == 0 && !ceil;
-        out.push(Window { size: sizes[i], stride, dilation, before, places, inside });
+        let inside = before.is(0) && after.is(0) && !ceil;
+        out.push(Window { size: sizes[i], stride, dilation, before, after, places, inside });
     }
     Ok(out)
+}
+
+/// Padding for `⌈extent / stride⌉` places: `max((places − 1)·stride + reach − extent, 0)`.
+fn same_padding(extent: &Dim, stride: i64, reach: i64) -> Dim {
+    if stride == 1 {
+        return Dim::constant(reach - 1);
+    }
+    let step = Dim::constant(stride);
+    let span = &extent.ceil_div(&step) * &step;
+    (span - extent.clone() + Dim::constant(reach - stride)).larger(&Dim::zero())
 }
 
 /// `[N, C, D…]` to `[N, C, places₁, size₁, places₂, size₂, …]`; `outside` stands where a window leaves the tensor.
@@ -99,7 +113,13 @@ fn patches(cx: &mut Cx<'_, '_, '_>, x: ValueId, windows: &[Window], outside: f32
         let tap = cx.iota(&grid, 1, Dim::zero());
         let offset = cx.bin_c(BinaryOp::Mul, tap, w.dilation as f64)?;
         let at = cx.bin(BinaryOp::Add, start, offset)?;
-        let at = if w.before == 0 { at } else { cx.bin_c(BinaryOp::Sub, at, w.before as f64)? };
+        let at = match w.before.as_const() {
+            Some(0) => at,
+            _ => {
+                let before = cx.size_value(&w.before)?;
+                cx.bin(BinaryOp::Sub, at, before)?
+            }
+        };
         let front = cx.move_axis(out, axis, 0)?;
         let mut taken = cx.gather(front, at)?;
         if !w.inside {
@@ -227,14 +247,19 @@ fn depthwise(cx: &mut Cx<'_, '_, '_>, x: ValueId, weight: ValueId, windows: &[Wi
 
 /// The elements along `axis` that tap `tap` of every place meets; 0 where that is outside.
 fn at_tap(cx: &mut Cx<'_, '_, '_>, x: ValueId, axis: usize, w: &Window, tap: i64) -> Res<ValueId> {
-    let first = tap * w.dilation - w.before;
+    let first = Dim::constant(tap * w.dilation) - w.before.clone();
     let extent = cx.shape(x).get(axis).cloned().unwrap_or_else(Dim::one);
     if w.inside && w.stride == 1 {
-        return cx.slice(x, axis, &Dim::constant(first), &w.places);
+        return cx.slice(x, axis, &first, &w.places);
     }
     let place = cx.iota(&[w.places.clone()], 0, Dim::zero());
     let at = if w.stride == 1 { place } else { cx.bin_c(BinaryOp::Mul, place, w.stride as f64)? };
-    let at = if first == 0 { at } else { cx.bin_c(BinaryOp::Add, at, first as f64)? };
+    let at = if first.is(0) {
+        at
+    } else {
+        let first = cx.size_value(&first)?;
+        cx.bin(BinaryOp::Add, at, first)?
+    };
     let front = cx.move_axis(x, axis, 0)?;
     let mut taken = cx.gather(front, at)?;
     if !w.inside {
@@ -270,7 +295,7 @@ pub fn pool(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
         return unsupported(format!("pools {}", x.elem));
     }
     let Some(sizes) = n.ints("kernel_shape")? else { return malformed("has no kernel_shape") };
-    let [batch, channels, spatial @ ..] = x.shape.as_slice() else { return malformed("takes at least two axes") };
+    let [_, _, spatial @ ..] = x.shape.as_slice() else { return malformed("takes at least two axes") };
     let windows = windows(cx, n, spatial, sizes)?;
     let axes: Vec<usize> = (0..spatial.len()).map(|i| 3 + 2 * i).collect();
     let id = cx.node(&x)?;
@@ -283,10 +308,11 @@ pub fn pool(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
     let sum = cx.reduce(ReduceOp::Sum, taken, &axes, false)?;
     let whole = windows.iter().all(|w| w.inside);
     let padding_counts = n.flag("count_include_pad", false)?;
-    if padding_counts && n.flag("ceil_mode", false)? && !whole {
-        return unsupported("counts padding and rounds its places up");
-    }
-    let y = if whole || padding_counts {
+    let rounded = n.flag("ceil_mode", false)? && !whole;
+    let y = if padding_counts && rounded {
+        let count = counts(cx, &windows, spatial)?;
+        cx.bin(BinaryOp::Div, sum, count)?
+    } else if whole || padding_counts {
         cx.bin_c(BinaryOp::Div, sum, windows.iter().map(|w| w.size).product::<i64>() as f64)?
     } else {
         let one = cx.f32(1.0)?;
@@ -297,8 +323,31 @@ pub fn pool(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
         let count = cx.reduce(ReduceOp::Sum, taken, &axes, false)?;
         cx.bin(BinaryOp::Div, sum, count)?
     };
-    let _ = (batch, channels);
     Ok(vec![cx.val(y, x.elem)])
+}
+
+/// Taps of each window that lie in the tensor or its padding, `[places…]`: a last window that was rounded up may leave
+/// both.
+fn counts(cx: &mut Cx<'_, '_, '_>, windows: &[Window], spatial: &[Dim]) -> Res<ValueId> {
+    let mut all = cx.f32(1.0)?;
+    for (i, (w, extent)) in windows.iter().zip(spatial).enumerate() {
+        let padded = extent.clone() + w.before.clone() + w.after.clone();
+        let grid = [w.places.clone(), Dim::constant(w.size)];
+        let place = cx.iota(&grid, 0, Dim::zero());
+        let start = cx.bin_c(BinaryOp::Mul, place, w.stride as f64)?;
+        let tap = cx.iota(&grid, 1, Dim::zero());
+        let offset = cx.bin_c(BinaryOp::Mul, tap, w.dilation as f64)?;
+        let at = cx.bin(BinaryOp::Add, start, offset)?;
+        let end = cx.size_value(&padded)?;
+        let inside = cx.bin(BinaryOp::Lt, at, end)?;
+        let inside = cx.cast(inside, Scalar::F32)?;
+        let count = cx.reduce(ReduceOp::Sum, inside, &[1], false)?;
+        let mut shape = vec![Dim::one(); windows.len()];
+        shape[i] = w.places.clone();
+        let count = cx.reshape(count, &shape)?;
+        all = cx.bin(BinaryOp::Mul, all, count)?;
+    }
+    Ok(all)
 }
 
 /// GlobalAveragePool and GlobalMaxPool.

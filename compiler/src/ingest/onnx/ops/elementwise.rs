@@ -1,5 +1,6 @@
 //! Functions of each element, with broadcasting.
 
+use super::quant;
 use crate::graph::ValueId;
 use crate::ingest::onnx::context::Cx;
 use crate::ingest::onnx::elem::Elem;
@@ -16,8 +17,8 @@ use std::rc::Rc;
 pub fn identity(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
     let x = n.input(0)?.clone();
     if n.op == "Dropout" {
-        if n.optional(2).and_then(Val::known_ints).is_some_and(|t| t.iter().any(|v| !v.is(0))) {
-            return unsupported("is in training mode");
+        if n.optional(2).is_some_and(|mode| mode.known_ints().is_none_or(|t| t.iter().any(|v| !v.is(0)))) {
+            return unsupported("is or may be in training mode");
         }
         if n.wants(1) {
             let t = cx.truth(true)?;
@@ -111,6 +112,11 @@ pub fn apply(cx: &mut Cx<'_, '_, '_>, op: &str, a: &Val, b: &Val) -> Res<Val> {
     }
     if let Some((shape, known)) = fold_of(op).and_then(|f| fold::zip(cx, a, b, f)) {
         return Ok(Val::of(elem, shape, known));
+    }
+    let weight = quant::shifted_or_scaled(cx, op, a, b);
+    let weight = weight.or_else(|| if op == "Mul" { quant::shifted_or_scaled(cx, op, b, a) } else { None });
+    if let Some(w) = weight {
+        return Ok(w);
     }
     let (x, y) = (cx.node(a)?, cx.node(b)?);
     let f = match op {
@@ -239,6 +245,9 @@ pub fn cast_to(cx: &mut Cx<'_, '_, '_>, x: &Val, to: Elem) -> Res<Val> {
     }
     if x.elem.scalar() == to.scalar() && !narrows(x.elem, to) {
         return Ok(Val { elem: to, ..x.clone() });
+    }
+    if let Some(w) = quant::cast_weight(cx, x, to) {
+        return Ok(w);
     }
     let id = cx.node(x)?;
     let mut out = cx.cast(id, to.scalar())?;

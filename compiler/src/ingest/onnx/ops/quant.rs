@@ -1,5 +1,5 @@
-//! Quantised tensors. Constants become weights that are dequantised when they are loaded; values that depend on inputs
-//! are computed as the operators say, integers held as 32-bit ones.
+//! Quantised tensors. Constants stay as they are quantised where kernels can decode them, see [`super::super::blocks`];
+//! values that depend on inputs are computed as the operators say, integers held as 32-bit ones.
 
 use super::elementwise;
 use super::linear::{product, with_bias};
@@ -112,6 +112,59 @@ fn derived(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>, dims: &[u64], d: Dequantize, e
     let id = cx.constants.stock.quantised(&name, dims, d);
     let v = cx.constants.val(id).or_else(malformed)?;
     Ok(vec![Val { elem: if elem.is_float() { Elem::Float } else { v.elem }, ..v }])
+}
+
+/// A constant of 8 or 4 bits as floats, still kept as it is: what exporters write as a cast, a difference and a product
+/// is read as a dequantisation.
+pub fn cast_weight(cx: &mut Cx<'_, '_, '_>, x: &Val, to: Elem) -> Option<Val> {
+    let (q, dims) = (stored(Some(x))?, fixed_u64(&x.shape)?);
+    let narrow = matches!(x.elem, Elem::Int8 | Elem::Uint8 | Elem::Int4 | Elem::Uint4);
+    if !narrow || !to.is_float() || x.rank() < 2 {
+        return None;
+    }
+    let view = [1, dims.iter().product(), 1];
+    let (block, layout) = (u64::MAX, Layout::Single);
+    let d = Dequantize { q, scale: None, zero: None, default_zero: 0.0, view, block, layout, packed_bits: None };
+    kept(cx, q, &dims, d, to)
+}
+
+/// `w·s` or `w − z` of such a constant and one with an element for all of it or for each place along an axis.
+pub fn shifted_or_scaled(cx: &mut Cx<'_, '_, '_>, op: &str, w: &Val, v: &Val) -> Option<Val> {
+    let (id, by, dims) = (stored(Some(w))?, stored(Some(v))?, fixed_u64(&w.shape)?);
+    let mut d = cx.constants.stock.dequantize(id)?.clone();
+    let place = match op {
+        "Mul" if d.scale.is_none() => &mut d.scale,
+        "Sub" if d.scale.is_none() && d.zero.is_none() && d.default_zero == 0.0 => &mut d.zero,
+        _ => return None,
+    };
+    *place = Some(by);
+    let alone = op == "Sub" || d.zero.is_none();
+    if v.shape.iter().all(|e| e.is(1)) && v.rank() <= w.rank() {
+        if !alone && d.layout != Layout::Single {
+            return None;
+        }
+    } else {
+        let lead = w.rank().checked_sub(v.rank())?;
+        let wide: Vec<usize> = (0..v.rank()).filter(|k| !v.shape[*k].is(1)).collect();
+        let [k] = wide[..] else { return None };
+        let axis = lead + k;
+        if v.shape[k] != w.shape[axis] {
+            return None;
+        }
+        let view = [dims[..axis].iter().product(), dims[axis], dims[axis + 1..].iter().product()];
+        if !alone && (d.layout, d.view) != (Layout::Axis, view) {
+            return None;
+        }
+        (d.layout, d.view, d.block) = (Layout::Axis, view, 1);
+    }
+    kept(cx, id, &dims, d, w.elem)
+}
+
+fn kept(cx: &mut Cx<'_, '_, '_>, of: TensorId, dims: &[u64], d: Dequantize, elem: Elem) -> Option<Val> {
+    let name = cx.constants.stock.get(of)?.name.clone();
+    let id = cx.constants.stock.quantised(&name, dims, d);
+    let v = cx.constants.val(id).ok()?;
+    Some(Val { elem: if elem.is_float() { Elem::Float } else { elem }, ..v })
 }
 
 /// round(x / scale) + zero, held to the range of the type.

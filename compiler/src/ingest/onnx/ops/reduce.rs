@@ -69,6 +69,12 @@ pub fn reduce(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
         other => return unsupported(format!("{other} is no reduction")),
     };
     let out = if x.elem.is_int() && n.op == "ReduceMean" { super::elementwise::truncated(cx, out)? } else { out };
+    let out = match (x.elem, n.op) {
+        // Of no truth values the largest is false and the least true.
+        (Elem::Bool, "ReduceMax") => cx.bin_c(BinaryOp::Max, out, 0.0)?,
+        (Elem::Bool, "ReduceMin") => cx.bin_c(BinaryOp::Min, out, 1.0)?,
+        _ => out,
+    };
     let out = cx.cast(out, x.elem.scalar())?;
     Ok(vec![cx.val(out, x.elem)])
 }

@@ -1,6 +1,7 @@
 //! Models for tests: built in memory, written to a file, loaded, and evaluated by the reference.
 
-use crate::graph::WeightId;
+use crate::graph::{WeightData, WeightId};
+use crate::ingest::gguf::quant::dequantize;
 use crate::ingest::onnx::proto::*;
 use crate::ingest::{LoadOptions, load_with};
 use crate::model::Model;
@@ -120,9 +121,19 @@ pub fn array(shape: &[usize], v: &[f64]) -> Array {
     Array::new(shape.to_vec(), v.to_vec()).unwrap()
 }
 
+/// The values of a weight that is stored in blocks.
+fn quantised(m: &Model, id: WeightId) -> Option<Array> {
+    let info = &m.tables.weights[id.0 as usize];
+    let WeightData::Tensor { name, .. } = &info.data else { return None };
+    let stored = m.weights().read(name).unwrap();
+    let values = stored.storage.is_quantised().then(|| dequantize(stored.storage, &stored.bytes).unwrap())?;
+    let shape = stored.shape.iter().map(|d| *d as usize).collect::<Vec<_>>();
+    Some(Array::new(shape, values.into_iter().map(f64::from).collect()).unwrap())
+}
+
 /// The outputs, sizes bound from the inputs.
 pub fn run_model(m: &Model, inputs: &[(&str, Array)]) -> Vec<(String, Array)> {
-    let weights = |id: WeightId| weight_array(m, id, &|_| None);
+    let weights = |id: WeightId| quantised(m, id).map_or_else(|| weight_array(m, id, &|_| None), Ok);
     let mut env = Env::new(&weights);
     let graph = &m.graph("forward").unwrap().graph;
     crate::graph::verify::verify(graph, Some(&m.tables)).unwrap();

@@ -3,5 +3,6 @@
 
 mod kit;
 mod operators;
+mod quantised;
 mod refusals;
 mod shapes;

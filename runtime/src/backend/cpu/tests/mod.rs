@@ -54,7 +54,17 @@ impl Random {
                 for block in b.chunks_exact_mut(size) {
                     match s {
                         Storage::Q6K => block[208..210].copy_from_slice(&half(self)),
-                        Storage::Q4_1 | Storage::Q5_1 | Storage::Q4K => {
+                        Storage::Q3K => block[108..110].copy_from_slice(&half(self)),
+                        Storage::Q2K => {
+                            block[80..82].copy_from_slice(&half(self));
+                            block[82..84].copy_from_slice(&half(self));
+                        }
+                        Storage::Fp4 => block[..2].copy_from_slice(&half::bf16::from_f32(self.float()).to_le_bytes()),
+                        Storage::Q4F | Storage::Q8F => {
+                            block[0..4].copy_from_slice(&(self.float() * 0.1).to_le_bytes());
+                            block[4..8].copy_from_slice(&self.float().to_le_bytes());
+                        }
+                        Storage::Q4_1 | Storage::Q5_1 | Storage::Q4K | Storage::Q5K => {
                             block[0..2].copy_from_slice(&half(self));
                             block[2..4].copy_from_slice(&half(self));
                         }
