@@ -6,8 +6,9 @@
 # Needs Rust (1.87 or newer), a C compiler and Python 3. What else is missing is installed: a software Vulkan driver and
 # pip through apt-get (as root or with sudo), rustfmt and clippy through rustup. One model of 98 MB is downloaded once
 # (fixtures/fetch.sh); FRIT_SMOLLM2 may name a copy of it instead. The operator tests of the onnx package, 36 MB, are made
-# with pip (fixtures/fetch_onnx_nodes.sh); FRIT_ONNX_NODES may name a folder of them instead. The assembler for PTX, 50 MB, is fetched with pip
-# (tests/tools.sh); FRIT_PTXAS and FRIT_PTXAS_12 may name them instead.
+# with pip (fixtures/fetch_onnx_nodes.sh), and five real models of 260 MB come from there (fixtures/fetch_real.sh);
+# FRIT_ONNX_NODES and FRIT_REAL_MODELS may name folders of them instead. The assembler for PTX, 50 MB, is fetched with
+# pip (tests/tools.sh); FRIT_PTXAS and FRIT_PTXAS_12 may name them instead.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -87,6 +88,15 @@ else
 fi
 export FRIT_ONNX_NODES
 echo "$FRIT_ONNX_NODES"
+
+step "Real models"
+if [ -n "${FRIT_REAL_MODELS:-}" ]; then
+    [ -d "$FRIT_REAL_MODELS" ] || fail "FRIT_REAL_MODELS names no folder: $FRIT_REAL_MODELS"
+else
+    FRIT_REAL_MODELS="$(bash fixtures/fetch_real.sh)" || fail "the real models are not there; see the lines above."
+fi
+export FRIT_REAL_MODELS
+echo "$FRIT_REAL_MODELS"
 
 step "Assembler for NVIDIA GPUs"
 if [ -z "${FRIT_PTXAS:-}" ] || [ -z "${FRIT_PTXAS_12:-}" ]; then
