@@ -1,7 +1,8 @@
 //! Whole models: what a prompt and a token take, fused and unfused, on the CPU and on wgpu.
 //!
 //! `cargo bench --bench end_to_end` prints a table first, whose two builds were measured in turns within one run, so that a
-//! busy machine burdens both alike. With `FRIT_SMOLLM2` (see `fixtures/fetch.sh`) also of the real model.
+//! busy machine burdens both alike; beside the time on the clock stands the processor time of all threads, which other
+//! programs do not add to. `-- table` prints the table alone. With `FRIT_SMOLLM2` (see `fixtures/fetch.sh`) also of the real model.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -31,35 +32,63 @@ fn decode(session: &mut Session, prompt: &[u32], tokens: usize) -> f64 {
 }
 
 /// Rounds of a row of the table.
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 9;
+/// Seconds that a turn takes at least: what is timed is run again until then.
+const TURN: f64 = 0.3;
 
-/// A row of the table: medians of rounds in the order fused, unfused, unfused, fused. `run` gives the seconds of one turn
-/// and how many launches it made.
-fn row(what: &str, run: &mut dyn FnMut(usize) -> (f64, f64)) {
-    let mut rounds: Vec<[f64; 3]> = Vec::new();
+/// Seconds that the threads of this process have spent on a processor; NaN where the system does not tell.
+fn processor_seconds() -> f64 {
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return f64::NAN };
+    let spent = threads.flatten().filter_map(|t| {
+        let text = std::fs::read_to_string(t.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<f64>().ok()
+    });
+    spent.sum::<f64>() / 1e9
+}
+
+/// What one run of a form took.
+struct Took {
+    seconds: f64,
+    /// Seconds of all threads together on a processor.
+    busy: f64,
+    /// Tokens or runs.
+    units: f64,
+    launches: f64,
+}
+
+/// A row of the table: medians of rounds in the order fused, unfused, unfused, fused. `run` makes one run of a form.
+fn row(what: &str, run: &mut dyn FnMut(usize) -> Took) {
+    let mut rounds: Vec<[f64; 4]> = Vec::new();
     let mut launches = [0.0; 2];
     for _ in 0..ROUNDS {
         let turns = [0, 1, 1, 0].map(|form| {
-            let (seconds, made) = run(form);
-            launches[form] = made;
-            seconds
+            let mut all = Took { seconds: 0.0, busy: 0.0, units: 0.0, launches: 0.0 };
+            while all.seconds < TURN {
+                let t = run(form);
+                all.seconds += t.seconds;
+                all.busy += t.busy;
+                all.units += t.units;
+                all.launches += t.launches;
+            }
+            launches[form] = all.launches / all.units;
+            [all.seconds / all.units, all.busy / all.units]
         });
-        let (fused, unfused) = ((turns[0] + turns[3]) / 2.0, (turns[1] + turns[2]) / 2.0);
-        rounds.push([unfused / fused, fused, unfused]);
+        let mean = |a: usize, b: usize, k: usize| (turns[a][k] + turns[b][k]) / 2.0;
+        rounds.push([mean(0, 3, 0), mean(1, 2, 0), mean(0, 3, 1), mean(1, 2, 1)]);
     }
-    let median = |i: usize| {
-        let mut v: Vec<f64> = rounds.iter().map(|r| r[i]).collect();
+    let median = |of: &dyn Fn(&[f64; 4]) -> f64| {
+        let mut v: Vec<f64> = rounds.iter().map(of).collect();
         v.sort_by(f64::total_cmp);
         v[ROUNDS / 2]
     };
+    let [clock, unfused, busy, unfused_busy] = [0, 1, 2, 3].map(|i| median(&|r| r[i]) * 1e3);
     println!(
-        "| {what} | {} | {} | {:.1} % | {:.2} ms | {:.2} ms | {:.2} |",
+        "| {what} | {} | {} | {:.1} % | {clock:.2} ms | {unfused:.2} ms | {:.2} | {busy:.2} ms | {unfused_busy:.2} ms | {:.2} |",
         launches[0],
         launches[1],
         100.0 * (1.0 - launches[0] / launches[1]),
-        median(1) * 1e3,
-        median(2) * 1e3,
-        median(0)
+        median(&|r| r[1] / r[0]),
+        median(&|r| r[3] / r[2]),
     );
 }
 
@@ -76,13 +105,14 @@ fn decode_row(name: &str, path: &Path, backend: BackendChoice, tokens: usize) {
     });
     row(&format!("{name}, token, {backend:?}"), &mut |form| {
         let session = &mut sessions[form];
-        let before = session.counters().dispatches;
-        decode(session, &prompt, 0);
-        let prompt_launches = session.counters().dispatches - before;
-        let before = session.counters().dispatches;
-        let seconds = decode(session, &prompt, tokens);
-        let made = session.counters().dispatches - before - prompt_launches;
-        (seconds / tokens as f64, made as f64 / tokens as f64)
+        // The prompt is run with no token behind it too, and taken off.
+        let mut measured = |tokens: usize| {
+            let (launches, busy) = (session.counters().dispatches, processor_seconds());
+            let seconds = decode(session, &prompt, tokens);
+            (seconds, processor_seconds() - busy, (session.counters().dispatches - launches) as f64)
+        };
+        let ((_, prompt_busy, prompt_launches), (seconds, busy, launches)) = (measured(0), measured(tokens));
+        Took { seconds, busy: busy - prompt_busy, units: tokens as f64, launches: launches - prompt_launches }
     });
 }
 
@@ -100,15 +130,18 @@ fn forward_row(name: &str, path: &Path, backend: BackendChoice, batch: u64, toke
     row(&format!("{name}, {batch}x{tokens}, {backend:?}"), &mut |form| {
         let session = &mut sessions[form];
         let before = session.counters().dispatches;
-        let start = Instant::now();
+        let (start, busy) = (Instant::now(), processor_seconds());
         session.run(&input).unwrap();
-        (start.elapsed().as_secs_f64(), (session.counters().dispatches - before) as f64)
+        let (seconds, busy) = (start.elapsed().as_secs_f64(), processor_seconds() - busy);
+        Took { seconds, busy, units: 1.0, launches: (session.counters().dispatches - before) as f64 }
     });
 }
 
 fn table(fixtures: &Path) {
-    println!("| model, what, backend | launches fused | unfused | fewer | fused | unfused | ratio |");
-    println!("|---|---|---|---|---|---|---|");
+    println!(
+        "| model, what, backend | launches fused | unfused | fewer | fused | unfused | ratio | processor fused | unfused | ratio |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     let real = std::env::var_os("FRIT_SMOLLM2").map(PathBuf::from);
     for backend in BACKENDS.into_iter().rev() {
         decode_row("lexicon", &fixtures.join("lexicon"), backend, 32);
@@ -157,6 +190,9 @@ fn forward(c: &mut Criterion, name: &str, path: &Path, batch: u64, tokens: u64) 
 fn all(c: &mut Criterion) {
     let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     table(&fixtures);
+    if std::env::args().any(|a| a == "table") {
+        return;
+    }
     decoder(c, "lexicon", &fixtures.join("lexicon"), 32);
     forward(c, "lexicon", &fixtures.join("lexicon"), 1, 128);
     forward(c, "bert (dev)", &fixtures.join("devset/bert"), 8, 32);

@@ -4,6 +4,7 @@
 
 mod support;
 
+use frit::{BackendChoice, Tensor};
 use frit_compiler::Model;
 use frit_compiler::fusion::FusionOptions;
 use frit_compiler::graph::NormKind;
@@ -81,12 +82,18 @@ fn switching_fusion_off_gives_the_unfused_count() {
     }
 }
 
+type Build = Box<dyn FnOnce(&mut GraphBuilder<'_>)>;
+
 /// A graph with the size `N` at most `rows`.
-fn small(rows: u64, build: impl FnOnce(&mut ModelBuilder) -> Box<dyn FnOnce(&mut GraphBuilder<'_>)>) -> Plan {
+fn small_model(rows: u64, build: impl FnOnce(&mut ModelBuilder) -> Build) -> Model {
     let mut m = ModelBuilder::new("small");
     let inner = build(&mut m);
     m.graph_with("forward", &[], &[("N", rows)], |g| inner(g));
-    Arc::unwrap_or_clone(plan(&m.finish().unwrap()))
+    m.finish().unwrap()
+}
+
+fn small(rows: u64, build: impl FnOnce(&mut ModelBuilder) -> Build) -> Plan {
+    Arc::unwrap_or_clone(plan(&small_model(rows, build)))
 }
 
 fn kinds(plan: &Plan) -> Vec<(&str, Vec<&str>)> {
@@ -99,7 +106,11 @@ fn codes(plan: &Plan) -> Vec<&str> {
 }
 
 fn norm_and_product(rows: u64, columns: u64) -> Plan {
-    small(rows, |m| {
+    Arc::unwrap_or_clone(plan(&norm_and_product_model(rows, columns)))
+}
+
+fn norm_and_product_model(rows: u64, columns: u64) -> Model {
+    small_model(rows, |m| {
         let mut r = Random::new(1);
         let gain = m.constant("gain", &[48], &r.floats(48, 1.0));
         let w = m.constant("w", &[columns, 48], &r.floats(columns * 48, 1.0));
@@ -113,21 +124,52 @@ fn norm_and_product(rows: u64, columns: u64) -> Plan {
     })
 }
 
-/// A norm is computed inside the product of at most four rows, and of any number where few column tiles repeat it.
+/// A norm is computed inside the product of few rows, where a launch costs more than the statistics, and of any number
+/// where few column tiles repeat it.
 #[test]
 fn a_norm_joins_the_product_of_few_rows_or_few_columns() {
-    for (rows, columns) in [(4, 900), (5, 20)] {
+    for (rows, columns) in [(4, 9000), (5, 6600), (100_000, 100)] {
         assert_eq!(kinds(&norm_and_product(rows, columns)), [("matmul", vec!["rms_norm", "matmul"])]);
     }
 }
 
 #[test]
 fn a_norm_in_front_of_many_rows_and_columns_is_refused_with_its_numbers() {
-    let plan = norm_and_product(5, 6600);
+    let plan = norm_and_product(100_000, 6600);
     assert_eq!(kinds(&plan), [("row", vec!["rms_norm"]), ("matmul", vec!["matmul"])]);
     let refused = &plan.report.phases[0].refused;
     assert_eq!(codes(&plan), ["L8-RECOMPUTE"]);
     assert!(refused[0].detail.contains("104 column tiles") && !refused[0].remedy.is_empty(), "{:?}", refused[0]);
+}
+
+/// A program for any number of rows has one beside it for few rows, where these are worth another division; a run takes
+/// the one that its rows fit, and the numbers are the same.
+#[test]
+fn few_rows_have_a_program_of_their_own_where_it_differs() {
+    let names = |plan: &Plan| plan.programs.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+    let plan = norm_and_product(100_000, 6600);
+    assert_eq!(names(&plan), ["forward", "forward@8"]);
+    let few: Vec<&str> = plan.report.phases[1].regions.iter().map(|r| r.kind.as_str()).collect();
+    assert_eq!(few, ["matmul"]);
+    assert_eq!([1, 8, 9, 600].map(|rows| plan.fitting(0, &[rows])), [1, 1, 0, 0]);
+    assert_eq!(names(&norm_and_product(100_000, 100)), ["forward"]);
+    assert_eq!(names(&norm_and_product(8, 6600)), ["forward"]);
+
+    let model = norm_and_product_model(100_000, 6600);
+    for backend in [BackendChoice::Cpu, BackendChoice::Wgpu] {
+        let mut session = support::open(&support::compile(&model), backend);
+        let x = Random::new(8).floats(9 * 48, 1.0);
+        let mut run = |rows: usize| {
+            let before = session.counters().dispatches;
+            let input = Tensor::f32(&[rows as u64, 48], x[..rows * 48].to_vec()).unwrap();
+            let y = session.run(&[("x", input)]).unwrap().remove(0).1;
+            (session.counters().dispatches - before, y.as_f32().unwrap().to_vec())
+        };
+        let ((two, nine), (one, eight)) = (run(9), run(8));
+        assert_eq!((two, one), (2, 1));
+        let off = nine.iter().zip(&eight).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(eight.len() == 8 * 6600 && off < 1e-5, "{off}");
+    }
 }
 
 #[test]

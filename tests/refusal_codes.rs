@@ -225,7 +225,7 @@ fn case(code: Refusal) -> (Model, CompileOptions) {
         Refusal::Map => (halves(), usual),
         Refusal::Dup => (two_readers(), usual),
         Refusal::RowTile => (softmax_of_product(), usual),
-        Refusal::Recompute => (norm_and_product(64, 6600), usual),
+        Refusal::Recompute => (norm_and_product(100_000, 6600), usual),
         Refusal::Bind => (many_matrices(), usual),
         Refusal::Dispatch => (siblings(), fusion(|f| f.limit_binding_bytes = 20_000)),
         Refusal::Grid => (attention_of_product(), usual),

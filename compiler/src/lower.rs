@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::fusion::outline::{Built, Outline};
 use crate::fusion::spec_builder::size_bounds;
-use crate::fusion::{self, FusionOptions, Operand, PackedWeight, Partition, Refused, anchors, guards, report};
+use crate::fusion::{self, FusionOptions, Operand, PackedWeight, Partition, Refused, Within, anchors, guards, report};
 use crate::graph::patch::Fuel;
 use crate::graph::{Graph, KvSlot, Op, StateId, Tables, ValueId, WeightData};
 use crate::memory::{self, Lifetime};
@@ -153,9 +153,10 @@ impl Compiler {
         };
         let (mut programs, mut phases) = (Vec::new(), Vec::new());
         for g in &model.graphs {
-            let (program, phase) = l.program(g)?;
-            programs.push(program);
-            phases.push(phase);
+            for (program, phase) in l.programs(g)? {
+                programs.push(program);
+                phases.push(phase);
+            }
         }
         let tables = &model.tables;
         let batch_by = |slot: &KvSlot, dim: u64| match dim {
@@ -227,12 +228,33 @@ fn copy_source_outputs(graph: &mut Graph) {
 }
 
 impl Lowering<'_> {
-    fn program(&mut self, g: &ModelGraph) -> Result<(Program, PhaseReport)> {
-        let tables = &self.model.tables;
+    /// The program of a graph for any number of rows, and those for few rows that differ from it.
+    fn programs(&mut self, g: &ModelGraph) -> Result<Vec<(Program, PhaseReport)>> {
         let mut graph = g.graph.clone();
         self.passes(&mut graph, g)?;
         copy_source_outputs(&mut graph);
-        let Fused { built, refused, instances, work } = self.regions(&graph, g)?;
+        let whole = Within { at_most: g.at_most.clone(), limits: g.limits.clone() };
+        let mut out = vec![self.program(&graph, g, g.name.clone(), &whole)?];
+        let outline = self.options.outline.then(|| Outline::find(&graph, &self.model.tables)).flatten();
+        let short = outline.and_then(|o| o.shrink(&graph));
+        let tables = &self.model.tables;
+        let options = &self.options.fusion;
+        let seen = short.as_ref().unwrap_or(&graph);
+        let (buckets, _) = fusion::buckets::differing(seen, tables, &whole, options, &HashSet::new());
+        for (most, within) in buckets {
+            out.push(self.program(&graph, g, Plan::bucket_name(&g.name, most), &within)?);
+        }
+        Ok(out)
+    }
+    fn program(
+        &mut self,
+        graph: &Graph,
+        g: &ModelGraph,
+        name: String,
+        within: &Within,
+    ) -> Result<(Program, PhaseReport)> {
+        let tables = &self.model.tables;
+        let Fused { built, refused, instances, work } = self.regions(graph, within)?;
         let steps_last = (built.len() as u32).saturating_sub(1);
         let mut live: HashMap<ValueId, (u32, u32)> = HashMap::new();
         let mut values: Vec<ValueId> = Vec::new();
@@ -259,7 +281,7 @@ impl Lowering<'_> {
         let state_of: HashMap<ValueId, StateId> =
             graph.outputs.iter().filter_map(|o| Some((o.value, o.state?))).collect();
         values.retain(|v| !state_of.contains_key(v));
-        let over = if self.options.in_place { self.overwritable(&graph, &built) } else { HashMap::new() };
+        let over = if self.options.in_place { self.overwritable(graph, &built) } else { HashMap::new() };
         let mut in_place: Vec<(u32, ValueId, ValueId)> = Vec::new();
         let bounds = size_bounds(tables);
         let mut decls: Vec<ValueDecl> = Vec::new();
@@ -310,7 +332,7 @@ impl Lowering<'_> {
             (_, Some(i)) => Ok(BufferRef::Value(*i)),
             _ => Err(Error::Internal { pass: "lower", fault: format!("{} has no buffer", graph.op(v).name()) }),
         };
-        let guards = guards::guards(&graph, &built);
+        let guards = guards::guards(graph, &built);
         let nothing_stored = HashSet::new();
         let mut steps = Vec::with_capacity(built.len());
         for (b, guard) in built.iter().zip(guards) {
@@ -325,7 +347,7 @@ impl Lowering<'_> {
                     }
                 });
             }
-            let site = anchors::Site { graph: &graph, tables, stored: &nothing_stored, region: &b.region };
+            let site = anchors::Site { graph, tables, stored: &nothing_stored, region: &b.region };
             steps.push(Step {
                 kernel: b.kernel,
                 args,
@@ -350,15 +372,14 @@ impl Lowering<'_> {
             .iter()
             .filter_map(|b| self.kernels.get(b.kernel as usize).map(|k| (&b.region, &k.spec, k.name.as_str())))
             .collect();
-        let phase =
-            PhaseReport { instances, work, in_place, ..report::phase(&g.name, &graph, &bounds, &refused, &named) };
+        let phase = PhaseReport { instances, work, in_place, ..report::phase(&name, graph, &bounds, &refused, &named) };
         let ints = layouts.pop().unwrap_or_default();
         let arena = layouts.pop().unwrap_or_default();
         let program = Program {
-            name: g.name.clone(),
+            name,
             fixed: g.fixed.clone(),
-            at_most: g.at_most.clone(),
-            limits: g.limits.clone(),
+            at_most: within.at_most.clone(),
+            limits: within.limits.clone(),
             inputs,
             outputs,
             values: decls,
@@ -414,27 +435,27 @@ impl Lowering<'_> {
     }
     /// Regions of a graph in launch order, with their kernels. Where layers repeat, four of them are fused and the others
     /// follow from these.
-    fn regions(&mut self, graph: &Graph, g: &ModelGraph) -> Result<Fused> {
+    fn regions(&mut self, graph: &Graph, within: &Within) -> Result<Fused> {
         if self.options.outline
             && let Some(outline) = Outline::find(graph, &self.model.tables)
             && let Some(short) = outline.shrink(graph)
         {
-            let (part, built, specs) = self.fused(&short, g)?;
+            let (part, built, specs) = self.fused(&short, within)?;
             if let Some((built, refused)) = outline.stretch(graph, &part, &built) {
                 let built = self.registered(built, &specs)?;
                 return Ok(Fused { built, refused, instances: outline.instances(), work: part.work });
             }
         }
-        let (part, built, specs) = self.fused(graph, g)?;
+        let (part, built, specs) = self.fused(graph, within)?;
         let built = self.registered(built, &specs)?;
         Ok(Fused { built, refused: part.refused, instances: 0, work: part.work })
     }
     /// The partition of a graph, its regions, and their distinct kernels, which [`Built::kernel`] counts. A region whose
     /// kernel is found wrong is taken apart.
-    fn fused(&mut self, graph: &Graph, g: &ModelGraph) -> Result<(Partition, Vec<Built>, Vec<KernelSpec>)> {
+    fn fused(&mut self, graph: &Graph, within: &Within) -> Result<(Partition, Vec<Built>, Vec<KernelSpec>)> {
         let mut apart: HashSet<ValueId> = HashSet::new();
         loop {
-            let part = fusion::partition(graph, &self.model.tables, &g.at_most, &self.options.fusion, &apart);
+            let part = fusion::partition(graph, &self.model.tables, within, &self.options.fusion, &apart);
             let before = apart.len();
             let (built, specs) = self.kernels_of(graph, &part, &mut apart)?;
             if apart.len() == before {

@@ -384,6 +384,7 @@ impl Run {
     /// Runs a program and, if `choose`, chooses the next tokens.
     fn run(&mut self, session: &mut Session, program: usize, ids: Option<&Tensor>, choose: bool) -> Result<()> {
         let plan = Arc::clone(&self.plan);
+        let program = session.fitting(program, &self.sizes)?;
         let g = plan.programs.get(program).ok_or_else(|| session.lacks("prefill"))?;
         let mut inputs = Vec::with_capacity(g.inputs.len());
         for p in &g.inputs {
@@ -486,7 +487,12 @@ fn last_of_each<T>(values: &[T], rows: usize, width: usize) -> impl Iterator<Ite
 fn context(plan: &Plan) -> u64 {
     let stated = if plan.model.context > 0 { plan.model.context } else { u64::MAX };
     let cache = plan.sizes.iter().find(|z| z.name == sizes::CAPACITY).and_then(|z| z.max);
-    let limits = plan.programs.iter().filter(|p| p.name != "forward").flat_map(|p| &p.limits).map(|(_, max)| *max);
+    let limits = plan
+        .programs
+        .iter()
+        .filter(|p| p.name != "forward" && !plan.is_bucket(p))
+        .flat_map(|p| &p.limits)
+        .map(|(_, max)| *max);
     limits.chain(cache).fold(stated, u64::min)
 }
 

@@ -71,7 +71,8 @@ impl<'p> SessionBuilder<'p> {
         let mut bytes = |done, all| told(Stage::Weights(done, all));
         let executor = backend.bind(Arc::clone(&plan), weights, &Extent(extent.clone()), &mut bytes)?;
         let stats = RunStats::new(&plan);
-        Ok(Session { plan, executor, extent, stats, backend: backend.name(), device: backend.device() })
+        let (backend, device) = (backend.name(), backend.device());
+        Ok(Session { plan, executor, extent, stats, backend, device, takes_buckets: true })
     }
 }
 
@@ -165,6 +166,8 @@ pub struct Session {
     pub(crate) stats: RunStats,
     backend: &'static str,
     device: String,
+    /// Whether programs for few rows are run where the rows are few.
+    pub(crate) takes_buckets: bool,
 }
 
 impl Session {
@@ -220,7 +223,8 @@ impl Session {
             let needed = plan.programs.get(*i).into_iter().flat_map(|p| &p.inputs);
             needed.filter(|p| p.fill == InputFill::Required).all(|p| given.iter().any(|(n, _)| *n == p.name))
         };
-        let forward = find("forward").or((plan.programs.len() == 1).then_some(0));
+        let only = plan.programs.iter().filter(|p| !plan.is_bucket(p)).count() == 1;
+        let forward = find("forward").or(only.then_some(0));
         let encode = find("encode").filter(complete);
         let index = forward.filter(complete).or(encode).or(forward).ok_or_else(|| self.lacks("forward"))?;
         let program = plan.programs.get(index).ok_or_else(|| self.lacks("forward"))?;
@@ -240,6 +244,7 @@ impl Session {
     /// them made of the token before, runs once for each; outputs with an extent of tokens are put together.
     fn outputs(&mut self, index: usize, sizes: &[u64], inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let plan = Arc::clone(&self.plan);
+        let index = self.fitting(index, sizes)?;
         let program = plan.programs.get(index).ok_or_else(|| self.lacks("forward"))?;
         let wanted: Vec<usize> = (0..program.outputs.len()).collect();
         let at = |n: &str| plan.size_index(n);
@@ -270,6 +275,17 @@ impl Session {
             (_, None) => Err(Error::Device("the program gave no output".into())),
         };
         program.outputs.iter().zip(parts).map(join).collect()
+    }
+
+    /// The program to run in place of program `index` for these sizes. All that may take its place are made ready at once.
+    pub(crate) fn fitting(&mut self, index: usize, sizes: &[u64]) -> Result<usize> {
+        if !self.takes_buckets {
+            return Ok(index);
+        }
+        for bucket in self.plan.buckets(index) {
+            self.executor.prepare(bucket)?;
+        }
+        Ok(self.plan.fitting(index, sizes))
     }
 
     /// Sets a decoder's states for a run without history.

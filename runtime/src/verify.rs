@@ -82,7 +82,39 @@ pub fn verify(model: &LoadedModel, tier: Tier, options: &VerifyOptions) -> Resul
     let checks = simt.checks();
     let (plan, weights) = (&model.plan, &*model.weights);
     let mut checked = Session::builder().bind_on(&simt, Arc::clone(plan), weights)?;
-    let mut exact = Session::builder().bind_on(&CpuBackend, Arc::clone(plan), weights)?;
+    let exact = Session::builder().bind_on(&CpuBackend, Arc::clone(plan), weights)?;
+    checked.takes_buckets = false;
+    let mut pair = (checked, exact);
+    let (mut outputs, mut same_tokens) = compare_runs(&mut pair, plan, options)?;
+    pair.0.takes_buckets = true;
+    for (batch, tokens) in bucket_runs(plan) {
+        let small = VerifyOptions { batch, tokens, ..*options };
+        let (more, same) = compare_runs(&mut pair, plan, &small)?;
+        outputs.extend(more.into_iter().filter(|o| !o.agrees));
+        same_tokens = same_tokens.map(|s| s && same != Some(false));
+    }
+    let kernels = checks.kernels();
+    let not_launched = kernels.iter().filter(|k| k.launches == 0).count();
+    Ok(TierCheck { tier: tier.name(), kernels, not_launched, outputs, same_tokens })
+}
+
+/// Sequences and tokens of runs that take each program for few rows: of two programs for at most 8 and 64 rows, say, one
+/// run of a row and one of 9, each as one sequence and as that many of one token.
+fn bucket_runs(plan: &Plan) -> Vec<(u64, u64)> {
+    let most = |p: &frit_plan::Program| p.limits.last().map_or(0, |l| l.1);
+    let mut caps: Vec<u64> = plan.programs.iter().filter(|p| plan.is_bucket(p)).map(most).collect();
+    caps.sort_unstable();
+    caps.dedup();
+    let least = std::iter::once(1).chain(caps.iter().map(|c| c + 1));
+    least.zip(&caps).flat_map(|(rows, _)| [(1, rows), (rows, 1)]).collect()
+}
+
+/// Runs both sessions on the same inputs: how far the outputs are apart, and whether the same tokens follow.
+fn compare_runs(
+    (checked, exact): &mut (Session, Session),
+    plan: &Plan,
+    options: &VerifyOptions,
+) -> Result<(Vec<OutputCheck>, Option<bool>)> {
     let inputs = inputs(plan, options)?;
     let (found, want) = (checked.run(&inputs)?, exact.run(&inputs)?);
     let outputs = want.iter().zip(&found).map(|((n, w), (_, f))| compare(n, w, f, options.tolerance)).collect();
@@ -91,7 +123,7 @@ pub fn verify(model: &LoadedModel, tier: Tier, options: &VerifyOptions) -> Resul
             (0..options.batch).map(|b| (0..options.tokens).map(|i| token(plan, b, i) as u32).collect()).collect();
         let how = GenerateOptions { max_new_tokens: options.new_tokens, ignore_eos: true, ..Default::default() };
         let rows = |s: &mut Session| s.generate(&prompts, &how, &mut |_| ControlFlow::Continue(()));
-        Some(rows(&mut checked)?.rows == rows(&mut exact)?.rows)
+        Some(rows(checked)?.rows == rows(exact)?.rows)
     } else if plan.model.task == Task::EncoderDecoder && options.new_tokens > 0 {
         let encode = plan.program("encode").map(|p| p.inputs.as_slice()).unwrap_or_default();
         let source: Vec<(String, Tensor)> =
@@ -99,13 +131,11 @@ pub fn verify(model: &LoadedModel, tier: Tier, options: &VerifyOptions) -> Resul
         let start = vec![vec![token(plan, 0, 0) as u32]; options.batch as usize];
         let how = GenerateOptions { max_new_tokens: options.new_tokens, ignore_eos: true, ..Default::default() };
         let rows = |s: &mut Session| s.generate_from(&source, &start, &how, &mut |_| ControlFlow::Continue(()));
-        Some(rows(&mut checked)?.rows == rows(&mut exact)?.rows)
+        Some(rows(checked)?.rows == rows(exact)?.rows)
     } else {
         None
     };
-    let kernels = checks.kernels();
-    let not_launched = kernels.iter().filter(|k| k.launches == 0).count();
-    Ok(TierCheck { tier: tier.name(), kernels, not_launched, outputs, same_tokens })
+    Ok((outputs, same_tokens))
 }
 
 fn token(plan: &Plan, row: u64, at: u64) -> i32 {

@@ -82,6 +82,27 @@ impl Refusal {
             Refusal::Mismatch => "V-MISMATCH",
         }
     }
+    /// What has to hold for two operations to share a kernel; the code is given where it does not.
+    pub const fn condition(self) -> &'static str {
+        match self {
+            Refusal::Cycle => "no path leads from the region through an operation outside back into it",
+            Refusal::Dtype => "the target computes with both types, and what is packed together is stored alike",
+            Refusal::Map => "the invocation that reads an element is the one that computes it",
+            Refusal::Dup => "one region reads the value, or it costs less to compute again than to store",
+            Refusal::RowTile => "one workgroup owns the whole row that is reduced",
+            Refusal::Recompute => {
+                "computing the statistics in every column tile takes less time than a kernel of their own"
+            }
+            Refusal::Bind => "the region binds no more storage buffers than the target has",
+            Refusal::Dispatch => "what is packed together fits one binding",
+            Refusal::Grid => "the consumer needs nothing that other workgroups of the same kernel compute",
+            Refusal::Effect => "what is written to a cache is read in the order of the graph",
+            Refusal::Mode => "the proof class of the rewrite is allowed by the numeric mode",
+            Refusal::User => "neither the fusion nor the operation is switched off, and there is fuel",
+            Refusal::Profit => "one kernel takes less time than two",
+            Refusal::Mismatch => "the fused kernel gives what its operations give on random operands",
+        }
+    }
     /// The smallest change that would allow the fusion, in general terms.
     pub const fn remedy(self) -> &'static str {
         match self {
@@ -90,7 +111,7 @@ impl Refusal {
             Refusal::Map => "make both operations walk the same tile: equal extents, or a view between them",
             Refusal::Dup => "let one consumer remain, or accept the copy as a value of its own",
             Refusal::RowTile => "let one workgroup own whole rows: fewer columns than a tile",
-            Refusal::Recompute => "run with at most 4 rows, or forward the statistic from the producer",
+            Refusal::Recompute => "run with fewer rows, or with fewer columns behind the norm",
             Refusal::Bind => "read fewer matrices at once, or raise the target's limit of storage buffers",
             Refusal::Dispatch => "split the tensor along its rows",
             Refusal::Grid => "two kernels: a grid-wide dependency needs a launch between them",

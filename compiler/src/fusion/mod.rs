@@ -5,7 +5,9 @@
 //! reasons for what was not fused.
 
 pub mod anchors;
+pub mod buckets;
 pub mod coords;
+pub mod cost;
 pub mod guards;
 pub mod legality;
 pub mod outline;
@@ -24,6 +26,8 @@ pub use spec_builder::{Operand, PackedWeight};
 use crate::graph::{Graph, Tables, ValueId};
 use crate::numeric::NumericMode;
 use frit_kernels::spec::MatmulPrecision;
+use frit_kernels::dim::Dim;
+use frit_kernels::target::Tier;
 use std::collections::HashSet;
 
 /// What fusion may do. Every switch is on by default.
@@ -45,6 +49,8 @@ pub struct FusionOptions {
     pub numeric: NumericMode,
     /// How exactly matmuls multiply; those inside attention are `f32` always.
     pub matmul_precision: MatmulPrecision,
+    /// The kinds of devices that the plan is for: a fusion has to pay on each of them.
+    pub tiers: Vec<Tier>,
     /// Operations whose origin contains one of these are not fused.
     pub no_fuse: Vec<String>,
     /// How many operations are absorbed at most, in the order in which fusion meets them.
@@ -66,6 +72,7 @@ impl Default for FusionOptions {
             merge_siblings: true,
             numeric: NumericMode::default(),
             matmul_precision: MatmulPrecision::Auto,
+            tiers: vec![Tier::Cpu, Tier::Gpu, Tier::Cuda],
             no_fuse: Vec::new(),
             fuel: None,
             limit_bindings: 8,
@@ -125,15 +132,24 @@ pub struct Refused {
     pub detail: String,
 }
 
+/// The runs that a program is for, beyond the bounds of its sizes.
+#[derive(Clone, Debug, Default)]
+pub struct Within {
+    /// Sizes bounded from above.
+    pub at_most: Vec<(String, u64)>,
+    /// Expressions of sizes bounded from above, such as B·S ≤ 64.
+    pub limits: Vec<(Dim, u64)>,
+}
+
 /// Splits a graph into regions. Operations in `apart` are not fused: kernels that held them were found wrong.
 pub fn partition(
     graph: &Graph,
     tables: &Tables,
-    at_most: &[(String, u64)],
+    within: &Within,
     options: &FusionOptions,
     apart: &HashSet<ValueId>,
 ) -> Partition {
-    partition::Partitioner::new(graph, tables, at_most, options, apart).run()
+    partition::Partitioner::new(graph, tables, within, options, apart).run()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Fills the fusion report: what each region saves, what was refused and why, and the ledger of bytes.
 
+use super::cost;
 use super::partition::is_anchor;
 use super::traffic::{self, visible_keys};
 use super::{Refused, Region, RegionAnchor};
@@ -118,6 +119,7 @@ pub fn phase(
             class: class.name().into(),
             weight_bytes: w.clone(),
             activation_bytes: a.clone(),
+            flops: cost::flops(spec),
         });
         weights = weights + w;
         activations = activations + a;

@@ -405,9 +405,14 @@ fn four(b: &Builder, v: &[Val]) -> Val {
     }
 }
 
+/// Columns of a staged tile.
+pub(super) fn staged_columns(sides: usize) -> u32 {
+    if sides <= 2 { 64 } else { 32 }
+}
+
 /// Tiles of both sides in workgroup memory, 4 × 4 outputs of each accumulator an invocation.
 fn staged<'a>(p: &Problem<'a>, caps: &'a Capabilities) -> Result<Rendered, TemplateError> {
-    let (across, down) = if p.rhs.len() <= 2 { (16, 16) } else { (8, 16) };
+    let (across, down) = (staged_columns(p.rhs.len()) / 4, 16);
     let (rows, columns) = (4 * down, 4 * across);
     let ctx = p.context(caps, [across, down, 1])?;
     let b = &ctx.b;

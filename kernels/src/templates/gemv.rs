@@ -11,6 +11,9 @@ use crate::ir::Type;
 use crate::spec::{Anchor, ArgId, KernelSpec, Store};
 use crate::target::{Capabilities, Tier};
 
+/// Columns of a workgroup on graphics cards.
+pub(super) const COLUMNS: u32 = 8;
+
 pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
     let Anchor::MatMul { k, lhs, lhs_stats, rhs } = &spec.anchor else {
         return Err(TemplateError::unsupported(spec, "no matmul"));
@@ -27,7 +30,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     let (lanes, columns) = match caps.tier {
         Tier::Cpu if held.is_some() => (8u32, 16u32),
         Tier::Cpu => (8, 4),
-        Tier::Gpu | Tier::Cuda => (16, 8),
+        Tier::Gpu | Tier::Cuda => (16, COLUMNS),
     };
     let width = lanes * columns;
     let n = &spec.domain[rank - 1];

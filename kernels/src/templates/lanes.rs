@@ -74,19 +74,8 @@ fn tile(p: &Problem<'_>) -> Option<Tile> {
         _ if uses_gemv(p.spec) => 1,
         _ => 8,
     };
-    let sides = p.rhs.len() as u32;
-    let mut columns = if sides * rows > 8 || is_quantised && rows > 1 { 4 } else { 8 };
-    if rows > 1 && sides > 2 {
-        columns = 2;
-    }
-    // Few columns are spread over a few workgroups, one a core at least.
     let all = p.columns().as_const().and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
-    if rows * sides == 1 && all / (LANES * 16) >= 64 {
-        columns = 16;
-    }
-    while rows < 8 && columns > 1 && all / (LANES * columns) < 8 {
-        columns /= 2;
-    }
+    let columns = columns_of(rows, p.rhs.len() as u32, is_quantised, all);
     let fits = |n: u32| k.is_multiple_of(n);
     let chunk = match (is_quantised, rows) {
         (true, _) => 32,
@@ -95,6 +84,33 @@ fn tile(p: &Problem<'_>) -> Option<Tile> {
         _ => 8,
     };
     Some(Tile { rows, columns, chunk })
+}
+
+/// Columns of a lane, of a product with `sides` right sides and `all` columns.
+fn columns_of(rows: u32, sides: u32, is_quantised: bool, all: u32) -> u32 {
+    let mut columns = if sides * rows > 8 || is_quantised && rows > 1 { 4 } else { 8 };
+    if rows > 1 && sides > 2 {
+        columns = 2;
+    }
+    // Few columns are spread over a few workgroups, one a core at least.
+    if rows * sides == 1 && all / (LANES * 16) >= 64 {
+        columns = 16;
+    }
+    while rows < 8 && columns > 1 && all / (LANES * columns) < 8 {
+        columns /= 2;
+    }
+    // Of many rows, the width whose tiles reach least beyond the last column; bringing the left side costs each tile about
+    // as much as a column.
+    let work = |width: &u32| all.div_ceil(LANES * width).saturating_mul(width + 1);
+    if rows == 8 {
+        columns = (columns / 2 + 1..=columns).rev().min_by_key(work).unwrap_or(columns);
+    }
+    columns
+}
+
+/// Columns of a workgroup.
+pub(super) fn columns_of_group(few_rows: bool, sides: u32, is_quantised: bool, all: u32) -> u32 {
+    LANES * columns_of(if few_rows { 1 } else { 8 }, sides, is_quantised, all)
 }
 
 /// The scope of row `row` of the left side, the last where it lies beyond, with its statistics.
@@ -202,7 +218,7 @@ fn broadcast(
         .iter()
         .map(|at| {
             let mut scope = base.with(p.k_axis(), *at);
-            ctx.hoist(&mut scope, &[p.lhs]);
+            ctx.load_here(&mut scope, &[p.lhs]);
             scope
         })
         .collect();
@@ -280,7 +296,8 @@ fn sum(b: &Builder, xs: &[Val]) -> Val {
     xs.iter().copied().reduce(|s, x| b.add(s, x)).unwrap_or_else(|| b.f32(0.0))
 }
 
-/// Writes the outputs of this lane, one after the other.
+/// Writes the outputs of this lane, column by column, so that what depends on the column alone is loaded once for all
+/// rows.
 fn write(
     p: &Problem<'_>,
     ctx: &KernelCtx<'_>,
@@ -290,7 +307,6 @@ fn write(
     sums: &[Vec<Vec<Var>>],
 ) {
     let b = &ctx.b;
-    let stores: Vec<&Store> = p.spec.stores.iter().collect();
     let found: Vec<_> = sums.iter().map(|_| b.private("found", Type::F32, tile.rows * tile.columns)).collect();
     for (array, sums) in found.iter().zip(sums) {
         for (i, sum) in sums.iter().flatten().enumerate() {
@@ -298,17 +314,67 @@ fn write(
         }
     }
     let (rows, columns) = (ctx.extent(&p.rows()), ctx.extent(&p.columns()));
-    b.for_("i", 0, tile.rows * tile.columns, 1, |b, i| {
-        let (r, c) =
-            if tile.rows == 1 { (b.u32(0), i) } else { (b.div(i, tile.columns), b.bit_and(i, tile.columns - 1)) };
-        let m = b.let_("m", b.add(row, r));
+    let groups = together(p);
+    let at_row = |scope: &Scope, m: Val| {
+        let mut scope = scope.clone();
+        ctx.unravel(&mut scope, p.first, p.extents(p.first, p.m + 1), m);
+        scope
+    };
+    let only_row = (tile.rows == 1).then(|| {
+        let mut scope = at_row(base, row);
+        for stores in &groups {
+            ctx.hoist(&mut scope, &values(stores));
+        }
+        scope
+    });
+    b.for_("c", 0, tile.columns, 1, |b, c| {
         let n = b.let_("n", b.add(b.add(column, b.mul(c, LANES)), lane));
-        b.if_(b.and(b.lt(m, rows), b.lt(n, columns)), |b| {
-            let mut scope = base.clone();
-            ctx.unravel(&mut scope, p.first, p.extents(p.first, p.m + 1), m);
-            scope.bind(p.n(), n);
-            let accs = found.iter().map(|a| b.let_("found", b.load(*a, i))).collect();
-            ctx.store_all(&scope.with_accs(accs), &stores);
+        b.if_(b.lt(n, columns), |b| {
+            for stores in &groups {
+                let mut scope = only_row.as_ref().unwrap_or(base).with(p.n(), n);
+                let alike = stores.first().filter(|s| stores.iter().all(|o| o.when == s.when));
+                let inside = alike.map_or_else(|| b.bool(true), |s| ctx.when(&mut scope, s));
+                // What the guard says is not asked again.
+                let free: Vec<Store> = stores
+                    .iter()
+                    .map(|s| Store { when: s.when.clone().filter(|_| alike.is_none()), ..(*s).clone() })
+                    .collect();
+                let stores: Vec<&Store> = free.iter().collect();
+                b.if_(inside, |b| {
+                    let accs = |i: Val| found.iter().map(|a| b.let_("found", b.load(*a, i))).collect();
+                    if only_row.is_some() {
+                        return ctx.store_all(&scope.with_accs(accs(c)), &stores);
+                    }
+                    if alike.is_some() {
+                        ctx.load_here(&mut scope, &values(&stores));
+                    }
+                    b.for_("r", 0, tile.rows, 1, |b, r| {
+                        let m = b.let_("m", b.add(row, r));
+                        b.if_(b.lt(m, rows), |b| {
+                            let i = b.add(b.mul(r, tile.columns), c);
+                            ctx.store_all(&at_row(&scope, m).with_accs(accs(i)), &stores);
+                        });
+                    });
+                });
+            }
         });
     });
+}
+
+fn values(stores: &[&Store]) -> Vec<ExprId> {
+    stores.iter().map(|s| s.value).collect()
+}
+
+/// The stores by their ranges of columns: those of one range are written together. All of them are where one may write
+/// what another one reads.
+fn together<'a>(p: &Problem<'a>) -> Vec<Vec<&'a Store>> {
+    let mut groups: Vec<Vec<&Store>> = Vec::new();
+    for s in &p.spec.stores {
+        let like = |g: &&mut Vec<&Store>| !p.spec.aliases.is_empty() || g.iter().all(|o| o.when == s.when);
+        match groups.iter_mut().find(like) {
+            Some(g) => g.push(s),
+            None => groups.push(vec![s]),
+        }
+    }
+    groups
 }

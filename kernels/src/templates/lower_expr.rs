@@ -68,6 +68,19 @@ impl KernelCtx<'_> {
             },
         }
     }
+    /// As [`KernelCtx::hoist`], and loads here what is named once in the kernel but used in every turn of the inner loop.
+    pub(super) fn load_here(&self, scope: &mut Scope, roots: &[ExprId]) {
+        for e in self.spec.exprs.reachable(roots) {
+            if let Expr::Load { arg, .. } = self.spec.exprs.get(e)
+                && self.is_bound(scope, e)
+            {
+                let value = self.expr(scope, e);
+                let name = self.arg(*arg).map_or("here", |a| a.name.as_str());
+                scope.exprs.insert(e, self.b.let_(name, value));
+            }
+        }
+        self.hoist(scope, roots);
+    }
     /// Value conversion between the types of expressions.
     pub fn convert(&self, x: Val, from: Scalar, to: Scalar) -> Val {
         let b = &self.b;

@@ -142,6 +142,17 @@ pub fn uses_gemv(spec: &KernelSpec) -> bool {
     has_few_rows(m) && rhs.iter().all(|r| contiguous_rows(spec, *r, spec.k_axis()).is_some())
 }
 
+/// Columns of each accumulator that a workgroup computes: what precedes a product is computed again for every such tile.
+/// `columns` are those of an accumulator, all of them.
+pub fn column_tile(tier: Tier, few_rows: bool, sides: usize, is_quantised: bool, columns: u64) -> u64 {
+    let all = u32::try_from(columns).unwrap_or(u32::MAX);
+    u64::from(match tier {
+        Tier::Cpu => lanes::columns_of_group(few_rows, sides as u32, is_quantised, all),
+        Tier::Gpu | Tier::Cuda if few_rows => gemv::COLUMNS,
+        Tier::Gpu | Tier::Cuda => gemm::staged_columns(sides),
+    })
+}
+
 /// Whether that many rows suit matrix-vector products.
 pub fn has_few_rows(m: &Dim) -> bool {
     match m.as_const() {

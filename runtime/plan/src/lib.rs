@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod buffer;
+mod cost;
 pub mod format;
 mod kernel;
 pub mod limits;
@@ -16,6 +17,7 @@ mod validate;
 mod weights;
 
 pub use buffer::{BufferRef, KvPart, KvSlotDecl, SlotLayout, StateDecl, ValueDecl};
+pub use cost::Rates;
 pub use kernel::{Kernel, Schedule, Variant};
 pub use lock::lock_changes;
 pub use model::{ChatInfo, InputFill, ModelInfo, Port, Task};

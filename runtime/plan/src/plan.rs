@@ -69,6 +69,7 @@ pub struct Plan {
 pub struct Program {
     /// `forward` (all outputs), `prefill` (last position), `decode` (one token a sequence, few sequences),
     /// `decode_wide` (one token, any number of sequences), `encode` (the encoder, which leaves its keys and values).
+    /// `NAME@N` does what `NAME` does, for at most N rows ([`Plan::fitting`]).
     pub name: String,
     /// Sizes this program fixes, such as S = 1.
     pub fixed: Vec<(String, u64)>,
@@ -119,6 +120,35 @@ impl Plan {
     /// snapshots. Names, order and texts depend on the model and the compiler's version alone.
     pub fn texts(&self, tier: Tier) -> impl Iterator<Item = (&str, &str)> {
         self.kernels.iter().filter_map(move |k| Some((k.name.as_str(), k.variant(tier)?.text.as_str())))
+    }
+    /// The name of the program that does what `program` does for at most `rows` rows.
+    pub fn bucket_name(program: &str, rows: u64) -> String {
+        format!("{program}@{rows}")
+    }
+    /// The programs that do what the one of index `program` does for fewer rows.
+    pub fn buckets(&self, program: usize) -> impl Iterator<Item = usize> {
+        let prefix = self.programs.get(program).map(|p| Plan::bucket_name(&p.name, 0));
+        let is_bucket = move |p: &Program| {
+            let stem = prefix.as_deref().and_then(|x| x.strip_suffix('0'));
+            let rest = stem.and_then(|stem| p.name.strip_prefix(stem));
+            rest.is_some_and(|r| r.parse::<u64>().is_ok())
+        };
+        self.programs.iter().enumerate().filter(move |(_, p)| is_bucket(p)).map(|(i, _)| i)
+    }
+    /// Whether a program serves few rows in place of another one.
+    pub fn is_bucket(&self, program: &Program) -> bool {
+        let of = program.name.rsplit_once('@').filter(|(_, rows)| rows.parse::<u64>().is_ok());
+        of.is_some_and(|(name, _)| self.program(name).is_some())
+    }
+    /// The program to run in place of the one of index `program` when the sizes are `values`: the one for fewest rows
+    /// whose limits hold.
+    pub fn fitting(&self, program: usize, values: &[u64]) -> usize {
+        let holds = |i: &usize| {
+            let limits = self.programs.get(*i).map(|p| p.limits.as_slice()).unwrap_or_default();
+            limits.iter().all(|(sum, most)| self.eval(sum, values).is_ok_and(|v| v <= *most))
+        };
+        let least = |i: &usize| self.programs.get(*i).and_then(|p| p.limits.last()).map(|l| l.1);
+        self.buckets(program).filter(holds).min_by_key(least).unwrap_or(program)
     }
     /// The value of a size expression when the sizes of [`Plan::sizes`] have `values`.
     ///

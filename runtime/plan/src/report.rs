@@ -112,6 +112,9 @@ pub struct RegionReport {
     pub weight_bytes: Dim,
     /// Activation and cache bytes it reads and writes.
     pub activation_bytes: Dim,
+    /// Additions and multiplications of its products and of attention; 0 for other regions.
+    #[serde(default)]
+    pub flops: Dim,
 }
 
 /// An edge that was not fused.

@@ -69,9 +69,7 @@ impl Partitioner<'_> {
                     let n = g.ty(u).last();
                     Err((Refusal::RowTile, format!("a tile of columns does not own rows of {n}")))
                 }
-                Op::MatMul { .. } => {
-                    Err((Refusal::Profit, "a chain of two matmuls re-reads its weights for every row tile".into()))
-                }
+                Op::MatMul { .. } => Err(self.chain(id, v, u)),
                 Op::Attention(_) => Err((Refusal::Grid, "attention reads keys of every position".into())),
                 _ => Err((Refusal::Dup, "computed in another region already".into())),
             };

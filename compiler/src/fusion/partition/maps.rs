@@ -5,7 +5,6 @@ use super::{NORM_PROLOGUE_ROWS, Partitioner, is_anchor};
 use crate::fusion::legality::Refusal;
 use crate::fusion::region::{Region, RegionAnchor};
 use crate::graph::{Op, ValueId};
-use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Scalar;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -104,7 +103,7 @@ impl Partitioner<'_> {
         let once = |is: bool| if is { Reach::Anything } else { Reach::Never };
         match self.graph.op(u) {
             Op::MatMul { .. } if port != 0 => Reach::Never,
-            Op::MatMul { .. } if self.bounds.le(&self.rows(u), &Dim::constant(NORM_PROLOGUE_ROWS)) => Reach::Anything,
+            Op::MatMul { .. } if self.most(&self.rows(u)).is_some_and(|m| m <= NORM_PROLOGUE_ROWS) => Reach::Anything,
             Op::MatMul { .. } => Reach::Movement,
             Op::Attention(_) => once(port == 0),
             Op::Norm { .. } => once(!in_matmul || port != 0),

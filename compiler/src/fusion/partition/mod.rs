@@ -2,6 +2,7 @@
 //! front of itself, and pointwise regions for what is left.
 
 mod bindings;
+mod chain;
 mod epilogue;
 mod maps;
 mod movement;
@@ -9,11 +10,12 @@ mod norms;
 mod order;
 mod siblings;
 
+use super::cost::MANY_ROWS;
 use super::guards::guarded_selects;
 use super::legality::Refusal;
 use super::region::Region;
 use super::spec_builder::size_bounds;
-use super::{FusionOptions, Refused};
+use super::{FusionOptions, Refused, Within};
 use crate::graph::{Graph, Op, Tables, ValueId, WeightId};
 use frit_kernels::dim::{Bounds, Dim, Sym, product};
 use frit_plan::sizes;
@@ -34,13 +36,15 @@ pub struct Partition {
 }
 
 /// Largest number of rows for which a norm is computed inside the matmul that reads it.
-const NORM_PROLOGUE_ROWS: i64 = 4;
+const NORM_PROLOGUE_ROWS: u64 = 4;
 
 pub(super) struct Partitioner<'a> {
     graph: &'a Graph,
     tables: &'a Tables,
     options: &'a FusionOptions,
     bounds: Bounds,
+    /// Expressions of sizes that are bounded from above.
+    limits: &'a [(Dim, u64)],
     order: Vec<ValueId>,
     position: HashMap<ValueId, usize>,
     users: HashMap<ValueId, Vec<ValueId>>,
@@ -66,7 +70,7 @@ impl<'a> Partitioner<'a> {
     pub(super) fn new(
         graph: &'a Graph,
         tables: &'a Tables,
-        at_most: &[(String, u64)],
+        within: &'a Within,
         options: &'a FusionOptions,
         apart: &HashSet<ValueId>,
     ) -> Self {
@@ -90,7 +94,7 @@ impl<'a> Partitioner<'a> {
             ancestors[i] = own;
         }
         let mut bounds = size_bounds(tables);
-        for (name, max) in at_most {
+        for (name, max) in &within.at_most {
             bounds.set(Sym::Size(name.as_str().into()), 1, Some(Dim::from(*max)));
         }
         let named = |v: &ValueId| {
@@ -103,6 +107,7 @@ impl<'a> Partitioner<'a> {
             tables,
             options,
             bounds,
+            limits: &within.limits,
             order,
             position,
             users,
@@ -171,6 +176,16 @@ impl<'a> Partitioner<'a> {
             (Op::MatMul { b_transposed: true }, Some((Op::Weight(w), 2))) => Some(*w),
             _ => None,
         }
+    }
+    /// The largest number of rows that `rows` may be, where something bounds it.
+    fn most(&self, rows: &Dim) -> Option<u64> {
+        if let Some(n) = rows.as_const() {
+            return u64::try_from(n).ok();
+        }
+        let limit = self.limits.iter().filter(|(sum, _)| self.bounds.le(rows, sum)).map(|(_, most)| *most).min();
+        let proved = [1, 2, 4, 8, 16, 32, 64, 128, 256, MANY_ROWS];
+        let bound = proved.into_iter().find(|n| self.bounds.le(rows, &Dim::from(*n)));
+        limit.into_iter().chain(bound).min()
     }
     fn rows(&self, m: ValueId) -> Dim {
         let s = &self.graph.ty(m).shape;

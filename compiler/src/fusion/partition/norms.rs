@@ -1,12 +1,13 @@
 //! Norms computed inside the matmul that reads them.
 
 use super::{NORM_PROLOGUE_ROWS, Partitioner};
+use crate::fusion::cost::{self, MANY_ROWS, NormChoice};
 use crate::fusion::legality::Refusal;
 use crate::fusion::region::{MatMulForm, RegionAnchor};
 use crate::graph::{Op, ValueId};
 use crate::numeric::ProofClass;
 use frit_kernels::dim::Dim;
-use frit_kernels::templates::has_few_rows;
+use frit_kernels::templates::{column_tile, has_few_rows};
 use std::collections::BTreeSet;
 
 impl Partitioner<'_> {
@@ -93,36 +94,45 @@ impl Partitioner<'_> {
             None => inputs.iter().any(|i| *i == u || self.depends(*i, u)),
         }
     }
-    /// Whether computing norm `v` in every column tile of region `target` costs less than it saves; the numbers if not.
-    ///
-    /// Each tile reads its rows once more, out of the cache that its own product fills with them next:
-    /// `(tiles − 1)·(1 − ρ)` of the rows' bytes, against the write and the read of a kernel of its own (the read alone if
-    /// the normalised rows are wanted elsewhere).
+    /// Whether computing norm `v` in every column tile of region `target` is worth it on every kind of device; the numbers
+    /// of the one where it is least so if not. At most [`NORM_PROLOGUE_ROWS`] rows are a matter of launches alone.
     pub(super) fn recompute(&self, v: ValueId, target: usize, kept: bool) -> Result<(), String> {
-        const CACHE_MISSES: f64 = 0.02;
         let RegionAnchor::MatMul(g) = &self.regions[target].anchor else { return Err("no matmul".into()) };
         let rows = self.rows(v);
-        if self.bounds.le(&rows, &Dim::constant(NORM_PROLOGUE_ROWS)) {
+        let most = self.most(&rows);
+        if most.is_some_and(|m| m <= NORM_PROLOGUE_ROWS) {
             return Ok(());
         }
-        let tile = match (has_few_rows(&rows), &g.form) {
-            (true, _) => 8,
-            (false, MatMulForm::RotaryPairs { .. }) => 128,
-            (false, _) => 64,
-        };
         let widths = g.members.iter().map(|m| self.graph.ty(*m).last());
-        let n = match g.form {
-            MatMulForm::Paired => widths.fold(Dim::zero(), |s, w| s.larger(&w)),
-            _ => widths.fold(Dim::zero(), |s, w| s + w),
+        let (sides, columns) = match g.form {
+            MatMulForm::Concat => (1, widths.fold(Dim::zero(), |s, w| s + w)),
+            MatMulForm::Paired => (g.members.len(), widths.fold(Dim::zero(), |s, w| s.larger(&w))),
+            MatMulForm::RotaryPairs { .. } => (2, widths.fold(Dim::zero(), |s, w| s + w).div(&Dim::constant(2))),
         };
-        let tiles = n.as_const().map_or(f64::INFINITY, |n| (n as f64 / f64::from(tile)).ceil());
-        let (cost, saved) = ((tiles - 1.0) * CACHE_MISSES, if kept { 1.0 } else { 2.0 });
-        if cost <= saved {
+        let number = |d: &Dim| d.as_const().and_then(|n| u64::try_from(n).ok());
+        let (Some(columns), Some(width)) = (number(&columns), number(&self.graph.ty(v).last())) else {
+            return Err(format!("{rows} rows of a width that is not known"));
+        };
+        let weight = g.members.first().and_then(|m| self.rhs_weight(*m)).and_then(|w| self.tables.weight_info(w));
+        let is_quantised = weight.is_some_and(|w| w.storage.is_quantised());
+        let choice = NormChoice { rows: most.unwrap_or(MANY_ROWS).min(MANY_ROWS), width, kept };
+        let least = self.options.tiers.iter().map(|tier| {
+            let tile = column_tile(*tier, has_few_rows(&rows), sides, is_quantised, columns);
+            let tiles = columns.div_ceil(tile);
+            let (own, inside) = choice.times_us(*tier, tiles);
+            (own, inside, tiles, *tier)
+        });
+        let Some((own, inside, tiles, tier)) = least.min_by(|a, b| (a.0 - a.1).total_cmp(&(b.0 - b.1))) else {
+            return Ok(());
+        };
+        if cost::pays(own, inside) {
             return Ok(());
         }
         Err(format!(
-            "{rows} rows > {NORM_PROLOGUE_ROWS}: {tiles} column tiles would read them again, {cost:.2} times their bytes from \
-             memory; a kernel of its own costs {saved:.0}"
+            "{rows} rows, priced at {} of {width} on the {} tier: {tiles} column tiles would compute the norm again, {inside:.0} us; a \
+             kernel of its own takes {own:.0} us",
+            choice.rows,
+            tier.name()
         ))
     }
 }

@@ -1,59 +1,110 @@
-//! `frit explain --measure`: each kernel's time on the CPU backend beside the bytes that it is predicted to move.
+//! `frit explain --measure`: each kernel's time on a backend beside the time and the bytes that are predicted.
+//!
+//! A kernel is timed inside a program of its own that launches it many times over, against one that launches it once, so
+//! that what a run costs besides its launches cancels out.
 
 use crate::model::bytes;
 use anyhow::{Context, Result};
-use frit::backend::cpu::CpuExecutor;
 use frit::backend::{Executor, Extent};
-use frit::{LoadedModel, Tensor};
+use frit::{BackendChoice, LoadedModel, Tensor};
 use frit_kernels::dtype::Scalar;
-use frit_plan::PhaseReport;
+use frit_kernels::target::Tier;
+use frit_plan::{PhaseReport, Plan, Port, Program, Rates};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-/// Runs that are timed, after one that is not.
-const RUNS: u32 = 5;
+/// Launches of a kernel in the longer of its two programs, beyond the one of the shorter.
+const LAUNCHES: usize = 20;
+/// Runs of each program; the fastest counts.
+const RUNS: usize = 7;
 
-/// Runs a phase at the sizes `at` on zeros and prints the mean time of each launch.
-pub fn print(model: &LoadedModel, phase: &PhaseReport, at: &[u64]) -> Result<()> {
-    let plan = &model.plan;
-    let number = plan.programs.iter().position(|p| p.name == phase.program).context("a phase without a program")?;
-    let mut e = CpuExecutor::bind(plan.clone(), &*model.weights, &Extent(at.to_vec()), &mut |_, _| {})?;
+/// The plan with two programs more for each step of program `number`.
+fn stretched(plan: &Plan, number: usize) -> Plan {
+    let mut out = plan.clone();
+    let Some(program) = plan.programs.get(number) else { return out };
+    for step in &program.steps {
+        let step = frit_plan::Step { when: None, ..step.clone() };
+        for count in [1, 1 + LAUNCHES] {
+            out.programs.push(Program { steps: vec![step.clone(); count], ..program.clone() });
+        }
+    }
+    out
+}
+
+fn zeros(plan: &Plan, p: &Port, at: &[u64]) -> Result<Tensor> {
+    let shape = p.shape.iter().map(|d| plan.eval(d, at)).collect::<Result<Vec<_>, _>>()?;
+    let n = shape.iter().product::<u64>() as usize;
+    Ok(match p.storage.scalar() {
+        Scalar::F32 => Tensor::f32(&shape, vec![0.0; n])?,
+        _ => Tensor::i32(&shape, vec![0; n])?,
+    })
+}
+
+/// Seconds of one launch of step `step`.
+fn launch(e: &mut dyn Executor, first: usize, step: usize, at: &[u64], inputs: &[&Tensor]) -> Result<f64> {
+    let mut best = [Duration::MAX; 2];
+    for _ in 0..RUNS {
+        for (k, best) in best.iter_mut().enumerate() {
+            let start = Instant::now();
+            e.run(first + 2 * step + k, at, inputs, &[0])?;
+            *best = start.elapsed().min(*best);
+        }
+    }
+    Ok(best[1].saturating_sub(best[0]).as_secs_f64() / LAUNCHES as f64)
+}
+
+/// Runs each step of a phase at the sizes `at` on zeros and prints what it takes.
+pub fn print(model: &LoadedModel, phase: &PhaseReport, backend: BackendChoice, at: &[u64]) -> Result<()> {
+    let number = model.plan.programs.iter().position(|p| p.name == phase.program);
+    let number = number.context("a phase without a program")?;
+    let first = model.plan.programs.len();
+    let plan = Arc::new(stretched(&model.plan, number));
+    let backend = backend.open()?;
+    let rates = match (backend.name(), backend.is_hardware()) {
+        ("wgpu", false) => Some(Rates::of(Tier::Cpu)),
+        ("wgpu", true) => Some(Rates::of(Tier::Gpu)),
+        ("cuda", _) => Some(Rates::of(Tier::Cuda)),
+        _ => None,
+    };
+    let mut e = backend.bind(plan.clone(), &*model.weights, &Extent(at.to_vec()), &mut |_, _| {})?;
     for (i, s) in plan.states.iter().enumerate() {
         let len = s.shape.iter().map(|d| plan.eval(d, at)).product::<Result<u64, _>>()?;
         e.write_state(i, at, &vec![1; len as usize])?;
     }
-    let zeros = |p: &frit_plan::Port| -> Result<Tensor> {
-        let shape = p.shape.iter().map(|d| plan.eval(d, at)).collect::<Result<Vec<_>, _>>()?;
-        let n = shape.iter().product::<u64>() as usize;
-        Ok(match p.storage.scalar() {
-            Scalar::F32 => Tensor::f32(&shape, vec![0.0; n])?,
-            _ => Tensor::i32(&shape, vec![0; n])?,
-        })
-    };
-    let inputs = plan.programs[number].inputs.iter().map(zeros).collect::<Result<Vec<_>>>()?;
+    let ports = plan.programs.get(number).map(|p| p.inputs.as_slice()).unwrap_or_default();
+    let inputs = ports.iter().map(|p| zeros(&plan, p, at)).collect::<Result<Vec<_>>>()?;
     let inputs: Vec<&Tensor> = inputs.iter().collect();
-    e.run(number, at, &inputs, &[])?;
-    e.time_launches();
-    for _ in 0..RUNS {
-        e.run(number, at, &inputs, &[])?;
-    }
-    let times = e.take_times();
-    let steps = phase.regions.len().max(1);
-    println!("{}  {}: mean of {RUNS} runs on the CPU backend", plan.model.name, phase.program);
-    let mut total = 0.0;
+    e.run(number, at, &inputs, &[0])?;
+    println!(
+        "{}  {}: fastest of {RUNS} runs of {LAUNCHES} launches on {} ({})",
+        plan.model.name,
+        phase.program,
+        backend.name(),
+        backend.device()
+    );
+    let (mut total, mut sum) = (0.0, 0.0);
     for (i, r) in phase.regions.iter().enumerate() {
-        let sum: f64 = times.iter().skip(i).step_by(steps).map(|t| t.as_secs_f64()).sum();
-        let mean = sum / f64::from(RUNS);
-        total += mean;
+        let time = launch(&mut *e, first, i, at, &inputs)?;
+        total += time;
         let moved = plan.eval(&r.weight_bytes, at)? + plan.eval(&r.activation_bytes, at)?;
+        let flops = plan.eval(&r.flops, at)?;
+        let predicted = rates.map(|rates| rates.launch_time_us(moved as f64, flops as f64));
+        sum += predicted.unwrap_or(0.0);
         println!(
-            " K{:<3} {:9} {:52} {:>9} predicted   {:9.1} us measured   {:6.2} GB/s",
+            " K{:<3} {:9} {:52} {:>9}   {:>10} {:9.1} us measured   {:6.2} GB/s {:7.2} GFLOP/s",
             r.id,
             r.kind,
             r.ops.join(" · "),
             bytes(moved),
-            mean * 1e6,
-            moved as f64 / mean.max(1e-9) / 1e9
+            predicted.map_or_else(String::new, |p| format!("{p:.1} us predicted,")),
+            time * 1e6,
+            moved as f64 / time.max(1e-9) / 1e9,
+            flops as f64 / time.max(1e-9) / 1e9
         );
     }
-    println!("together {:.3} ms", total * 1e3);
+    match rates {
+        Some(_) => println!("together {:.3} ms measured, {:.3} ms predicted", total * 1e3, sum / 1e3),
+        None => println!("together {:.3} ms measured", total * 1e3),
+    }
     Ok(())
 }

@@ -43,7 +43,7 @@ pub struct Args {
     #[cfg(feature = "compiler")]
     #[arg(long)]
     ids: bool,
-    /// List every code of a refusal with its remedy.
+    /// List every code of a refusal with the condition that failed and its remedy.
     #[cfg(feature = "compiler")]
     #[arg(long)]
     all_codes: bool,
@@ -53,9 +53,12 @@ pub struct Args {
     /// Write the file of --lock anew.
     #[arg(long, requires = "lock")]
     update: bool,
-    /// Run the phase on the CPU backend and print each kernel's time beside its bytes.
+    /// Run the phase and print each kernel's time beside what is predicted.
     #[arg(long)]
     measure: bool,
+    /// With --measure: auto, cpu, wgpu or cuda.
+    #[arg(long, default_value = "cpu", requires = "measure")]
+    backend: String,
     /// Write the report as a page with pictures.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -72,10 +75,12 @@ pub struct Args {
 
 fn values(a: &Args, plan: &Plan, program: &str) -> Vec<u64> {
     let fixed = plan.program(program).map(|p| p.fixed.clone()).unwrap_or_default();
+    let bucket = program.rsplit_once('@').and_then(|(_, rows)| rows.parse::<u64>().ok());
+    let tokens = bucket.map_or(a.tokens, |rows| a.tokens.min((rows / a.batch.max(1)).max(1)));
     let value = |name: &str| match name {
         _ if fixed.iter().any(|(n, _)| n == name) => fixed.iter().find(|(n, _)| n == name).map_or(1, |f| f.1),
         sizes::BATCH => a.batch,
-        sizes::TOKENS => a.tokens,
+        sizes::TOKENS => tokens,
         sizes::PAST if program == "decode" || program == "decode_wide" => a.past,
         sizes::PAST => 0,
         sizes::CAPACITY => a.past + a.tokens,
@@ -125,7 +130,7 @@ fn print_ids() {
 #[cfg(feature = "compiler")]
 fn print_codes() {
     for code in frit_compiler::fusion::Refusal::ALL {
-        println!("{:14} {}", code.code(), code.remedy());
+        println!("{:14} holds if   {}\n{:14} remedy     {}", code.code(), code.condition(), "", code.remedy());
     }
 }
 
@@ -198,7 +203,7 @@ pub fn main(a: &Args) -> Result<()> {
         bail!("{} has no phase `{wanted}`\nhint: --phase {}", path.display(), have.join(" | "));
     };
     if a.measure {
-        return measure::print(&loaded, phase, &values(a, plan, &phase.program));
+        return measure::print(&loaded, phase, a.backend.parse()?, &values(a, plan, &phase.program));
     }
     match &a.edge {
         Some(edge) => print_edge(edge, phase),
@@ -296,6 +301,23 @@ fn layer_of(origins: &[String]) -> Option<u32> {
     origins.iter().flat_map(|o| o.split('.')).find_map(|p| p.parse().ok())
 }
 
+/// What is launched for fewer rows, where that differs.
+fn print_buckets(plan: &Plan, phase: &PhaseReport) {
+    let Some(at) = plan.programs.iter().position(|p| p.name == phase.program) else { return };
+    let buckets: Vec<usize> = plan.buckets(at).collect();
+    for i in &buckets {
+        let (Some(p), Some(r)) = (plan.programs.get(*i), plan.report.phases.get(*i)) else { continue };
+        let rows = p.limits.last().map_or(0, |l| l.1);
+        println!(
+            "at most {rows} rows: {} kernels, {} in each layer  (--phase {})",
+            r.dispatches, r.dispatches_per_layer, p.name
+        );
+    }
+    if !buckets.is_empty() {
+        println!();
+    }
+}
+
 fn print(a: &Args, plan: &Plan, phase: &PhaseReport) {
     let at = values(a, plan, &phase.program);
     let named: Vec<String> = plan.sizes.iter().zip(&at).map(|(s, v)| format!("{} = {v}", s.name)).collect();
@@ -310,6 +332,7 @@ fn print(a: &Args, plan: &Plan, phase: &PhaseReport) {
         phase.attention.fused,
         phase.attention.blocks
     );
+    print_buckets(plan, phase);
     let middle = (plan.model.layers / 2).min(plan.model.layers.saturating_sub(1));
     let shown = |origins: &[String]| a.all || layer_of(origins).is_none_or(|l| l == middle);
     println!("fused");

@@ -1,0 +1,86 @@
+//! What a decision costs in time, on each kind of device that a plan is for.
+
+use frit_kernels::dim::{Dim, product};
+use frit_kernels::spec::{Anchor, KernelSpec};
+use frit_kernels::target::Tier;
+use frit_plan::Rates;
+
+/// Rows at which a decision is priced where nothing bounds them from above.
+pub const MANY_ROWS: u64 = 512;
+/// Share of what is read again, one tile after the other, that the caches do not hold.
+pub const CACHE_MISSES: f64 = 0.02;
+/// Operations that the statistics of an element and their use cost in every further tile, at the rate of the product
+/// itself. On llvmpipe six norms of 128 rows, computed again in 5 to 16 column tiles, took as long as six kernels of their own.
+const FLOPS_AGAIN: f64 = 1.5;
+
+/// A norm in front of a product: computed by a kernel of its own, or in every column tile.
+#[derive(Clone, Copy, Debug)]
+pub struct NormChoice {
+    /// Rows of the run that is priced.
+    pub rows: u64,
+    /// Elements of a row.
+    pub width: u64,
+    /// Whether something else reads the normalised rows, so that they are stored in any case.
+    pub kept: bool,
+}
+
+impl NormChoice {
+    /// Times of both forms on a tier in µs: a kernel of its own, and `tiles` column tiles that compute the norm.
+    pub fn times_us(&self, tier: Tier, tiles: u64) -> (f64, f64) {
+        let rates = Rates::of(tier);
+        let elems = self.rows as f64 * self.width as f64;
+        let passes = if self.kept { 1.0 } else { 2.0 };
+        let own = rates.launch_us + passes * 4.0 * elems / rates.bytes_per_us;
+        let again = tiles.saturating_sub(1) as f64 * elems;
+        let inside = again * (4.0 * CACHE_MISSES / rates.bytes_per_us + FLOPS_AGAIN / rates.flops_per_us);
+        (own, inside)
+    }
+}
+
+/// Whether something that takes `inside` µs instead of `own` is worth it: it saves more than half a µs and than 1 %.
+pub fn pays(own: f64, inside: f64) -> bool {
+    own - inside > (own / 100.0).max(0.5)
+}
+
+/// Additions and multiplications of a kernel's products, those of attention included; causal attention sees half of the
+/// keys or more, which is not told apart.
+pub fn flops(spec: &KernelSpec) -> Dim {
+    let two = Dim::constant(2);
+    match &spec.anchor {
+        Anchor::MatMul { k, rhs, .. } => product(&spec.domain) * k.clone() * two * Dim::from(rhs.len()),
+        Anchor::Attention(a) => {
+            let queries = product(spec.domain.iter().take(3));
+            queries * a.kv_len.clone() * two * Dim::from(a.head_dim + a.value_dim)
+        }
+        Anchor::Map | Anchor::Row { .. } => Dim::zero(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_rows_pay_with_any_tile_and_many_with_few() {
+        let choice = |rows| NormChoice { rows, width: 576, kept: false };
+        let pays_on = |rows, tier, tiles| {
+            let (own, inside) = choice(rows).times_us(tier, tiles);
+            pays(own, inside)
+        };
+        for tier in [Tier::Cpu, Tier::Gpu, Tier::Cuda] {
+            assert!(pays_on(8, tier, 24), "{tier:?}");
+            assert!(pays_on(512, tier, 2), "{tier:?}");
+        }
+        assert!(!pays_on(512, Tier::Cpu, 24));
+        assert!(pays_on(512, Tier::Gpu, 24));
+        assert!(!pays_on(512, Tier::Gpu, 1000));
+    }
+
+    #[test]
+    fn stored_rows_save_less() {
+        let times = |kept| NormChoice { rows: 512, width: 576, kept }.times_us(Tier::Gpu, 9);
+        let ((stored, a), (dropped, b)) = (times(true), times(false));
+        assert!(stored < dropped);
+        assert_eq!(a, b);
+    }
+}
