@@ -121,16 +121,16 @@ fn alone() -> MutexGuard<'static, ()> {
 fn cases(format: &'static str, seeds: &[Vec<u8>], file: &Path, load: &mut dyn FnMut(bool) -> bool) {
     let _alone = alone();
     let (from, count) = (number("FRIT_FUZZ_FROM", 0), number("FRIT_FUZZ", 4000));
-    let begun = Arc::new(AtomicU64::new(0));
+    let (begun, running) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(from)));
     let clock = Instant::now();
-    let (watch, done) = (Arc::clone(&begun), Arc::new(AtomicU64::new(0)));
+    let (watch, number, done) = (Arc::clone(&begun), Arc::clone(&running), Arc::new(AtomicU64::new(0)));
     let ended = Arc::clone(&done);
     let watcher = std::thread::spawn(move || {
         while ended.load(Relaxed) == 0 {
             std::thread::sleep(Duration::from_millis(200));
             let since = clock.elapsed().saturating_sub(Duration::from_millis(watch.load(Relaxed)));
             if since > HUNG && ended.load(Relaxed) == 0 {
-                eprintln!("{format}: a case is hung for {since:?}");
+                eprintln!("{format}: case {} is hung for {since:?}", number.load(Relaxed));
                 std::process::exit(101);
             }
         }
@@ -141,6 +141,7 @@ fn cases(format: &'static str, seeds: &[Vec<u8>], file: &Path, load: &mut dyn Fn
         let mut r = Random::new(case);
         let (a, b) = (r.below(seeds.len()), r.below(seeds.len()));
         fs::write(file, mutate(&seeds[a], &seeds[b], &mut r)).unwrap();
+        running.store(case, Relaxed);
         begun.store(clock.elapsed().as_millis() as u64, Relaxed);
         let start = Instant::now();
         let before = MEMORY.current_usage();

@@ -355,7 +355,8 @@ fn row_36_depthwise_separable_blocks_are_one_kernel() {
     assert_eq!(launches(&compiled(&f, FusionOptions::default())).len(), 2);
 }
 
-/// T4: a pointwise convolution that is the identity gives the depthwise one, bit by bit. Pointwise in front of depthwise
+/// T4: a pointwise convolution that is the identity gives the depthwise one, to 1e-6: the two kernels may sum taps in
+/// different orders. Pointwise in front of depthwise
 /// stays two launches, since every tap would compute the product again.
 #[test]
 fn row_36_identity_and_the_other_order() {

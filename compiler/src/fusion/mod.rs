@@ -25,8 +25,8 @@ pub use spec_builder::{Operand, PackedWeight};
 
 use crate::graph::{Graph, Tables, ValueId};
 use crate::numeric::NumericMode;
-use frit_kernels::spec::MatmulPrecision;
 use frit_kernels::dim::Dim;
+use frit_kernels::spec::MatmulPrecision;
 use frit_kernels::target::Tier;
 use std::collections::HashSet;
 
