@@ -3,6 +3,10 @@
 
 use std::f64::consts::PI;
 
+/// The most elements of a head that may be rotated. More is a gap wherever a configuration is read, and its table is not
+/// computed: a damaged file may state billions.
+pub const MOST_ROTATED: u64 = 1 << 16;
+
 /// Rotary positions of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
@@ -86,7 +90,8 @@ pub enum Beyond {
 impl RopeConfig {
     /// The frequencies of this configuration.
     pub fn frequencies(&self) -> Frequencies {
-        let plain: Vec<f64> = (0..self.dim / 2).map(|i| self.theta.powf(-((2 * i) as f64) / self.dim as f64)).collect();
+        let pairs = self.dim.min(MOST_ROTATED) / 2;
+        let plain: Vec<f64> = (0..pairs).map(|i| self.theta.powf(-((2 * i) as f64) / self.dim as f64)).collect();
         let rounded = |values: Vec<f64>| values.into_iter().map(|f| f as f32).collect();
         let done =
             |inv_freq, scale: f64, beyond| Frequencies { inv_freq: rounded(inv_freq), scale: scale as f32, beyond };
@@ -96,7 +101,7 @@ impl RopeConfig {
             RopeScaling::Dynamic { factor } => {
                 // (θ·g^(d/(d−2)))^(−2i/d) == θ^(−2i/d) · g^(−2i/(d−2)).
                 let exponent = |i: u64| -((2 * i) as f64) / (self.dim as f64 - 2.0);
-                let exponents = rounded((0..self.dim / 2).map(exponent).collect());
+                let exponents = rounded((0..pairs).map(exponent).collect());
                 done(plain, 1.0, Some(Beyond::Growing { after: self.context, factor: *factor as f32, exponents }))
             }
             RopeScaling::Yarn { .. } => {

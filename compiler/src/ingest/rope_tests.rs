@@ -2,7 +2,7 @@
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::rope_fields::rope;
 use crate::ingest::limits::Limits;
-use crate::ingest::rope::Beyond;
+use crate::ingest::rope::{Beyond, MOST_ROTATED};
 use serde_json::{Value, json};
 
 /// The table of a model with 8 rotary pairs and these fields.
@@ -110,4 +110,14 @@ fn the_old_and_the_new_spelling_of_the_table_are_one() {
     assert_eq!(table(json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}})), want);
     let new = json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}});
     assert_eq!(table(new), want);
+}
+
+#[test]
+fn rotations_that_no_head_has_are_refused_and_cost_nothing() {
+    let (limits, none) = (Limits::default(), json!({}));
+    let mut f = Fields::new("config.json", none.as_object().unwrap(), &limits);
+    let table = rope(&mut f, (1 << 31) - 2, 4096).frequencies();
+    assert!(table.inv_freq.len() as u64 <= MOST_ROTATED);
+    let (gaps, _) = f.into_gaps();
+    assert!(gaps.iter().any(|g| g.to_string().contains("2147483646")), "{gaps:?}");
 }

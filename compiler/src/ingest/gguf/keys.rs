@@ -5,7 +5,7 @@ use super::reader::GgufFile;
 use crate::ingest::error::Gap;
 use crate::ingest::limits::Limits;
 use crate::ingest::recipe::{Recipe, Sizes};
-use crate::ingest::rope::{RopeConfig, RopeScaling};
+use crate::ingest::rope::{MOST_ROTATED, RopeConfig, RopeScaling};
 use frit_kernels::dtype::Storage;
 
 /// Keys of an architecture that are understood, without its prefix. Any other may change the computation.
@@ -201,6 +201,9 @@ impl Keys<'_> {
         if self.sizes_known && (!dim.is_multiple_of(2) || dim > head_dim) {
             let problem = format!("is {dim}; it must be even and at most {head_dim}");
             self.gap("rope.dimension_count", problem, Self::CONVERT);
+        }
+        if dim > MOST_ROTATED {
+            self.gap("rope.dimension_count", format!("is {dim}; the most is {MOST_ROTATED}"), Self::CONVERT);
         }
         let k = self;
         let theta = k.positive("rope.freq_base", Some(10_000.0));

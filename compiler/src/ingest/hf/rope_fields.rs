@@ -1,7 +1,7 @@
 //! The fields of rotary positions.
 
 use super::fields::Fields;
-use crate::ingest::rope::{RopeConfig, RopeScaling};
+use crate::ingest::rope::{MOST_ROTATED, RopeConfig, RopeScaling};
 use serde_json::Value;
 
 /// What an architecture assumes where its configuration is silent.
@@ -38,7 +38,16 @@ pub(crate) fn rope_with(f: &mut Fields<'_>, dim: u64, context: u64, defaults: Ro
     let inside = at("rope_theta");
     let theta_path = if f.get(&inside).is_some() { inside.as_str() } else { defaults.theta_field };
     let theta = f.number(theta_path, Some(defaults.theta), "a number above 1", |v| v > 1.0);
+    most_rotated(f, "head_dim", dim);
     RopeConfig { theta, dim, context, scaling: scaling(f, table, dim, context, defaults) }
+}
+
+/// Notes a gap where `dim` elements, which follow from `field`, are more than a head has.
+pub(crate) fn most_rotated(f: &mut Fields<'_>, field: &str, dim: u64) {
+    if dim > MOST_ROTATED {
+        let problem = format!("makes {dim} elements rotate; a head has {MOST_ROTATED} at most");
+        f.gap(field, problem, "correct it");
+    }
 }
 
 fn scaling(f: &mut Fields<'_>, table: &str, dim: u64, context: u64, defaults: RopeDefaults) -> RopeScaling {

@@ -7,6 +7,7 @@ use crate::ingest::blocks::{Packing, Residual};
 use crate::ingest::hf::common_fields::{activation, even_rotation};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
+use crate::ingest::hf::rope_fields::most_rotated;
 use crate::ingest::recipe::{Biases, FfnForm, HeadForm, Names, NormForm, QkvForm, Recipe};
 use crate::ingest::rope::{RopeConfig, RopeScaling};
 
@@ -17,6 +18,7 @@ fn recipe(f: &mut Fields<'_>) -> Recipe {
     }
     let dim = f.size("rotary_dim", Some(64));
     even_rotation(f, "rotary_dim", dim);
+    most_rotated(f, "rotary_dim", dim);
     if dim > sizes.head_dim {
         f.gap("rotary_dim", format!("is {dim}, more than the {} elements of a head", sizes.head_dim), "correct it");
     }

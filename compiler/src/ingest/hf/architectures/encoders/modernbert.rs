@@ -5,6 +5,7 @@ use crate::ingest::blocks::Place;
 use crate::ingest::hf::common_fields::{activation, even_rotation};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
+use crate::ingest::hf::rope_fields::most_rotated;
 use crate::ingest::rope::{RopeConfig, RopeScaling};
 
 const NAMES: Names = Names {
@@ -59,6 +60,7 @@ pub(super) fn read(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
     let r = like_bert(f);
     let (hidden, head_dim) = (r.hidden, r.hidden / r.heads.max(1));
     even_rotation(f, "hidden_size / num_attention_heads", head_dim);
+    most_rotated(f, "hidden_size / num_attention_heads", head_dim);
     let rope = |theta| RopeConfig { theta, dim: head_dim, context, scaling: RopeScaling::Default }.frequencies();
     let tables = [global, local].map(rope).to_vec();
     let dense = Step::Linear { name: "head.dense".into(), inner: false, from: hidden, to: hidden, bias: false };
