@@ -1,31 +1,11 @@
 //! Batch norms into convolutions: with s = γ/√(σ² + ε), the weight becomes s·W and the bias s·(b − μ) + β, channel by
 //! channel, in f64. A weight that other nodes use as well stays, and so does its norm: another use has another norm.
 
-use super::{OnnxModel, Tensor, called};
-use crate::transform::error::{Result, refuse_all};
+use super::{OnnxModel, Tensor, called, wherever};
+use crate::transform::error::Result;
 
 pub(super) fn apply(m: &mut OnnxModel) -> Result<Vec<String>> {
-    let (mut changes, mut kept) = (Vec::new(), Vec::new());
-    let mut at = 0;
-    while at < m.nodes().len() {
-        match fold(m, at) {
-            Some(Ok(line)) => changes.push(line),
-            Some(Err(why)) => {
-                kept.push(why);
-                at += 1;
-            }
-            None => at += 1,
-        }
-    }
-    if changes.is_empty() {
-        if kept.is_empty() {
-            kept.push("there is no batch norm behind a convolution".into());
-        }
-        refuse_all("fold-batch-norms", kept)?;
-    } else {
-        changes.extend(kept.into_iter().map(|why| format!("kept: {why}")));
-    }
-    Ok(changes)
+    wherever(m, "fold-batch-norms", "there is no batch norm behind a convolution", fold)
 }
 
 /// Folds node `at` if it is a batch norm behind a convolution; why it stays if it does.

@@ -1,32 +1,12 @@
 //! Convolutions with nothing in between become one where that is exact (`merge::convs`).
 
-use super::{ConvAttributes, OnnxModel, Tensor, called, ints};
+use super::{ConvAttributes, OnnxModel, Tensor, called, ints, wherever};
 use crate::ingest::onnx::proto::NodeProto;
-use crate::transform::error::{Result, refuse_all};
+use crate::transform::error::Result;
 use crate::transform::merge::convs::{Conv, merge_convs};
 
 pub(super) fn apply(m: &mut OnnxModel) -> Result<Vec<String>> {
-    let (mut changes, mut kept) = (Vec::new(), Vec::new());
-    let mut at = 0;
-    while at < m.nodes().len() {
-        match merge(m, at) {
-            Some(Ok(line)) => changes.push(line),
-            Some(Err(why)) => {
-                kept.push(why);
-                at += 1;
-            }
-            None => at += 1,
-        }
-    }
-    if changes.is_empty() {
-        if kept.is_empty() {
-            kept.push("no two convolutions follow each other with nothing in between".into());
-        }
-        refuse_all("merge-convs", kept)?;
-    } else {
-        changes.extend(kept.into_iter().map(|why| format!("kept: {why}")));
-    }
-    Ok(changes)
+    wherever(m, "merge-convs", "no two convolutions follow each other with nothing in between", merge)
 }
 
 fn is_conv(n: &NodeProto) -> bool {

@@ -9,7 +9,7 @@ mod fold;
 mod merge;
 mod tie;
 
-use super::error::{Error, Result, refuse};
+use super::error::{Error, Result, refuse, refuse_all};
 use crate::ingest;
 use crate::ingest::Limits;
 use crate::ingest::file::SourceFile;
@@ -282,6 +282,40 @@ impl ConvAttributes {
 
 fn ints(name: &str, v: Vec<i64>) -> AttributeProto {
     AttributeProto { name: name.into(), ints: v, r#type: attribute_type::INTS, ..Default::default() }
+}
+
+/// Applies `edit` at every node, again where it changed something. It says what it did, or why the place stays, or `None`
+/// where it does not concern the node.
+///
+/// # Errors
+/// Nothing was changed: why each place stays, or `none` where there is no place.
+fn wherever(
+    m: &mut OnnxModel,
+    step: &str,
+    none: &str,
+    edit: fn(&mut OnnxModel, usize) -> Option<std::result::Result<String, String>>,
+) -> Result<Vec<String>> {
+    let (mut changes, mut kept) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    while at < m.nodes().len() {
+        match edit(m, at) {
+            Some(Ok(line)) => changes.push(line),
+            Some(Err(why)) => {
+                kept.push(why);
+                at += 1;
+            }
+            None => at += 1,
+        }
+    }
+    if changes.is_empty() {
+        if kept.is_empty() {
+            kept.push(none.into());
+        }
+        refuse_all(step, kept)?;
+    } else {
+        changes.extend(kept.into_iter().map(|why| format!("kept: {why}")));
+    }
+    Ok(changes)
 }
 
 fn called(n: &NodeProto) -> String {
