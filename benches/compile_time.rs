@@ -1,6 +1,6 @@
 //! How long compiling takes: by the number of equal layers, of a model of 135 M parameters, and from an artifact.
 //!
-//! `cargo bench --bench compile_time`; with `FRIT_SMOLLM2` (see `fixtures/fetch.sh`) also of the real model.
+//! `cargo bench --workspace --bench compile_time`; with `FRIT_SMOLLM2` (see `fixtures/fetch.sh`) also of the real model.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};

@@ -1,6 +1,6 @@
 //! Single kernels on the adapter wgpu finds, in the schedule for drivers that run on processor cores.
 //!
-//! `cargo bench --bench kernels` prints first how much faster the register-blocked gemm is than the plain one, measured
+//! `cargo bench --workspace --bench kernels` prints first how much faster the register-blocked gemm is than the plain one, measured
 //! in turns within one run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
