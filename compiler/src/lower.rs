@@ -110,6 +110,12 @@ struct Fused {
     work: u64,
 }
 
+/// What a deep graph repeats, and the short graph that stands for it.
+struct Short {
+    outline: Outline,
+    graph: Graph,
+}
+
 struct Lowering<'a> {
     model: &'a Model,
     options: &'a CompileOptions,
@@ -233,28 +239,31 @@ impl Lowering<'_> {
         let mut graph = g.graph.clone();
         self.passes(&mut graph, g)?;
         copy_source_outputs(&mut graph);
-        let whole = Within { at_most: g.at_most.clone(), limits: g.limits.clone() };
-        let mut out = vec![self.program(&graph, g, g.name.clone(), &whole)?];
-        let outline = self.options.outline.then(|| Outline::find(&graph, &self.model.tables)).flatten();
-        let short = outline.and_then(|o| o.shrink(&graph));
         let tables = &self.model.tables;
+        let outline = self.options.outline.then(|| Outline::find(&graph, tables)).flatten();
+        let short = outline.and_then(|outline| outline.shrink(&graph).map(|graph| Short { outline, graph }));
+        let whole = Within { at_most: g.at_most.clone(), limits: g.limits.clone() };
         let options = &self.options.fusion;
-        let seen = short.as_ref().unwrap_or(&graph);
-        let (buckets, _) = fusion::buckets::differing(seen, tables, &whole, options, &HashSet::new());
+        let seen = short.as_ref().map_or(&graph, |s| &s.graph);
+        let (buckets, work) = fusion::buckets::differing(seen, tables, &whole, options, &HashSet::new());
+        let mut first = self.program(&graph, short.as_ref(), g, g.name.clone(), &whole)?;
+        first.1.work += work;
+        let mut out = vec![first];
         for (most, within) in buckets {
-            out.push(self.program(&graph, g, Plan::bucket_name(&g.name, most), &within)?);
+            out.push(self.program(&graph, short.as_ref(), g, Plan::bucket_name(&g.name, most), &within)?);
         }
         Ok(out)
     }
     fn program(
         &mut self,
         graph: &Graph,
+        short: Option<&Short>,
         g: &ModelGraph,
         name: String,
         within: &Within,
     ) -> Result<(Program, PhaseReport)> {
         let tables = &self.model.tables;
-        let Fused { built, refused, instances, work } = self.regions(graph, within)?;
+        let Fused { built, refused, instances, work } = self.regions(graph, short, within)?;
         let steps_last = (built.len() as u32).saturating_sub(1);
         let mut live: HashMap<ValueId, (u32, u32)> = HashMap::new();
         let mut values: Vec<ValueId> = Vec::new();
@@ -435,12 +444,9 @@ impl Lowering<'_> {
     }
     /// Regions of a graph in launch order, with their kernels. Where layers repeat, four of them are fused and the others
     /// follow from these.
-    fn regions(&mut self, graph: &Graph, within: &Within) -> Result<Fused> {
-        if self.options.outline
-            && let Some(outline) = Outline::find(graph, &self.model.tables)
-            && let Some(short) = outline.shrink(graph)
-        {
-            let (part, built, specs) = self.fused(&short, within)?;
+    fn regions(&mut self, graph: &Graph, short: Option<&Short>, within: &Within) -> Result<Fused> {
+        if let Some(Short { outline, graph: short }) = short {
+            let (part, built, specs) = self.fused(short, within)?;
             if let Some((built, refused)) = outline.stretch(graph, &part, &built) {
                 let built = self.registered(built, &specs)?;
                 return Ok(Fused { built, refused, instances: outline.instances(), work: part.work });

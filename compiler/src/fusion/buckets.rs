@@ -1,7 +1,7 @@
 //! Programs for few rows. What pays depends on the number of rows, so a program that takes any number of them is divided
 //! again for at most 64, 8 and 1. Where that changes nothing, the program for more rows serves.
 
-use super::{FusionOptions, Partition, Region, Within, partition};
+use super::{FusionOptions, Partition, Within, partition};
 use crate::graph::{Graph, Op, Tables, ValueId};
 use frit_kernels::dim::{Dim, product};
 use std::collections::{BTreeMap, HashSet};
@@ -26,7 +26,8 @@ pub fn rows(graph: &Graph) -> Option<Dim> {
 }
 
 /// The buckets in which the graph is divided otherwise than for more rows, the largest first: the most rows of each, and
-/// what that says of its runs. `graph` may be the short graph that stands for a deep one.
+/// what that says of its runs; and how many operations were decided on to find out. `graph` may be the short graph that
+/// stands for a deep one.
 pub fn differing(
     graph: &Graph,
     tables: &Tables,
@@ -36,24 +37,20 @@ pub fn differing(
 ) -> (Vec<(u64, Within)>, u64) {
     let Some(rows) = rows(graph) else { return (Vec::new(), 0) };
     let divide = |w: &Within| -> Partition { partition(graph, tables, w, options, apart) };
-    let mut work = 0;
-    let mut last: Option<Vec<Region>> = None;
+    let whole = divide(within);
+    let (mut work, mut more) = (whole.work, whole.regions);
     let mut out = Vec::new();
     for most in AT_MOST {
         let narrow = Within {
             at_most: within.at_most.clone(),
             limits: within.limits.iter().cloned().chain([(rows.clone(), most)]).collect(),
         };
-        let more = match last.take() {
-            Some(regions) => regions,
-            None => divide(within).regions,
-        };
         let part = divide(&narrow);
         work += part.work;
         if part.regions != more {
             out.push((most, narrow));
         }
-        last = Some(part.regions);
+        more = part.regions;
     }
     (out, work)
 }
