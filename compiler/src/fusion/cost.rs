@@ -10,7 +10,7 @@ pub const MANY_ROWS: u64 = 512;
 /// Share of what is read again, one tile after the other, that the caches do not hold.
 pub const CACHE_MISSES: f64 = 0.02;
 /// Operations that the statistics of an element and their use cost in every further tile, at the rate of the product
-/// itself. On llvmpipe six norms of 128 rows, computed again in 5 to 16 column tiles, took as long as six kernels of their own.
+/// itself: an estimate from timings of llvmpipe that no bench repeats.
 const FLOPS_AGAIN: f64 = 1.5;
 
 /// A norm in front of a product: computed by a kernel of its own, or in every column tile.

@@ -15,8 +15,8 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// The priors for a tier. Software drivers: measured with llvmpipe on two cores (a launch of 64 invocations; products
-    /// of matrices; copies). Graphics cards: guesses at a middle-sized one, not measured.
+    /// The priors for a tier. Software drivers: estimates from timings of llvmpipe on two cores that no bench repeats.
+    /// Graphics cards: guesses at a middle-sized one, not measured.
     pub const fn of(tier: Tier) -> Rates {
         match tier {
             Tier::Cpu => Rates { launch_us: 28.0, bytes_per_us: 8e3, flops_per_us: 12e3 },
