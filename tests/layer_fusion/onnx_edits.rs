@@ -1,7 +1,7 @@
 //! Edits of convolution models in ONNX files: what comes out computes what the formulas say, by loops in float64.
 
 use crate::convolutions::{BatchNorm, Conv, close, compiled_file, declare, input, launches};
-use crate::onnx_file::OnnxFile;
+use crate::onnx_file::{Attribute, OnnxFile};
 use crate::support::Random;
 use frit_compiler::transform::onnx::OnnxModel;
 use serde_json::{Map, Value, json};
@@ -176,4 +176,23 @@ fn row_11_lrunet_is_made_from_a_model() {
     for part in ["`nope` is no stored tensor", "`c0.weight` is named twice", "`n0.gain` has the shape"] {
         assert!(said.contains(part), "{part}: {said}");
     }
+}
+
+/// What a file states of windows is not trusted: no chain is made of extents and taps that nothing has.
+#[test]
+fn row_12_windows_that_nothing_has_are_in_no_chain() {
+    let huge = i64::MAX;
+    let window = |kernel: [i64; 2], pads: [i64; 4]| {
+        let mut f = OnnxFile::default();
+        f.input("x", &["N", "4", "9", "9"]);
+        let attributes = [("kernel_shape", Attribute::Ints(kernel.into())), ("pads", Attribute::Ints(pads.into()))];
+        f.node("MaxPool", &["x"], "y", &attributes);
+        f.output("y", &["N", "4", "h", "w"]);
+        let (_dir, path) = f.save();
+        OnnxModel::open(&path).unwrap().chains().len()
+    };
+    assert_eq!(window([3, 3], [0; 4]), 1);
+    assert_eq!(window([huge, 3], [huge, 0, huge, 0]), 0);
+    assert_eq!(window([3, 3], [huge, 0, 0, 0]), 0);
+    assert_eq!(window([-1, 3], [0; 4]), 0);
 }

@@ -44,15 +44,15 @@ pub struct Cost {
 impl Cost {
     /// Bytes of feature maps.
     pub fn traffic_bytes(&self) -> u64 {
-        self.read_bytes + self.written_bytes
+        self.read_bytes.saturating_add(self.written_bytes)
     }
     pub(super) fn plus(self, o: Cost) -> Cost {
         Cost {
-            read_bytes: self.read_bytes + o.read_bytes,
-            written_bytes: self.written_bytes + o.written_bytes,
-            weight_bytes: self.weight_bytes + o.weight_bytes,
+            read_bytes: self.read_bytes.saturating_add(o.read_bytes),
+            written_bytes: self.written_bytes.saturating_add(o.written_bytes),
+            weight_bytes: self.weight_bytes.saturating_add(o.weight_bytes),
             footprint_bytes: self.footprint_bytes.max(o.footprint_bytes),
-            work: self.work + o.work,
+            work: self.work.saturating_add(o.work),
         }
     }
 }
@@ -90,7 +90,7 @@ pub fn cost(chain: &[Stage], group: &Group) -> Cost {
     let (Some(first), Some(last)) = (stages.first(), stages.last()) else { return Cost::default() };
     let axes = [0, 1].map(|axis| along(stages, axis, group.tile[axis]));
     let computed = |i: usize| match group.overlap {
-        Overlap::Recompute => axes[0].summed[i] * axes[1].summed[i],
+        Overlap::Recompute => axes[0].summed[i].saturating_mul(axes[1].summed[i]),
         Overlap::Reuse => axes[0].distinct[i] * axes[1].distinct[i],
     };
     // Value i is the input of stage i; its channels are those of that input, the last value's those of the output.
@@ -102,16 +102,18 @@ pub fn cost(chain: &[Stage], group: &Group) -> Cost {
                 _ if i == stages.len() => 0,
                 _ => channels(i) * axes[0].most[i] * axes[1].most[i],
             };
-            (0..stages.len()).map(|i| held(i) + held(i + 1)).max().unwrap_or(0)
+            (0..stages.len()).map(|i| held(i).saturating_add(held(i + 1))).max().unwrap_or(0)
         }
-        Overlap::Reuse => stages.iter().map(lines).sum(),
+        Overlap::Reuse => stages.iter().map(lines).fold(0, u64::saturating_add),
     };
+    let weights = stages.iter().map(|s| s.weights).fold(0, u64::saturating_add);
+    let work = stages.iter().enumerate().map(|(i, s)| s.work().saturating_mul(computed(i + 1)));
     Cost {
-        read_bytes: first.channels[0] * computed(0) * ELEMENT_BYTES,
+        read_bytes: computed(0).saturating_mul(first.channels[0] * ELEMENT_BYTES),
         written_bytes: last.elements()[1] * ELEMENT_BYTES,
-        weight_bytes: stages.iter().map(|s| s.weights).sum::<u64>() * ELEMENT_BYTES,
-        footprint_bytes: footprint * ELEMENT_BYTES,
-        work: stages.iter().enumerate().map(|(i, s)| s.work() * computed(i + 1)).sum(),
+        weight_bytes: weights.saturating_mul(ELEMENT_BYTES),
+        footprint_bytes: footprint.saturating_mul(ELEMENT_BYTES),
+        work: work.fold(0, u64::saturating_add),
     }
 }
 

@@ -95,7 +95,7 @@ impl Stage {
     /// Multiplications, or comparisons, of one place of all output channels.
     pub fn work(&self) -> u64 {
         let taps = self.axes[0].taps * self.axes[1].taps;
-        self.channels[1] * (self.channels[0] / self.groups.max(1)) * taps
+        (self.channels[1] * (self.channels[0] / self.groups.max(1))).saturating_mul(taps)
     }
     /// Elements of the input and of the output.
     pub fn elements(&self) -> [u64; 2] {

@@ -23,6 +23,9 @@ const POINTWISE: [&str; 13] = [
     "BatchNormalization",
 ];
 
+/// The most that an extent, a number of channels or anything of a window may be: what a file states is not trusted.
+const MOST: u64 = 1 << 16;
+
 impl OnnxModel {
     /// The chains of the file, each of one stage at least, in the order of their first nodes. What does not take images of
     /// fixed extents is in none.
@@ -34,7 +37,9 @@ impl OnnxModel {
             let dims: Vec<Option<u64>> = dims
                 .map(|s| s.dim.iter().map(|d| d.dim_value.and_then(|v| u64::try_from(v).ok())).collect())
                 .unwrap_or_default();
-            if let [_, Some(c), Some(h), Some(w)] = dims[..] {
+            if let [_, Some(c), Some(h), Some(w)] = dims[..]
+                && [c, h, w].iter().all(|d| *d <= MOST)
+            {
                 shapes.insert(&i.name, [c, h, w]);
             }
         }
@@ -84,17 +89,20 @@ impl OnnxModel {
             return None;
         };
         let [out, per_group, kh, kw] = kernel[..] else { return None };
+        if kernel.iter().any(|d| *d > MOST) {
+            return None;
+        }
         let a = ConvAttributes::of(n, 2);
         let is_ceiled = n.attribute.iter().any(|a| a.name == "ceil_mode" && a.i != 0);
         if a.is_padded_by_rule || is_ceiled {
             return None;
         }
         let groups = if is_conv { u64::try_from(a.groups).ok()? } else { channels };
-        let number = |v: &[i64], i: usize| v.get(i).and_then(|v| u64::try_from(*v).ok());
+        let number = |v: &[i64], i: usize| v.get(i).and_then(|v| u64::try_from(*v).ok()).filter(|v| *v <= MOST);
         let axis = |i: usize, extent: u64, taps: u64| {
             let padding = [number(&a.pads, i)?, number(&a.pads, i + 2)?];
             let (stride, dilation) = (number(&a.strides, i)?, number(&a.dilations, i)?);
-            let sound = extent <= 1 << 16 && taps > 0 && stride > 0 && dilation > 0;
+            let sound = extent <= MOST && taps > 0 && stride > 0 && dilation > 0;
             sound.then_some(Axis { extent, taps, stride, dilation, padding })
         };
         if groups == 0 || channels % groups != 0 || out % groups != 0 || per_group * groups != channels {
@@ -105,7 +113,7 @@ impl OnnxModel {
             channels: [channels, out],
             groups,
             axes: [axis(0, height, kh)?, axis(1, width, kw)?],
-            weights: if is_conv { out * per_group * kh * kw } else { 0 },
+            weights: if is_conv { kernel.iter().fold(1, |n: u64, d| n.saturating_mul(*d)) } else { 0 },
         })
     }
 }

@@ -96,7 +96,8 @@ fn print(chain: &[Stage], plan: &Plan) {
         bytes(apart(chain)),
         bytes(plan.total.weight_bytes)
     );
-    let once: u64 = chain.iter().map(|s| s.work() * s.places()[0] * s.places()[1]).sum();
+    let once: u64 =
+        chain.iter().map(|s| s.work().saturating_mul(s.places()[0] * s.places()[1])).fold(0, u64::saturating_add);
     for (g, c) in plan.groups.iter().zip(&plan.costs) {
         let names: Vec<&str> =
             chain.get(g.stages.clone()).unwrap_or_default().iter().map(|s| s.name.as_str()).collect();
