@@ -270,18 +270,13 @@ const NEOX: Family = Family {
     final_norm: Some("final_layer_norm"),
     sizes: NAMED_MHA,
     transposed: false,
-    pre_norm: true,
-    rms: false,
     rotary: true,
-    alibi: false,
-    at_position: &[],
-    bias_fields: None,
+    ..GPT2
 };
 
 const BLOOM: Family = Family {
     name: "bloom",
     model_types: &["bloom"],
-    prefixes: &["transformer.", ""],
     stacks: &[Stack {
         side: Side::Only,
         layer: "h.{}.",
@@ -298,16 +293,10 @@ const BLOOM: Family = Family {
         norms: &[(N::Attention, "input_layernorm"), (N::Ffn, "post_attention_layernorm")],
     }],
     embeddings: &["word_embeddings.weight"],
-    head: Some("lm_head.weight"),
-    final_norm: Some("ln_f"),
     sizes: SizeFields { hidden: "hidden_size", ff: "n_inner", heads: "n_head", kv_heads: None, head_dim: None },
     transposed: false,
-    pre_norm: true,
-    rms: false,
-    rotary: false,
     alibi: true,
-    at_position: &[],
-    bias_fields: None,
+    ..GPT2
 };
 
 const BERT: Family = Family {

@@ -38,18 +38,12 @@ pub fn unpack32(s: Storage, b: &[u8], q: &mut [f32; 32]) -> (f32, f32) {
     match s {
         Storage::Q4_0 => {
             let b: &[u8; 18] = fixed(b);
-            for i in 0..16 {
-                q[i] = ((b[2 + i] & 15) as i32 - 8) as f32;
-                q[16 + i] = ((b[2 + i] >> 4) as i32 - 8) as f32;
-            }
+            nibbles(&b[2..], 8, q);
             (half_at(b, 0), 0.0)
         }
         Storage::Q4_1 => {
             let b: &[u8; 20] = fixed(b);
-            for i in 0..16 {
-                q[i] = (b[4 + i] & 15) as i32 as f32;
-                q[16 + i] = (b[4 + i] >> 4) as i32 as f32;
-            }
+            nibbles(&b[4..], 0, q);
             (half_at(b, 0), half_at(b, 2))
         }
         Storage::Q5_0 => {
@@ -80,10 +74,7 @@ pub fn unpack32(s: Storage, b: &[u8], q: &mut [f32; 32]) -> (f32, f32) {
         }
         Storage::Q4F => {
             let b: &[u8; 24] = fixed(b);
-            for i in 0..16 {
-                q[i] = (b[8 + i] & 15) as i32 as f32;
-                q[16 + i] = (b[8 + i] >> 4) as i32 as f32;
-            }
+            nibbles(&b[8..], 0, q);
             (float_at(b, 0), float_at(b, 4))
         }
         Storage::Q8F => {
@@ -100,6 +91,15 @@ pub fn unpack32(s: Storage, b: &[u8], q: &mut [f32; 32]) -> (f32, f32) {
             }
             (half_at(b, 0), 0.0)
         }
+    }
+}
+
+/// The low, then the high nibbles of 16 bytes, less `zero`.
+#[inline(always)]
+fn nibbles(bytes: &[u8], zero: i32, q: &mut [f32; 32]) {
+    for i in 0..16 {
+        q[i] = ((bytes[i] & 15) as i32 - zero) as f32;
+        q[16 + i] = ((bytes[i] >> 4) as i32 - zero) as f32;
     }
 }
 

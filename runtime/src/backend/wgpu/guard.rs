@@ -76,7 +76,6 @@ impl Guards {
         grids: &[usize],
     ) -> Result<Option<Guards>> {
         let mut values: Vec<u32> = program.steps.iter().filter_map(|s| s.when).collect();
-        values.dedup();
         values.sort_unstable();
         values.dedup();
         if values.is_empty() {
