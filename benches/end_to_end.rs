@@ -1,8 +1,9 @@
 //! Whole models: what a prompt and a token take, fused and unfused, on the CPU and on wgpu.
 //!
-//! `cargo bench --workspace --bench end_to_end` prints a table first, whose two builds were measured in turns within one run, so that a
-//! busy machine burdens both alike; beside the time on the clock stands the processor time of all threads, which other
-//! programs do not add to. `-- table` prints the table alone. With `FRIT_SMOLLM2` (see `fixtures/fetch.sh`) also of the real model.
+//! `cargo bench --workspace --bench end_to_end` prints a table first, whose two builds were measured in turns within one
+//! run, so that a busy machine burdens both alike; beside the time on the clock stands the processor time of all threads,
+//! which other programs do not add to. `-- table` prints the table alone. With `FRIT_SMOLLM2` (see `fixtures/fetch.sh`)
+//! also of the real model.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

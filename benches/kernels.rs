@@ -1,7 +1,7 @@
 //! Single kernels on the adapter wgpu finds, in the schedule for drivers that run on processor cores.
 //!
-//! `cargo bench --workspace --bench kernels` prints first how much faster the register-blocked gemm is than the plain one, measured
-//! in turns within one run.
+//! `cargo bench --workspace --bench kernels` prints first how much faster the register-blocked gemm is than the plain one,
+//! measured in turns within one run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 #[path = "../kernels/tests/support/mod.rs"]

@@ -71,32 +71,26 @@ echo "${VK_DRIVER_FILES:-${VK_ICD_FILENAMES:-$(vulkan_drivers | tr '\n' ' ')}}"
 # Mesa's layer for device selection complains where there is no display server; devices are chosen without it.
 [ -n "${XDG_RUNTIME_DIR:-}" ] || export NODEVICE_SELECT=1
 
+# from VARIABLE TEST SCRIPT: what the variable names, or what the script brings and prints, for the tests.
+from() {
+    local at="${!1:-}"
+    if [ -n "$at" ]; then
+        [ "$2" "$at" ] || fail "$1 names nothing of the kind: $at"
+    else
+        at="$(bash "fixtures/$3")" || fail "fixtures/$3 brought nothing; see the lines above. $1 may name a copy instead."
+    fi
+    export "$1=$at"
+    echo "$at"
+}
+
 step "Model for the tests at full size"
-if [ -n "${FRIT_SMOLLM2:-}" ]; then
-    [ -f "$FRIT_SMOLLM2" ] || fail "FRIT_SMOLLM2 names no file: $FRIT_SMOLLM2"
-else
-    FRIT_SMOLLM2="$(bash fixtures/fetch.sh)" || fail "the model is not there; see the lines above."
-fi
-export FRIT_SMOLLM2
-echo "$FRIT_SMOLLM2"
+from FRIT_SMOLLM2 -f fetch.sh
 
 step "Operator tests of the onnx package"
-if [ -n "${FRIT_ONNX_NODES:-}" ]; then
-    [ -f "$FRIT_ONNX_NODES/index.json" ] || fail "FRIT_ONNX_NODES names no folder with an index.json: $FRIT_ONNX_NODES"
-else
-    FRIT_ONNX_NODES="$(bash fixtures/fetch_onnx_nodes.sh)" || fail "the operator tests are not there; see the lines above."
-fi
-export FRIT_ONNX_NODES
-echo "$FRIT_ONNX_NODES"
+from FRIT_ONNX_NODES -d fetch_onnx_nodes.sh
 
 step "Real models"
-if [ -n "${FRIT_REAL_MODELS:-}" ]; then
-    [ -d "$FRIT_REAL_MODELS" ] || fail "FRIT_REAL_MODELS names no folder: $FRIT_REAL_MODELS"
-else
-    FRIT_REAL_MODELS="$(bash fixtures/fetch_real.sh)" || fail "the real models are not there; see the lines above."
-fi
-export FRIT_REAL_MODELS
-echo "$FRIT_REAL_MODELS"
+from FRIT_REAL_MODELS -d fetch_real.sh
 
 step "Assembler for NVIDIA GPUs"
 if [ -z "${FRIT_PTXAS:-}" ] || [ -z "${FRIT_PTXAS_12:-}" ]; then
