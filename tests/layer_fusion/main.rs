@@ -11,6 +11,7 @@ mod convolutions;
 mod cost_model;
 mod depth;
 mod edits;
+mod gguf_files;
 mod graphs;
 mod harness;
 mod kv_slots;

@@ -4,6 +4,7 @@ use super::dense::{Dense, Elements};
 use super::error::{Error, Result};
 use super::extension::{Extension, KEY};
 use super::family::{Family, NormRole, Side, Stack};
+use super::gguf::{self, Origin};
 use crate::ingest::hf::weights::Weights;
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
@@ -29,8 +30,17 @@ pub(super) struct Buffer {
 pub(super) enum BufferData {
     /// Read from the files when asked for.
     Stored { weights: Arc<Weights>, tensor: String },
+    /// Read from a GGUF file when asked for, as a directory has the tensor of that name.
+    Gguf { origin: Arc<Origin>, tensor: String, name: String },
     /// Made by a transform.
     Bytes(Arc<Vec<u8>>),
+}
+
+/// A file that goes along unchanged.
+#[derive(Clone, Debug)]
+pub(super) enum Companion {
+    At(PathBuf),
+    Text(String),
 }
 
 /// Bytes of a checkpoint's tensors.
@@ -51,14 +61,21 @@ pub struct Checkpoint {
     pub(super) prefix: String,
     pub(super) names: IndexMap<String, BufferId>,
     pub(super) buffers: Vec<Buffer>,
-    /// Files that go along unchanged: name, and where they are.
-    pub(super) files: Vec<(String, PathBuf)>,
+    /// Files that go along unchanged, by their names.
+    pub(super) files: Vec<(String, Companion)>,
+    /// The GGUF file that it was opened from.
+    pub(super) origin: Option<Arc<Origin>>,
+    pub(super) notes: Vec<String>,
 }
 
 impl Checkpoint {
     /// The family.
     pub fn family(&self) -> &'static Family {
         self.family
+    }
+    /// What was lost when it was opened, a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
     /// Names of all tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -84,6 +101,7 @@ impl Checkpoint {
         match &b.data {
             BufferData::Bytes(bytes) => bytes.len() as u64,
             BufferData::Stored { weights, tensor } => weights.get(tensor).map_or(0, |info| info.len),
+            BufferData::Gguf { origin, tensor, .. } => origin.len(tensor),
         }
     }
     /// Bytes, aliases counted once and each time.
@@ -108,6 +126,7 @@ impl Checkpoint {
             BufferData::Stored { weights, tensor } => {
                 Ok(Arc::new(weights.bytes(tensor)?.ok_or_else(|| missing(tensor))?))
             }
+            BufferData::Gguf { origin, tensor, name } => Ok(Arc::new(origin.elements(tensor, name)?)),
         }
     }
     /// The elements of a tensor.
@@ -116,13 +135,16 @@ impl Checkpoint {
     /// As [`Checkpoint::raw`], and a tensor that is not made of floats.
     pub fn values(&self, name: &str) -> Result<Dense> {
         let id = self.buffer(name).ok_or_else(|| missing(name))?;
-        let b = self.stored(id);
-        let elements = Elements::of(&b.kind).ok_or_else(|| Error::Refused {
-            step: format!("tensor `{name}`"),
-            problems: vec![format!("is stored as {}, and only F32, F16 and BF16 are edited", b.kind)],
-        })?;
-        let shape = b.shape.iter().map(|d| *d as usize).collect();
-        Ok(Dense { shape, data: elements.decode(&self.raw_of(id)?) })
+        let shape = self.stored(id).shape.iter().map(|d| *d as usize).collect();
+        Ok(Dense { shape, data: self.values_of(id).map_err(|e| e.of_tensor(name))? })
+    }
+    pub(super) fn values_of(&self, id: BufferId) -> Result<Vec<f64>> {
+        let (kind, bytes) = (&self.stored(id).kind, self.raw_of(id)?);
+        let values = Elements::of(kind).map(|e| e.decode(&bytes)).or_else(|| gguf::values(kind, &bytes));
+        values.ok_or_else(|| Error::Refused {
+            step: "tensor".into(),
+            problems: vec![format!("is stored as {kind}, and only floats and blocks of them are edited")],
+        })
     }
     /// Puts a tensor under a name, in a buffer of its own, rounded once to the type that the name had, else to that of
     /// the model.

@@ -46,6 +46,16 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// A refusal, ascribed to a tensor.
+    pub(super) fn of_tensor(self, name: &str) -> Error {
+        match self {
+            Error::Refused { problems, .. } => Error::Refused { step: format!("tensor `{name}`"), problems },
+            other => other,
+        }
+    }
+}
+
 /// The result of this module's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -14,6 +14,7 @@ pub mod edit;
 mod error;
 pub mod extension;
 pub mod family;
+mod gguf;
 mod layer_list;
 pub mod linalg;
 mod linear;

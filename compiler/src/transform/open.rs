@@ -1,8 +1,9 @@
-//! Reads a checkpoint from a Hugging Face directory. Tensors stay in their files until they are asked for.
+//! Reads a checkpoint from a Hugging Face directory or a GGUF file. Tensors stay in their files until they are asked for.
 
-use super::checkpoint::{Buffer, BufferData, Checkpoint};
+use super::checkpoint::{Buffer, BufferData, Checkpoint, Companion};
 use super::error::{Error, Result};
 use super::family::{FAMILIES, Family};
+use super::gguf;
 use crate::ingest;
 use crate::ingest::Limits;
 use crate::ingest::file::ModelDir;
@@ -33,18 +34,18 @@ const COMPANIONS: [&str; 14] = [
 ];
 
 impl Checkpoint {
-    /// Opens a model's directory.
+    /// Opens a model's directory, or its GGUF file.
     ///
     /// # Errors
     /// Files that are missing or malformed, and an architecture whose tensors are not known by their roles.
     pub fn open(path: &Path) -> Result<Checkpoint> {
         let limits = Limits::default();
+        if gguf::is_gguf(path) {
+            return gguf::open(path);
+        }
         if !path.is_dir() {
-            let is_gguf = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
-            let problem = if path.exists() && is_gguf {
-                "is a GGUF file; transform the directory that it was converted from, and convert what comes out"
-            } else if path.exists() {
-                "is no directory; transforms read models in Hugging Face form"
+            let problem = if path.exists() {
+                "is neither a directory in Hugging Face form nor a .gguf file"
             } else {
                 "there is no such directory"
             };
@@ -71,7 +72,7 @@ impl Checkpoint {
         checkpoint.files = COMPANIONS
             .iter()
             .filter(|name| dir.has(name))
-            .map(|name| dir.file(name, name).map(|f| ((*name).to_owned(), f.path().to_owned())))
+            .map(|name| dir.file(name, name).map(|f| ((*name).to_owned(), Companion::At(f.path().to_owned()))))
             .collect::<Result<_, _>>()?;
         Ok(checkpoint)
     }
@@ -95,6 +96,15 @@ impl Checkpoint {
             })
         })?;
         let prefix = family.prefixes.first().copied().unwrap_or_default().to_owned();
-        Ok(Checkpoint { config, family, prefix, names: IndexMap::new(), buffers: Vec::new(), files: Vec::new() })
+        Ok(Checkpoint {
+            config,
+            family,
+            prefix,
+            names: IndexMap::new(),
+            buffers: Vec::new(),
+            files: Vec::new(),
+            origin: None,
+            notes: Vec::new(),
+        })
     }
 }

@@ -1,9 +1,11 @@
 //! Writes a checkpoint as a Hugging Face directory, whole or not at all: into a directory beside the place, which is
 //! then renamed.
 
-use super::checkpoint::{BufferId, Checkpoint};
+use super::checkpoint::{BufferId, Checkpoint, Companion};
+use super::dense::Elements;
 use super::error::{Error, Result};
 use super::extension::ALIASES;
+use super::gguf;
 use crate::ingest::hf::config::CONFIG;
 use crate::ingest::hf::weights::SINGLE;
 use indexmap::IndexMap;
@@ -22,19 +24,36 @@ pub enum Tied {
     Copies,
 }
 
-/// A directory that is removed unless it is given its final name.
-struct Partial {
+/// A directory or a file that is removed unless it is given its final name.
+pub(super) struct Partial {
     path: PathBuf,
     kept: bool,
+}
+
+impl Partial {
+    pub fn new(path: PathBuf) -> Partial {
+        Partial { path, kept: false }
+    }
+    pub fn keep(&mut self) {
+        self.kept = true;
+    }
 }
 
 impl Drop for Partial {
     fn drop(&mut self) {
         if !self.kept {
-            // Nothing more can be done about a directory that cannot be removed.
-            let _ = fs::remove_dir_all(&self.path);
+            // Nothing more can be done about what cannot be removed.
+            let _ = if self.path.is_dir() { fs::remove_dir_all(&self.path) } else { fs::remove_file(&self.path) };
         }
     }
+}
+
+/// Where something is written before it gets its name: beside the place.
+pub(super) fn partial_name(to: &Path) -> Result<PathBuf> {
+    let wrong = || Error::Output { path: to.to_owned(), problem: "names nothing that could be written".into() };
+    let name = to.file_name().ok_or_else(wrong)?.to_string_lossy().into_owned();
+    let parent = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(parent.join(format!(".{name}.{}.partial", std::process::id())))
 }
 
 impl Checkpoint {
@@ -47,15 +66,18 @@ impl Checkpoint {
         if to.exists() {
             return Err(wrong("exists already; remove it or name another place"));
         }
-        let name = to.file_name().ok_or_else(|| wrong("names no directory"))?.to_string_lossy().into_owned();
-        let parent = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let path = parent.join(format!(".{name}.{}.partial", std::process::id()));
+        let path = partial_name(to)?;
         let at = |path: &Path, source| Error::Write { path: path.to_owned(), source };
         fs::create_dir(&path).map_err(|e| at(&path, e))?;
-        let mut partial = Partial { path: path.clone(), kept: false };
+        let mut partial = Partial::new(path.clone());
 
         for (name, from) in &self.files {
-            fs::copy(from, path.join(name)).map_err(|e| at(&path.join(name), e))?;
+            let to = path.join(name);
+            let done = match from {
+                Companion::At(from) => fs::copy(from, &to).map(|_| ()),
+                Companion::Text(text) => fs::write(&to, text),
+            };
+            done.map_err(|e| at(&to, e))?;
         }
         let config = path.join(CONFIG);
         let mut text = serde_json::to_string_pretty(&self.config)
@@ -64,7 +86,7 @@ impl Checkpoint {
         fs::write(&config, text).map_err(|e| at(&config, e))?;
         self.write_weights(&path.join(SINGLE), tied)?;
         fs::rename(&path, to).map_err(|e| at(to, e))?;
-        partial.kept = true;
+        partial.keep();
         Ok(())
     }
 
@@ -97,8 +119,9 @@ impl Checkpoint {
         let mut end = 0u64;
         for (name, id) in &stored {
             let (from, b) = (end, self.stored(*id));
-            end += self.len_of(*id);
-            let entry = serde_json::json!({ "dtype": b.kind, "shape": b.shape, "data_offsets": [from, end] });
+            let (kind, len) = self.form(*id);
+            end += len;
+            let entry = serde_json::json!({ "dtype": kind, "shape": b.shape, "data_offsets": [from, end] });
             header.insert((*name).to_owned(), entry);
         }
         let mut header = Value::Object(header).to_string();
@@ -107,8 +130,20 @@ impl Checkpoint {
         file.write_all(&(header.len() as u64).to_le_bytes()).map_err(at)?;
         file.write_all(header.as_bytes()).map_err(at)?;
         for (_, id) in &stored {
-            file.write_all(&self.raw_of(*id)?).map_err(at)?;
+            match gguf::is_blocks(&self.stored(*id).kind) {
+                true => file.write_all(&Elements::F32.encode(&self.values_of(*id)?)).map_err(at)?,
+                false => file.write_all(&self.raw_of(*id)?).map_err(at)?,
+            }
         }
         file.into_inner().map_err(|e| at(e.into_error()))?.sync_all().map_err(at)
+    }
+
+    /// The type and the bytes of a buffer in a safetensors file, where blocks are their values.
+    fn form(&self, id: BufferId) -> (&str, u64) {
+        let b = self.stored(id);
+        match gguf::is_blocks(&b.kind) {
+            true => (Elements::F32.name(), b.shape.iter().product::<u64>() * 4),
+            false => (&b.kind, self.len_of(id)),
+        }
     }
 }

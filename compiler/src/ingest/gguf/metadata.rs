@@ -52,7 +52,8 @@ impl Value {
             Value::Array(_) => "an array",
         }
     }
-    fn as_u64(&self) -> Option<u64> {
+    /// A non-negative integer of any width.
+    pub(super) fn as_u64(&self) -> Option<u64> {
         match *self {
             Value::U8(v) => Some(v.into()),
             Value::U16(v) => Some(v.into()),

@@ -1,5 +1,6 @@
 //! GGUF files: our own reader, the tensor types, the embedded tokenizer, the architectures.
 
+mod config;
 mod families;
 mod keys;
 pub mod metadata;
@@ -11,5 +12,7 @@ pub mod repack;
 mod super_blocks;
 pub mod tensors;
 pub mod tokenizer;
+pub mod writer;
 
+pub(crate) use config::config;
 pub use model::load;

@@ -8,7 +8,8 @@ use super::tokenizer;
 use crate::ingest::bind::{Binder, Stored};
 use crate::ingest::builder::ModelBuilder;
 use crate::ingest::error::{Error, Gap, Result};
-use crate::ingest::{LoadOptions, limit_context, recipe};
+use crate::ingest::recipe::Recipe;
+use crate::ingest::{Limits, LoadOptions, limit_context, recipe};
 use crate::model::Model;
 use frit_kernels::dtype::Storage;
 use frit_plan::{TensorData, TensorSource};
@@ -23,20 +24,7 @@ use std::sync::Arc;
 pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
     let file = GgufFile::open(path, &options.limits)?;
     let unsupported = |gaps: Vec<Gap>| Error::Unsupported { path: path.to_owned(), gaps };
-    let family = families::of(&file).map_err(|gap| unsupported(vec![gap]))?;
-    let mut keys = Keys {
-        metadata: file.metadata(),
-        prefix: family.name,
-        limits: &options.limits,
-        gaps: Vec::new(),
-        sizes_known: true,
-    };
-    let recipe = (family.read)(&mut keys, &file);
-    keys.refuse_others(family.keys);
-    let Keys { mut gaps, sizes_known, .. } = keys;
-    if !sizes_known {
-        return Err(unsupported(gaps));
-    }
+    let (architecture, recipe, mut gaps) = read_recipe(&file, &options.limits).map_err(unsupported)?;
 
     let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let name = file.metadata().str("general.name").ok().flatten().map_or(stem, str::to_owned);
@@ -51,7 +39,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
         })
         .collect();
     let mut m = ModelBuilder::new(&name);
-    m.info.architecture = family.name.into();
+    m.info.architecture = architecture.into();
     let mut binder = Binder::new(&mut m, &stock, READ_TYPES);
     let mut decoder = recipe::decoder(&recipe, &mut binder);
     gaps.extend(binder.finish(|name| recipe.ignorable(name)));
@@ -74,6 +62,19 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
     }
     m.source(Arc::new(file));
     m.finish().map_err(|e| Error::Internal { path: path.to_owned(), problem: e.to_string() })
+}
+
+/// The name of a file's architecture, its recipe, and what of it is not supported.
+///
+/// # Errors
+/// An architecture that is not read, and sizes that are not known: then there is no recipe.
+pub(super) fn read_recipe(file: &GgufFile, limits: &Limits) -> Result<(&'static str, Recipe, Vec<Gap>), Vec<Gap>> {
+    let family = families::of(file).map_err(|gap| vec![gap])?;
+    let mut keys = Keys { metadata: file.metadata(), prefix: family.name, limits, gaps: Vec::new(), sizes_known: true };
+    let recipe = (family.read)(&mut keys, file);
+    keys.refuse_others(family.keys);
+    let Keys { gaps, sizes_known, .. } = keys;
+    if sizes_known { Ok((family.name, recipe, gaps)) } else { Err(gaps) }
 }
 
 impl TensorSource for GgufFile {

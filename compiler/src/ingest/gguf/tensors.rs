@@ -45,6 +45,13 @@ const fn other(id: u32, name: &'static str, block_elems: u64, block_bytes: u64) 
     TensorType { id, name, block_elems, block_bytes, storage: None, packed: None }
 }
 
+impl TensorType {
+    /// The type of that name.
+    pub fn named(name: &str) -> Option<TensorType> {
+        TYPES.iter().find(|t| t.name == name).copied()
+    }
+}
+
 /// Every type whose block is known; numbers that are missing were withdrawn.
 pub const TYPES: [TensorType; 34] = [
     read(0, "F32", Storage::F32),
@@ -111,6 +118,14 @@ pub struct TensorInfo {
     pub offset: u64,
     /// Its size in bytes.
     pub len: u64,
+}
+
+impl TensorInfo {
+    /// Its type in the file.
+    pub fn kind(&self) -> TensorType {
+        let stored = |t: &&TensorType| t.storage == Some(self.storage) && t.packed == self.packed;
+        TYPES.iter().find(stored).copied().unwrap_or(TYPES[0])
+    }
 }
 
 /// Checks the table against itself and the file. `table_end` is where the table ends; the data begin at the next

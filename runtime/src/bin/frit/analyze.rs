@@ -19,7 +19,7 @@ enum What {
 pub struct Args {
     /// What is measured.
     what: What,
-    /// A Hugging Face directory.
+    /// A Hugging Face directory or a GGUF file.
     model: PathBuf,
     /// Calibration tokens: lines of token ids, lines of text, or an .npz with `input_ids`.
     #[arg(long)]

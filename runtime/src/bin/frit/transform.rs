@@ -30,7 +30,7 @@ fn help() -> String {
         let lines: Vec<String> = steps.iter().map(|(n, what)| format!("  {n:width$}  {what}")).collect();
         lines.join("\n")
     };
-    format!("Transforms of directories:\n{}\nOf ONNX files:\n{}", lines(STEPS), lines(ONNX_STEPS))
+    format!("Transforms of directories and GGUF files:\n{}\nOf ONNX files:\n{}", lines(STEPS), lines(ONNX_STEPS))
 }
 
 /// The words, taken apart.
@@ -115,18 +115,24 @@ pub fn main(a: &Args) -> Result<()> {
     };
     let Some(output) = &w.output else { bail!("no place to write to is named\nhint: -o OUT") };
     let kind = output.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
-    if matches!(kind.as_str(), "gguf" | "onnx") {
-        let from = if kind == "onnx" { "; ONNX files are written from ONNX files" } else { "" };
-        bail!("{}: .{kind} is not written; name a directory or a .frit file{from}", output.display());
+    if kind == "onnx" {
+        bail!(
+            "{}: ONNX files are written from ONNX files; name a directory, a .gguf or a .frit file",
+            output.display()
+        );
     }
     let input = Path::new(input);
     let mut checkpoint = Checkpoint::open(input)?;
+    if kind != "gguf" {
+        checkpoint.notes().iter().for_each(|note| eprintln!("note: {note}"));
+    }
     let calibration = w.calib.as_deref().map(|file| calibration(file, input, w.backend)).transpose()?;
     let aid = Aid { activations: calibration.as_ref().map(|c| c as &dyn Activations) };
     let reports = recipe.apply(&mut checkpoint, &aid)?;
     let tied = if w.copies { Tied::Copies } else { Tied::Once };
     match kind.as_str() {
         "frit" => write_artifact(&checkpoint, output)?,
+        "gguf" => checkpoint.save_gguf(output, tied)?,
         _ => checkpoint.save(output, tied)?,
     }
     if w.json {
