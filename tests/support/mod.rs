@@ -53,10 +53,22 @@ pub fn array(t: &Tensor) -> Array {
 /// What the graph `name` of a model gives in float64, for sizes and inputs by name. Without a history: the mask of
 /// visible keys is all ones and no position is shifted.
 pub fn oracle(model: &Model, name: &str, sizes: &[(&str, u64)], inputs: &[(String, Tensor)]) -> Vec<(String, Array)> {
+    oracle_in(model, name, sizes, inputs, false)
+}
+
+/// As [`oracle`], where `rounded` with every value rounded to F32 once it is computed.
+pub fn oracle_in(
+    model: &Model,
+    name: &str,
+    sizes: &[(&str, u64)],
+    inputs: &[(String, Tensor)],
+    rounded: bool,
+) -> Vec<(String, Array)> {
     let values: BTreeMap<String, i64> = sizes.iter().map(|(n, v)| ((*n).to_owned(), *v as i64)).collect();
     let weights = |id: WeightId| weight_array(model, id, &|n| values.get(n).copied());
     let mut env = Env::new(&weights);
     env.sizes = values.clone();
+    env.rounded = rounded;
     env.inputs = inputs.iter().map(|(n, t)| (n.clone(), array(t))).collect();
     for (i, s) in model.tables.states.iter().enumerate() {
         let size = |s: &frit_kernels::dim::Sym| values.get(&s.to_string()).copied();
@@ -71,7 +83,11 @@ pub fn oracle(model: &Model, name: &str, sizes: &[(&str, u64)], inputs: &[(Strin
 /// The largest difference, relative to the largest magnitude expected or 1. Fails on shapes that differ and on numbers
 /// that are not finite.
 pub fn distance(what: &str, got: &Tensor, want: &Array) -> f64 {
-    let got = array(got);
+    apart(what, &array(got), want)
+}
+
+/// [`distance`], of arrays.
+pub fn apart(what: &str, got: &Array, want: &Array) -> f64 {
     assert_eq!(got.shape, want.shape, "{what}");
     let magnitude = want.data.iter().fold(1.0f64, |m, w| m.max(w.abs()));
     let mut most = 0.0f64;

@@ -54,12 +54,21 @@ pub struct Env<'a> {
     pub past: HashMap<(KvSlotId, KvPart), Array>,
     /// Weights.
     pub weights: &'a dyn Fn(WeightId) -> Result<Array, String>,
+    /// Whether every value is rounded to F32 once it is computed: what any evaluation in F32 loses at least.
+    pub rounded: bool,
 }
 
 impl<'a> Env<'a> {
     /// An environment with weights only.
     pub fn new(weights: &'a dyn Fn(WeightId) -> Result<Array, String>) -> Self {
-        Env { sizes: BTreeMap::new(), inputs: BTreeMap::new(), states: BTreeMap::new(), past: HashMap::new(), weights }
+        Env {
+            sizes: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+            states: BTreeMap::new(),
+            past: HashMap::new(),
+            weights,
+            rounded: false,
+        }
     }
     fn dim(&self, d: &Dim) -> Result<i64, RefError> {
         let size = |s: &Sym| if let Sym::Size(n) = s { self.sizes.get(&**n).copied() } else { None };
@@ -132,7 +141,10 @@ fn eval_graph(
                 if xs.len() != operands.len() {
                     return Err(at_node(graph, v, RefError::new("an operand has no value".into())));
                 }
-                let x = eval_node(graph, v, &xs, env, caches).map_err(|e| at_node(graph, v, e))?;
+                let mut x = eval_node(graph, v, &xs, env, caches).map_err(|e| at_node(graph, v, e))?;
+                if env.rounded {
+                    x.data.iter_mut().for_each(|v| *v = f64::from(*v as f32));
+                }
                 check(&x, graph.ty(v), env).map_err(|e| at_node(graph, v, e))?;
                 x
             }
