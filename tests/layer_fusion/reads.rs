@@ -167,6 +167,7 @@ fn row_33_layer_wise_representation_fusion() {
     }
     t.frit["layer_attention"] = json!(layers);
     agrees(&t, &Form { layer_attention: layers.to_vec(), ..Form::default() }, RunPolicy::default());
+    verified(&compiled(&t, RunPolicy::default()));
     let plain = Tiny::llama(33);
     let bytes = |t: &Tiny| cache_bytes(&compiled(t, RunPolicy::default()).plan, 1, 5);
     assert_eq!(bytes(&t), bytes(&plain));
