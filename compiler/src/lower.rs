@@ -240,8 +240,7 @@ impl Lowering<'_> {
         self.passes(&mut graph, g)?;
         copy_source_outputs(&mut graph);
         let tables = &self.model.tables;
-        let outline = self.options.outline.then(|| Outline::find(&graph, tables)).flatten();
-        let short = outline.and_then(|outline| outline.shrink(&graph).map(|graph| Short { outline, graph }));
+        let short = self.short(&graph);
         let whole = Within { at_most: g.at_most.clone(), limits: g.limits.clone() };
         let options = &self.options.fusion;
         let seen = short.as_ref().map_or(&graph, |s| &s.graph);
@@ -252,7 +251,33 @@ impl Lowering<'_> {
         for (most, within) in buckets {
             out.push(self.program(&graph, short.as_ref(), g, Plan::bucket_name(&g.name, most), &within)?);
         }
+        out.extend(self.in_parts(&graph, g, &whole)?);
         Ok(out)
+    }
+    /// The program with the keys of attention in parts, where that pays on some kind of device and adds no launch.
+    fn in_parts(&mut self, graph: &Graph, g: &ModelGraph, within: &Within) -> Result<Option<(Program, PhaseReport)>> {
+        let Some(instead) = fusion::key_parts::instead(graph, &g.name, &self.options.fusion) else { return Ok(None) };
+        let mut split = graph.clone();
+        if self.applied(&mut split, passes::PassManager::split_keys())? == 0 {
+            return Ok(None);
+        }
+        let short = self.short(&split);
+        let launches = |graph: &Graph| {
+            let short = self.short(graph);
+            let graph = short.as_ref().map_or(graph, |s| &s.graph);
+            fusion::partition(graph, &self.model.tables, within, &self.options.fusion, &HashSet::new()).regions.len()
+        };
+        if launches(&split) > launches(graph) {
+            return Ok(None);
+        }
+        let (mut program, phase) = self.program(&split, short.as_ref(), g, format!("{}+parts", g.name), within)?;
+        program.instead = Some(instead);
+        Ok(Some((program, phase)))
+    }
+    /// What a deep graph repeats.
+    fn short(&self, graph: &Graph) -> Option<Short> {
+        let outline = self.options.outline.then(|| Outline::find(graph, &self.model.tables)).flatten();
+        outline.and_then(|outline| outline.shrink(graph).map(|graph| Short { outline, graph }))
     }
     fn program(
         &mut self,
@@ -389,6 +414,7 @@ impl Lowering<'_> {
             fixed: g.fixed.clone(),
             at_most: within.at_most.clone(),
             limits: within.limits.clone(),
+            instead: None,
             inputs,
             outputs,
             values: decls,
@@ -421,7 +447,10 @@ impl Lowering<'_> {
     }
 
     fn passes(&mut self, graph: &mut Graph, g: &ModelGraph) -> Result<()> {
-        let mut manager = passes::PassManager::standard(&g.fixed);
+        self.applied(graph, passes::PassManager::standard(&g.fixed)).map(|_| ())
+    }
+    /// Runs passes as the options say; how many rewrites they applied.
+    fn applied(&mut self, graph: &mut Graph, mut manager: passes::PassManager<'static>) -> Result<u64> {
         manager.options.skip.clone_from(&self.options.skip_passes);
         manager.options.mode = self.options.fusion.numeric;
         manager.options.disabled.clone_from(&self.options.disabled_rules);
@@ -440,7 +469,7 @@ impl Lowering<'_> {
             }
         }
         self.fuel = self.fuel.map(|f| f.saturating_sub(log.total()));
-        Ok(())
+        Ok(log.total())
     }
     /// Regions of a graph in launch order, with their kernels. Where layers repeat, four of them are fused and the others
     /// follow from these.

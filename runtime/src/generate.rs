@@ -370,7 +370,8 @@ impl Run {
         if steps < 2 {
             return Ok(());
         }
-        for t in session.executor.run_ahead(self.decode, &self.sizes, self.at.past, steps, wanted)? {
+        let decode = session.fitting(self.decode, &self.sizes)?;
+        for t in session.executor.run_ahead(decode, &self.sizes, self.at.past, steps, wanted)? {
             match t.as_i32() {
                 Some(tokens) if tokens.len() >= self.rows.len() => {
                     self.ahead.push_back(last_of_each(tokens, self.rows.len(), 1).copied().collect());

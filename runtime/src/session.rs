@@ -72,7 +72,7 @@ impl<'p> SessionBuilder<'p> {
         let executor = backend.bind(Arc::clone(&plan), weights, &Extent(extent.clone()), &mut bytes)?;
         let stats = RunStats::new(&plan);
         let (backend, device) = (backend.name(), backend.device());
-        Ok(Session { plan, executor, extent, stats, backend, device, takes_buckets: true })
+        Ok(Session { plan, executor, extent, stats, backend, device, takes_buckets: true, always_in_parts: false })
     }
 }
 
@@ -168,6 +168,8 @@ pub struct Session {
     device: String,
     /// Whether programs for few rows are run where the rows are few.
     pub(crate) takes_buckets: bool,
+    /// Attention takes its keys in parts wherever a program does so, whatever the device and however few they are.
+    pub(crate) always_in_parts: bool,
 }
 
 impl Session {
@@ -282,10 +284,21 @@ impl Session {
         if !self.takes_buckets {
             return Ok(index);
         }
-        for bucket in self.plan.buckets(index) {
+        let plan = Arc::clone(&self.plan);
+        let tier = self.executor.tier();
+        let serves = |i: &usize| {
+            let instead = plan.programs.get(*i).and_then(|p| p.instead.as_ref());
+            instead.is_none_or(|x| x.from(tier).is_some())
+        };
+        for bucket in plan.buckets(index).filter(serves) {
             self.executor.prepare(bucket)?;
         }
-        Ok(self.plan.fitting(index, sizes))
+        let of = plan.programs.get(index).map(|p| p.name.as_str());
+        let in_parts = |p: &Program| p.instead.as_ref().is_some_and(|x| Some(x.of.as_str()) == of);
+        match plan.programs.iter().position(in_parts).filter(|_| self.always_in_parts) {
+            Some(i) => Ok(i),
+            None => Ok(plan.fitting(index, sizes, tier)),
+        }
     }
 
     /// Sets a decoder's states for a run without history.

@@ -34,6 +34,7 @@ fn program(name: &str, tokens: &str, logits: &str) -> Program {
         fixed: vec![],
         at_most: vec![],
         limits: Vec::new(),
+        instead: None,
         inputs: vec![port("input_ids", Storage::I32, tokens, BufferRef::Value(0))],
         outputs: vec![port("logits", Storage::F32, logits, BufferRef::Value(1))],
         values: vec![value("ids", Storage::I32, tokens), value("logits", Storage::F32, logits)],

@@ -49,7 +49,8 @@ pub fn flops(spec: &KernelSpec) -> Dim {
     match &spec.anchor {
         Anchor::MatMul { k, rhs, .. } => product(&spec.domain) * k.clone() * two * Dim::from(rhs.len()),
         Anchor::Attention(a) => {
-            let queries = product(spec.domain.iter().take(3));
+            let parts = Dim::from(a.parts.as_ref().map_or(1, |p| p.count.max(1)));
+            let queries = product(spec.domain.iter().take(3)).div(&parts);
             queries * a.kv_len.clone() * two * Dim::from(a.head_dim + a.value_dim)
         }
         Anchor::Map | Anchor::Row { .. } => Dim::zero(),

@@ -9,6 +9,7 @@ pub mod buckets;
 pub mod coords;
 pub mod cost;
 pub mod guards;
+pub mod key_parts;
 pub mod legality;
 pub mod outline;
 mod partition;
@@ -51,6 +52,9 @@ pub struct FusionOptions {
     pub matmul_precision: MatmulPrecision,
     /// The kinds of devices that the plan is for: a fusion has to pay on each of them.
     pub tiers: Vec<Tier>,
+    /// The number of keys from which attention of one row takes them in parts, on every kind of device; `None`: where the
+    /// cost model says that it pays.
+    pub key_parts_from: Option<u64>,
     /// Operations whose origin contains one of these are not fused.
     pub no_fuse: Vec<String>,
     /// How many operations are absorbed at most, in the order in which fusion meets them.
@@ -73,6 +77,7 @@ impl Default for FusionOptions {
             numeric: NumericMode::default(),
             matmul_precision: MatmulPrecision::Auto,
             tiers: vec![Tier::Cpu, Tier::Gpu, Tier::Cuda],
+            key_parts_from: None,
             no_fuse: Vec::new(),
             fuel: None,
             limit_bindings: 8,

@@ -27,7 +27,7 @@ fn alone(graph: &Graph, v: ValueId, bounds: &Bounds) -> Dim {
     for (port, o) in ops.iter().enumerate() {
         let first = leaves.len();
         operand_leaves(graph, *o, None, &mut leaves);
-        if let (Op::Attention(a), 1 | 2, [q, k, ..]) = (graph.op(v), port, ops.as_slice()) {
+        if let (Some((a, _)), 1 | 2, [q, k, ..]) = (graph.op(v).attention(), port, ops.as_slice()) {
             let queries = graph.ty(*q).shape.get(2).cloned().unwrap_or_else(Dim::one);
             let keys = graph.ty(*k).shape.get(2).cloned().unwrap_or_else(Dim::one);
             let (lo, hi) = visible_keys(&queries, &keys, a.causal.as_ref(), a.window, bounds);
@@ -84,7 +84,7 @@ pub fn phase(
 ) -> PhaseReport {
     let order = graph.order();
     let launches: Vec<ValueId> = order.iter().copied().filter(|v| is_launch(graph, *v)).collect();
-    let blocks = order.iter().filter(|v| matches!(graph.op(**v), Op::Attention(_))).count() as u32;
+    let blocks = order.iter().filter(|v| graph.op(**v).attention().is_some()).count() as u32;
     let fused = specs.iter().filter(|(r, ..)| matches!(r.anchor, RegionAnchor::Attention(_))).count() as u32;
     let mut regions = Vec::new();
     let mut per_layer: BTreeMap<u32, u32> = BTreeMap::new();
@@ -105,6 +105,7 @@ pub fn phase(
         }
         let class = match &r.anchor {
             RegionAnchor::MatMul(g) if g.norm.is_some() => ProofClass::Reassoc,
+            _ if members.iter().any(|v| matches!(graph.op(*v), Op::MergeParts { .. })) => ProofClass::Reassoc,
             _ => ProofClass::Bit,
         };
         regions.push(RegionReport {

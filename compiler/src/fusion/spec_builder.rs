@@ -274,6 +274,7 @@ impl<'a> SpecBuilder<'a> {
                 self.expr_of(&ops, 0, &c)
             }
             Op::Rope { style, rotary_dim } => self.rope(&ops, *style, *rotary_dim, at),
+            Op::MergeParts { parts } => self.merge_parts(&ops, *parts, at),
             Op::KvAppend { slot, part, .. } | Op::KvRead { slot, part } | Op::KvLoad { slot, part } => {
                 let index = self.kv_index(*slot, *part, at, &Dim::zero());
                 Ok(self.load(Operand::Kv(*slot, *part), index))
@@ -289,6 +290,40 @@ impl<'a> SpecBuilder<'a> {
         let v = ops.get(k).copied().ok_or_else(|| format!("operand {k} is missing"))?;
         let c = coords::broadcast(at, &self.graph.ty(v).shape);
         self.expr_at(v, &c)
+    }
+    /// `Σ_c exp(m_c − m)·x_c / Σ_c exp(m_c − m)·s_c` over the parts c of attention, m being the largest of the m_c; 0 where
+    /// no part shows a key.
+    fn merge_parts(&mut self, ops: &[ValueId], parts: u64, at: &[Dim]) -> Result<ExprId, Fault> {
+        let [batch, head, row, element] = at else { return Err("parts of attention without 4 axes".into()) };
+        let width = ops.first().map(|x| self.graph.ty(*x).last() - Dim::constant(2)).unwrap_or_default();
+        let mut loaded: [Vec<ExprId>; 3] = Default::default();
+        for c in 0..parts {
+            let of = (Dim::from(parts) * batch.clone() + Dim::from(c)).simplify(&self.bounds);
+            for (list, e) in loaded.iter_mut().zip([element.clone(), width.clone(), width.clone() + Dim::one()]) {
+                list.push(self.expr_of(ops, 0, &[of.clone(), head.clone(), row.clone(), e])?);
+            }
+        }
+        let e = &mut self.exprs;
+        let [values, tops, sums] = loaded;
+        let top = tops.iter().copied().reduce(|a, b| e.binary(BinaryOp::Max, a, b)).ok_or("attention in no parts")?;
+        let shares: Vec<ExprId> = tops
+            .iter()
+            .map(|t| {
+                let below = e.binary(BinaryOp::Sub, *t, top);
+                e.unary(UnaryOp::Exp, below)
+            })
+            .collect();
+        let mut weighted = |xs: &[ExprId]| {
+            let each: Vec<ExprId> = xs.iter().zip(&shares).map(|(x, s)| e.binary(BinaryOp::Mul, *x, *s)).collect();
+            each.into_iter().reduce(|a, b| e.binary(BinaryOp::Add, a, b))
+        };
+        let (value, sum) = weighted(&values).zip(weighted(&sums)).ok_or("attention in no parts")?;
+        let (zero, least) = (float(e, 0.0), float(e, 1e-30));
+        let seen = e.binary(BinaryOp::Lt, zero, sum);
+        let sum = e.binary(BinaryOp::Max, sum, least);
+        let share = e.unary(UnaryOp::Recip, sum);
+        let value = e.binary(BinaryOp::Mul, value, share);
+        Ok(e.select(seen, value, zero))
     }
     /// Linear index into a cache part of `[B, H, room, D]`; `first` is added to the position.
     pub fn kv_index(&self, slot: KvSlotId, part: KvPart, at: &[Dim], first: &Dim) -> Dim {
@@ -428,6 +463,7 @@ impl<'a> SpecBuilder<'a> {
             Anchor::MatMul { k, .. } => see(k),
             Anchor::Attention(a) => {
                 see(&a.kv_len);
+                a.parts.iter().for_each(|p| [&p.first, &p.len].into_iter().for_each(&mut see));
                 a.causal_offset.iter().for_each(&mut see);
             }
             _ => {}

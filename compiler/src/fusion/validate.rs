@@ -356,15 +356,28 @@ impl<'a> Eval<'a> {
                 }
                 self.acc = acc;
             }
-            Anchor::Attention(a) => self.acc[0] = self.attention(a)?,
+            Anchor::Attention(a) => {
+                let (out, softmax) = self.attention(a)?;
+                self.acc[0] = out;
+                self.stats = softmax.to_vec();
+            }
         }
         self.value(value)
     }
-    fn attention(&mut self, a: &Attention) -> Result<f64, RefError> {
+    /// The accumulator, and the largest score and the sum of weights.
+    fn attention(&mut self, a: &Attention) -> Result<(f64, [f64; 2]), RefError> {
         let keys = self.number(&a.kv_len)?;
         let offset = a.causal_offset.as_ref().map(|d| self.number(d)).transpose()?;
         let (mut seen, mut max) = (Vec::new(), f64::NEG_INFINITY);
-        for t in 0..keys {
+        let own = match &a.parts {
+            Some(p) => {
+                let (first, len) = (self.number(&p.first)?, self.number(&p.len)?);
+                let from = first + self.axes[0] % p.count.max(1) as i64 * len;
+                from.max(0)..(from + len).min(keys)
+            }
+            None => 0..keys,
+        };
+        for t in own {
             self.axes[5] = t;
             let last = self.axes[2] + offset.unwrap_or(0);
             let hidden = (offset.is_some() && t > last) || a.window.is_some_and(|w| t <= last - w as i64);
@@ -387,11 +400,12 @@ impl<'a> Eval<'a> {
             seen.push((t, score));
         }
         let sum: f64 = seen.iter().map(|(_, x)| (x - max).exp()).sum();
+        let total = if a.parts.is_some() { 1.0 } else { sum };
         let mut out = 0.0;
         for (t, x) in seen {
             self.axes[5] = t;
-            out += (x - max).exp() / sum * self.value(a.v)?;
+            out += (x - max).exp() / total * self.value(a.v)?;
         }
-        Ok(out)
+        Ok((out, [max.max(-1e30), sum]))
     }
 }

@@ -25,6 +25,7 @@ fn arity(op: &Op) -> (usize, usize) {
     match op {
         Op::Input(_) | Op::State(_) | Op::Weight(_) | Op::Const(_) | Op::Iota { .. } | Op::KvLoad { .. } => (0, 0),
         Op::Unary(_) | Op::Cast(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast(_) | Op::Slice { .. } => (1, 1),
+        Op::MergeParts { .. } => (1, 1),
         Op::Reduce { .. } | Op::Softmax | Op::KvAppend { .. } | Op::KvRead { .. } => (1, 1),
         Op::Binary(_) | Op::Gather | Op::MatMul { .. } => (2, 2),
         Op::Select => (3, 3),
@@ -34,7 +35,7 @@ fn arity(op: &Op) -> (usize, usize) {
             (n, n)
         }
         Op::Rope { .. } => (4, 4),
-        Op::Attention(a) => {
+        Op::Attention(a) | Op::AttentionParts { attrs: a, .. } => {
             let n = 3 + usize::from(a.has_mask) + usize::from(a.has_bias);
             (n, n)
         }
@@ -189,7 +190,7 @@ pub fn infer(op: &Op, inputs: &[&TensorType]) -> Result<TensorType, String> {
             Ok(TensorType::new(Scalar::F32, shape))
         }
         (Op::KvRead { .. }, [x]) if x.rank() == 4 => Ok((*x).clone()),
-        (Op::Attention(at), [q, k, v, rest @ ..]) => {
+        (Op::Attention(at) | Op::AttentionParts { attrs: at, .. }, [q, k, v, rest @ ..]) => {
             let fail = || format!("attention of q {q}, k {k}, v {v}");
             if q.rank() != 4 || k.rank() != 4 || v.rank() != 4 {
                 return Err(fail());
@@ -211,6 +212,19 @@ pub fn infer(op: &Op, inputs: &[&TensorType]) -> Result<TensorType, String> {
             }
             let mut shape = q.shape.clone();
             shape[3] = v.shape[3].clone();
+            if let Op::AttentionParts { parts, .. } = op {
+                shape[0] = Dim::from(*parts) * shape[0].clone();
+                shape[3] = shape[3].clone() + Dim::constant(2);
+            }
+            Ok(TensorType::new(Scalar::F32, shape))
+        }
+        (Op::MergeParts { parts }, [x]) if x.rank() == 4 && x.scalar == Scalar::F32 => {
+            let (batch, rest) = x.shape[0].split(&Dim::from(*parts));
+            if !rest.is(0) {
+                return Err(format!("{parts} parts of {x}"));
+            }
+            let mut shape = x.shape.clone();
+            (shape[0], shape[3]) = (batch, shape[3].clone() - Dim::constant(2));
             Ok(TensorType::new(Scalar::F32, shape))
         }
         (Op::Control(c), xs) => infer_control(c, xs),

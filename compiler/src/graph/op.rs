@@ -167,6 +167,21 @@ pub enum Op {
     /// (q `[B, H, S, D]`, k `[B, G, T, D]`, v `[B, G, T, E]`, mask?, bias?) → `[B, H, S, E]`; query head h reads key
     /// head `h / (H/G)`. A row that sees no key is 0. Raised.
     Attention(AttentionAttrs),
+    /// As [`Op::Attention`], with the keys in `parts` parts → `[parts·B, H, S, E + 2]`, the part fastest of axis 0. A row holds
+    /// the part's values weighted by `exp(score − m)`, then its largest score m (−1e30 where it shows no key) and the sum of
+    /// the weights. Part c has the keys `[first + c·len, first + (c + 1)·len)`, as
+    /// [`KeyParts`](frit_kernels::spec::KeyParts) says.
+    AttentionParts {
+        /// The attention.
+        attrs: AttentionAttrs,
+        /// How many parts.
+        parts: u64,
+    },
+    /// (x `[parts·B, H, S, E + 2]` as [`Op::AttentionParts`] gives it): the attention `[B, H, S, E]` of all keys.
+    MergeParts {
+        /// How many parts.
+        parts: u64,
+    },
     /// A nested graph: loop, predicated region, early exit.
     Control(Box<Control>),
 }
@@ -203,7 +218,17 @@ impl Op {
             Op::KvLoad { .. } => "kv_load".into(),
             Op::KvRead { .. } => "kv_read".into(),
             Op::Attention(_) => "attention".into(),
+            Op::AttentionParts { .. } => "attention_parts".into(),
+            Op::MergeParts { .. } => "merge_parts".into(),
             Op::Control(_) => "control".into(),
+        }
+    }
+    /// The attributes of an attention, and in how many parts it takes its keys where it does.
+    pub fn attention(&self) -> Option<(&AttentionAttrs, Option<u64>)> {
+        match self {
+            Op::Attention(attrs) => Some((attrs, None)),
+            Op::AttentionParts { attrs, parts } => Some((attrs, Some(*parts))),
+            _ => None,
         }
     }
     /// Whether it only names data and computes nothing.

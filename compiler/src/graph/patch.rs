@@ -238,7 +238,7 @@ impl Op {
                 *start = f(start);
                 *len = f(len);
             }
-            Op::Attention(a) => a.causal = a.causal.as_ref().map(f),
+            Op::Attention(a) | Op::AttentionParts { attrs: a, .. } => a.causal = a.causal.as_ref().map(f),
             Op::Control(c) => {
                 let body = match &mut **c {
                     Control::Loop { trips, body, .. } => {

@@ -156,7 +156,7 @@ impl Check<'_> {
             Op::Iota { axis, .. } if *axis >= node.ty.rank() || node.ty.scalar != frit_kernels::dtype::Scalar::I32 => {
                 self.fault(g, v, format!("iota along axis {axis} of {}", node.ty));
             }
-            Op::Attention(a) if a.window.is_some() && a.causal.is_none() => {
+            Op::Attention(a) | Op::AttentionParts { attrs: a, .. } if a.window.is_some() && a.causal.is_none() => {
                 self.fault(g, v, "a window without causal masking");
             }
             Op::KvAppend { slot, part, .. } if !self.written.insert((slot.0, *part)) => {

@@ -11,6 +11,7 @@ pub mod recognize;
 mod rewrite;
 pub mod shape_fold;
 pub mod specialize;
+pub mod split_keys;
 pub mod validate;
 
 use crate::error::{Error, Result};
@@ -216,6 +217,10 @@ impl<'h> PassManager<'h> {
         passes.extend(rest);
         PassManager { passes, options: Options::default() }
     }
+    /// What brings attention into parts of its keys, in a graph that the standard list left.
+    pub fn split_keys() -> Self {
+        PassManager { passes: vec![Box::new(split_keys::SplitKeys)], options: Options::default() }
+    }
     /// Runs the passes.
     ///
     /// # Errors
@@ -275,7 +280,7 @@ pub fn rule_names() -> Vec<&'static str> {
     let lists = [canonicalize::rules(), constant_fold::RULES.to_vec(), shape_fold::RULES.to_vec()];
     let recognisers = recognize::RECOGNIZERS.iter().flat_map(|r| r.rule_names());
     let mut names: Vec<&'static str> = lists.iter().flatten().map(|r| r.name).chain(recognisers).collect();
-    names.push(approximate::RULES[0].name);
+    names.extend([approximate::RULES[0].name, split_keys::RULES[0].name]);
     names.sort_unstable();
     names.dedup();
     names

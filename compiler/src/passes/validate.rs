@@ -222,7 +222,8 @@ impl Cone {
             Op::Unary(u) => matches!(u, UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Relu | UnaryOp::Not),
             Op::Binary(b) => !matches!(b, BinaryOp::Div | BinaryOp::Pow),
             Op::Reduce { op, .. } => !matches!(op, ReduceOp::Prod),
-            Op::Softmax | Op::Norm { .. } | Op::Attention(_) | Op::Rope { .. } | Op::Const(_) => false,
+            Op::Softmax | Op::Norm { .. } | Op::Rope { .. } | Op::Const(_) => false,
+            Op::Attention(_) | Op::AttentionParts { .. } | Op::MergeParts { .. } => false,
             _ => true,
         })
     }

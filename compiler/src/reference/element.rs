@@ -246,7 +246,26 @@ impl<'a> Elements<'a> {
                 Ok(row[i % n] * scale * gain + bias)
             }
             Op::Rope { style, rotary_dim } => self.rope(*style, *rotary_dim as usize, ops, shape, i),
-            Op::Attention(a) => self.attention(a, ops, shape, i),
+            Op::Attention(a) => self.attention(a, None, ops, shape, i),
+            Op::AttentionParts { attrs, parts } => self.attention(attrs, Some(*parts as usize), ops, shape, i),
+            Op::MergeParts { parts } => {
+                let (n, width, row) = (*parts as usize, shape[3], i / shape[3].max(1));
+                let rows = shape[1] * shape[2];
+                let (b, inner) = (row / rows.max(1), row % rows.max(1));
+                let x = op(0)?;
+                let first = |c: usize| ((b * n + c) * rows + inner) * (width + 2);
+                let mut tops = Vec::with_capacity(n);
+                for c in 0..n {
+                    tops.push(self.at(x, first(c) + width)?);
+                }
+                let top = tops.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let (mut sum, mut value) = (0.0, 0.0);
+                for (c, t) in tops.iter().enumerate() {
+                    sum += (t - top).exp() * self.at(x, first(c) + width + 1)?;
+                    value += (t - top).exp() * self.at(x, first(c) + i % width)?;
+                }
+                Ok(if sum > 0.0 { value / sum } else { 0.0 })
+            }
             other => fault(format!("{} has no element of its own", other.name())),
         }
     }
@@ -314,22 +333,33 @@ impl<'a> Elements<'a> {
         let (own, other) = (self.at(x, i)?, self.at(x, row * dim + partner)?);
         Ok(if is_first { own * c - other * s } else { own * c + other * s })
     }
-    fn attention(&mut self, a: &AttentionAttrs, ops: &[ValueId], shape: &[usize], i: usize) -> Result<f64, RefError> {
-        let (&[q, k, value, ..], &[_, heads, queries, width]) = (ops, shape) else { return fault("attention") };
+    fn attention(
+        &mut self,
+        a: &AttentionAttrs,
+        parts: Option<usize>,
+        ops: &[ValueId],
+        shape: &[usize],
+        i: usize,
+    ) -> Result<f64, RefError> {
+        let (&[q, k, value, ..], &[_, heads, queries, columns]) = (ops, shape) else { return fault("attention") };
+        let width = if parts.is_some() { columns.saturating_sub(2) } else { columns };
         let (ks, dim) = (self.shape(k)?, self.info(q)?.shape.last().copied().unwrap_or(1));
         let &[_, groups, keys, _] = ks.as_slice() else { return fault("attention of 4 axes") };
-        let (e, row) = (i % width, i / width);
-        let (s, h, b) = (row % queries, row / queries % heads, row / (queries * heads));
+        let (e, row) = (i % columns, i / columns);
+        let (s, h, of) = (row % queries, row / queries % heads, row / (queries * heads));
+        let b = parts.map_or(of, |n| of / n.max(1));
+        let row = (b * heads + h) * queries + s;
         let g = b * groups + h / (heads / groups.max(1)).max(1);
         let offset = a.causal.as_ref().map(|d| self.signed(d)).transpose()?;
-        let scores = [shape[0], heads, queries, keys];
+        let own = parts.map(|n| super::ops::part((of % n.max(1), n), (queries, keys), offset, a.window));
+        let scores = [parts.map_or(shape[0], |n| shape[0] / n.max(1)), heads, queries, keys];
         let (mut seen, mut max) = (Vec::new(), f64::NEG_INFINITY);
         for t in 0..keys {
             let last = offset.map(|o| s as i64 + o);
             let hidden =
                 last.is_some_and(|l| t as i64 > l) || last.zip(a.window).is_some_and(|(l, w)| t as i64 <= l - w as i64);
             let spot = ((b * heads + h) * queries + s) * keys + t;
-            if hidden {
+            if hidden || own.as_ref().is_some_and(|own| !own.contains(&t)) {
                 continue;
             }
             if a.has_mask {
@@ -355,8 +385,14 @@ impl<'a> Elements<'a> {
             max = max.max(score);
             seen.push((t, score));
         }
-        self.met_empty_row |= seen.is_empty();
+        self.met_empty_row |= seen.is_empty() && parts.is_none();
         let sum: f64 = seen.iter().map(|(_, x)| (x - max).exp()).sum();
+        match (parts, e.checked_sub(width)) {
+            (Some(_), Some(0)) => return Ok(max.max(-1e30)),
+            (Some(_), Some(_)) => return Ok(sum),
+            _ => {}
+        }
+        let sum = if parts.is_some() { 1.0 } else { sum };
         let mut out = 0.0;
         for (t, x) in seen {
             out += (x - max).exp() / sum * self.at(value, (g * keys + t) * width + e)?;

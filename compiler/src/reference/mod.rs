@@ -242,7 +242,9 @@ fn eval_node(graph: &Graph, v: ValueId, xs: &[&Array], env: &Env<'_>, caches: &m
             Some(x) => x.clone(),
             None => return Err(RefError::new(format!("slot {} was not appended to", slot.0))),
         },
-        Op::Attention(a) => {
+        Op::MergeParts { parts } => ops::merge_parts(x(0)?, *parts as usize)?,
+        Op::Attention(a) | Op::AttentionParts { attrs: a, .. } => {
+            let parts = node.op.attention().and_then(|(_, parts)| parts).map(|n| n as usize);
             let mask = a.has_mask.then(|| x(3)).transpose()?;
             let bias = a.has_bias.then(|| x(3 + usize::from(a.has_mask))).transpose()?;
             let offset = match (&a.causal, a.window) {
@@ -250,7 +252,7 @@ fn eval_node(graph: &Graph, v: ValueId, xs: &[&Array], env: &Env<'_>, caches: &m
                 (None, Some(_)) => return Err(RefError::new("a window without causal masking".into())),
                 (None, None) => None,
             };
-            ops::attention(&ops::Attention { q: x(0)?, k: x(1)?, v: x(2)?, mask, bias, attrs: a, offset })?
+            ops::attention(&ops::Attention { q: x(0)?, k: x(1)?, v: x(2)?, mask, bias, attrs: a, offset, parts })?
         }
         Op::Control(c) => control(c, xs, env, caches)?,
     })

@@ -236,6 +236,40 @@ pub(super) struct Attention<'a> {
     pub bias: Option<&'a Array>,
     pub attrs: &'a AttentionAttrs,
     pub offset: Option<i64>,
+    pub parts: Option<usize>,
+}
+
+/// The keys of part `part` of `parts`, as [`Op::AttentionParts`](crate::graph::Op::AttentionParts) has them.
+pub(super) fn part(
+    (part, parts): (usize, usize),
+    (queries, keys): (usize, usize),
+    offset: Option<i64>,
+    window: Option<u64>,
+) -> std::ops::Range<usize> {
+    let end = offset.map_or(keys as i64, |o| (queries as i64 + o).min(keys as i64));
+    let first = window.map_or(0, |w| (offset.unwrap_or(0) + 1 - w as i64).max(0));
+    let step = frit_kernels::spec::KeyParts::STEP as usize;
+    let len = ((end - first).max(0) as usize).div_ceil(parts.max(1)).next_multiple_of(step);
+    let from = first as usize + part * len;
+    from..from + len
+}
+
+/// The attention whose parts lie in `x`.
+pub(super) fn merge_parts(x: &Array, parts: usize) -> Result<Array, RefError> {
+    let [all, heads, queries, row] = x.four()?;
+    let width = row.saturating_sub(2);
+    let mut out = Array::full(&[all / parts.max(1), heads, queries, width], 0.0)?;
+    for (b, h, s) in coords(all / parts.max(1), heads, queries) {
+        let at = |c: usize| (((b * parts + c) * heads + h) * queries + s) * row;
+        let top = (0..parts).map(|c| x.at(at(c) + width)).fold(f64::NEG_INFINITY, f64::max);
+        let share = |c: usize| (x.at(at(c) + width) - top).exp();
+        let sum: f64 = (0..parts).map(|c| share(c) * x.at(at(c) + width + 1)).sum();
+        for e in 0..width {
+            let v: f64 = (0..parts).map(|c| share(c) * x.at(at(c) + e)).sum();
+            out.data[((b * heads + h) * queries + s) * width + e] = if sum > 0.0 { v / sum } else { 0.0 };
+        }
+    }
+    Ok(out)
 }
 
 pub(super) fn attention(at: &Attention<'_>) -> Result<Array, RefError> {
@@ -248,8 +282,11 @@ pub(super) fn attention(at: &Attention<'_>) -> Result<Array, RefError> {
     let of = |x: Option<&Array>| x.map(|x| broadcast_strides(&x.shape, &scores)).transpose();
     let (mask_at, bias_at) = (of(at.mask)?, of(at.bias)?);
     let spot = |s: &[usize], c: [usize; 4]| s.iter().zip(c).map(|(s, c)| s * c).sum::<usize>();
-    let mut out = Array::full(&[batch, heads, queries, width], 0.0)?;
-    for (b, h, s) in coords(batch, heads, queries) {
+    let (count, columns) = at.parts.map_or((1, width), |n| (n, width + 2));
+    let mut out = Array::full(&[count * batch, heads, queries, columns], 0.0)?;
+    for (of, h, s) in coords(count * batch, heads, queries) {
+        let b = of / count.max(1);
+        let own = at.parts.map(|n| part((of % n.max(1), n), (queries, keys), at.offset, at.attrs.window));
         let g = b * groups + h / (heads / groups);
         let q0 = ((b * heads + h) * queries + s) * dim;
         let mut row: Vec<(usize, f64)> = Vec::new();
@@ -258,7 +295,8 @@ pub(super) fn attention(at: &Attention<'_>) -> Result<Array, RefError> {
             let past = last.is_some_and(|l| t as i64 > l);
             let old = last.zip(at.attrs.window).is_some_and(|(l, w)| t as i64 <= l - w as i64);
             let hidden = at.mask.zip(mask_at.as_deref()).is_some_and(|(m, st)| m.at(spot(st, [b, h, s, t])) == 0.0);
-            if past || old || hidden {
+            let elsewhere = own.as_ref().is_some_and(|own| !own.contains(&t));
+            if past || old || hidden || elsewhere {
                 continue;
             }
             let k0 = (g * keys + t) * dim;
@@ -273,9 +311,13 @@ pub(super) fn attention(at: &Attention<'_>) -> Result<Array, RefError> {
         }
         let max = row.iter().map(|(_, v)| *v).fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = row.iter().map(|(_, v)| (v - max).exp()).sum();
-        let o0 = ((b * heads + h) * queries + s) * width;
+        let o0 = ((of * heads + h) * queries + s) * columns;
+        if at.parts.is_some() {
+            (out.data[o0 + width], out.data[o0 + width + 1]) = (max.max(-1e30), sum);
+        }
+        let total = if at.parts.is_some() { 1.0 } else { sum };
         for (t, v) in row {
-            let p = (v - max).exp() / sum;
+            let p = (v - max).exp() / total;
             for e in 0..width {
                 out.data[o0 + e] += p * at.v.at((g * keys + t) * width + e);
             }

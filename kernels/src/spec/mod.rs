@@ -143,6 +143,36 @@ pub struct Attention {
     pub scale: f32,
     /// Scores become `c·tanh(score/c)`.
     pub softcap: Option<f32>,
+    /// The keys are taken in parts. Axis 0 counts batch and part, the part fastest: `Acc(0)` is the sum of the part's values
+    /// weighted by `exp(score − Stat(0))`, `Stat(0)` its largest score (−1.0e30 where it shows no key) and `Stat(1)` the sum
+    /// of those weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<KeyParts>,
+}
+
+/// Which keys belong to which part: part c has the keys `[first + c·len, first + (c + 1)·len)`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyParts {
+    /// How many.
+    pub count: u64,
+    /// The first key that any query sees.
+    pub first: Dim,
+    /// Keys of a part, a multiple of [`KeyParts::STEP`]. The last parts may have none.
+    pub len: Dim,
+}
+
+impl KeyParts {
+    /// Parts have a multiple of so many keys: a block of the schedules.
+    pub const STEP: u64 = 64;
+    /// The keys that `queries` rows see, in `count` parts of equal length; `offset` and `window` as [`Attention`] has them.
+    pub fn of(count: u64, queries: &Dim, keys: &Dim, offset: Option<&Dim>, window: Option<u64>) -> KeyParts {
+        let end = offset.map_or_else(|| keys.clone(), |o| keys.smaller(&(queries.clone() + o.clone())));
+        let here = offset.cloned().unwrap_or_default() + Dim::one();
+        let first = window.map_or_else(Dim::zero, |w| (here - Dim::from(w)).larger(&Dim::zero()));
+        let each = (end - first.clone()).ceil_div(&Dim::from(count.max(1)));
+        let step = Dim::from(KeyParts::STEP);
+        KeyParts { count, len: each.ceil_div(&step) * step, first }
+    }
 }
 
 /// A write of the kernel.

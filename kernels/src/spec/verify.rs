@@ -83,6 +83,11 @@ impl Check<'_> {
                 }
                 ensure(a.group > 0 && a.head_dim > 0 && a.value_dim > 0, || "attention with an empty head".into())?;
                 self.dim(&a.kv_len, 0)?;
+                if let Some(p) = &a.parts {
+                    ensure(p.count > 0, || "attention in no parts".into())?;
+                    self.dim(&p.first, 0)?;
+                    self.dim(&p.len, 0)?;
+                }
             }
         }
         ensure(!s.stores.is_empty(), || "no store".into())?;
@@ -205,6 +210,10 @@ impl Check<'_> {
                 Scalar::F32
             }
             Expr::Stat(k) => {
+                if let Anchor::Attention(a) = &self.spec.anchor {
+                    ensure(a.parts.is_some() && *k < 2, || at(&format!("statistic {k}")))?;
+                    return ensure(found == Scalar::F32, || at("a statistic of scores is a float"));
+                }
                 let stats = match &self.spec.anchor {
                     Anchor::Row { stats } => stats.as_slice(),
                     Anchor::MatMul { lhs_stats, .. } => lhs_stats.as_slice(),

@@ -7,7 +7,7 @@ use super::reduce::WARP;
 use super::{Rendered, TemplateError, attention_lanes, attention_tile, attention_warp};
 use crate::dim::{Dim, product};
 use crate::ir::{Builder, Type, Val, Var};
-use crate::spec::{Anchor, Attention, ExprId, KernelSpec};
+use crate::spec::{Anchor, Attention, ExprId, KernelSpec, Store};
 use crate::target::{Capabilities, Tier};
 
 /// Stands for a score that no key has.
@@ -191,7 +191,7 @@ pub(super) fn range(b: &Builder, queries: &[Query]) -> (Val, Val) {
 }
 
 /// The reciprocal of the sum of weights; 0 for a query that sees no key.
-pub(super) fn share(b: &Builder, sum: Val) -> Val {
+fn share(b: &Builder, sum: Val) -> Val {
     b.let_("share", b.select(b.gt(sum, 0.0), b.rcp(b.max(sum, 1.0e-30)), 0.0))
 }
 
@@ -212,6 +212,48 @@ impl KernelCtx<'_> {
             }
             None => b.u32(0),
         };
+        let (start, end) = match &a.parts {
+            Some(p) => {
+                let count = u32::try_from(p.count).unwrap_or(u32::MAX);
+                let part = b.rem(scope.axis(0).unwrap_or_else(|| b.u32(0)), count);
+                let len = b.let_("part_len", self.extent(&p.len));
+                let first = b.let_("part_first", b.add(self.extent(&p.first), b.mul(part, len)));
+                (b.max(start, first), b.min(end, b.add(first, len)))
+            }
+            None => (start, end),
+        };
         (b.let_("start", start), b.let_("end", end))
+    }
+}
+
+/// What a kernel stores of a query: its elements, and with keys in parts its softmax, once.
+pub(super) struct Results<'s> {
+    elements: Vec<&'s Store>,
+    softmax: Vec<&'s Store>,
+    in_parts: bool,
+}
+
+impl<'s> Results<'s> {
+    pub fn new(spec: &'s KernelSpec, a: &Attention) -> Results<'s> {
+        let (softmax, elements) = spec.stores.iter().partition(|s| s.per_row);
+        Results { elements, softmax, in_parts: a.parts.is_some() }
+    }
+    /// The factor on what was gathered with weights that add up to `sum`.
+    pub fn factor(&self, b: &Builder, sum: Val) -> Val {
+        if self.in_parts { b.f32(1.0) } else { share(b, sum) }
+    }
+    /// Stores element `d` of the query of `scope`.
+    pub fn element(&self, ctx: &KernelCtx<'_>, scope: &Scope, d: Val, value: Val) {
+        ctx.store_all(&scope.with(3, d).with_accs(vec![value]), &self.elements);
+    }
+    /// Stores the softmax of the query of `scope`, where `once` holds: for one invocation.
+    pub fn softmax(&self, ctx: &KernelCtx<'_>, scope: &Scope, once: Val, (largest, sum): (Val, Val)) {
+        if self.softmax.is_empty() {
+            return;
+        }
+        let mut scope = scope.clone();
+        scope.push_stat(largest);
+        scope.push_stat(sum);
+        ctx.b.if_(once, |_| ctx.store_all(&scope, &self.softmax));
     }
 }

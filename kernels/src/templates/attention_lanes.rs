@@ -2,11 +2,11 @@
 //! lane computes the scores of one key, then gathers an eighth of the elements of the values. Queries and weights reach the
 //! other lanes by broadcast. There is no workgroup memory and no barrier.
 
-use super::attention::{Place, Query, Tile, range, share};
+use super::attention::{Place, Query, Results, Tile, range};
 use super::common::{KernelCtx, Scope, dispatch};
 use super::{Rendered, TemplateError, View};
 use crate::ir::{ArrayRef, Builder, Builtin, Collective, Type, Val, Var};
-use crate::spec::{Attention, KernelSpec, Store};
+use crate::spec::{Attention, KernelSpec};
 use crate::target::Capabilities;
 
 /// Invocations of a workgroup, and keys of a block.
@@ -59,11 +59,13 @@ pub(super) fn render(
             let weights: Vec<Weight> = queries.iter().zip(dots).map(weigh).collect();
             gather(&ctx, a, &keys, out, &weights, (t0, end, lane), value_dim);
         });
+        let results = Results::new(spec, a);
         for (i, q) in queries.iter().enumerate() {
-            let sum = ctx.across(LANES, b.get(q.sum), |b, x, y| b.add(x, y));
-            b.store(shares, i as u32, share(b, b.let_("total", sum)));
+            let sum = b.let_("total", ctx.across(LANES, b.get(q.sum), |b, x, y| b.add(x, y)));
+            b.store(shares, i as u32, results.factor(b, sum));
+            let once = b.and(b.eq(lane, 0), place.exists(b, b.u32(i as u32)));
+            results.softmax(&ctx, &q.scope, once, (b.get(q.largest), sum));
         }
-        let stores: Vec<&Store> = spec.stores.iter().collect();
         b.for_("i", 0, count, 1, |b, i| {
             b.if_(place.exists(b, i), |b| {
                 let scope = place.query(&ctx, i);
@@ -72,8 +74,7 @@ pub(super) fn render(
                     let d = b.let_("d", b.add(b.mul(part, LANES), lane));
                     let body = |b: &Builder| {
                         let found = b.load(out, b.add(b.mul(i, parts[1]), part));
-                        let here = scope.with(3, d).with_accs(vec![b.mul(found, share)]);
-                        ctx.store_all(&here, &stores);
+                        results.element(&ctx, &scope, d, b.mul(found, share));
                     };
                     if value_dim % LANES == 0 { body(b) } else { b.if_(b.lt(d, value_dim), body) }
                 });

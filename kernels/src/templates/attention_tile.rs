@@ -2,11 +2,11 @@
 //! with every query, then gathers elements of the values for every query. Queries and weights are shared through workgroup
 //! memory.
 
-use super::attention::{NONE, Place, Query, Tile, range, share};
+use super::attention::{NONE, Place, Query, Results, Tile, range};
 use super::common::{KernelCtx, dispatch};
 use super::{Rendered, TemplateError, View};
 use crate::ir::{ArrayRef, Type, Val, Var};
-use crate::spec::{Attention, KernelSpec, Store};
+use crate::spec::{Attention, KernelSpec};
 use crate::target::Capabilities;
 
 /// Invocations of a workgroup, and keys of a block.
@@ -26,8 +26,9 @@ pub(super) fn render(
 ) -> Result<Rendered, TemplateError> {
     let parts = value_dim.div_ceil(WIDTH).max(1);
     let most = MOST_QUERIES.min(MOST_ELEMENTS / head_dim.max(1)).min(MOST_GATHERED / parts).max(1);
-    // A single row leaves few workgroups: more of them count for more than keys that are read once.
-    let tile = Tile::new(spec, a, 1 << most.ilog2(), 1)?;
+    // A single row leaves few workgroups: more of them count for more than keys that are read once, unless parts make them.
+    let most = 1 << most.ilog2();
+    let tile = Tile::new(spec, a, most, if a.parts.is_some() { most } else { 1 })?;
     let (count, groups) = (tile.count(), tile.groups());
     let ctx = KernelCtx::new(spec, caps, [WIDTH, 1, 1], |_, _| View::Scalar)?;
     let b = &ctx.b;
@@ -96,17 +97,16 @@ pub(super) fn render(
             b.barrier();
         });
         let totals = shared.totals(&ctx, &queries);
-        let stores: Vec<&Store> = spec.stores.iter().collect();
+        let results = Results::new(spec, a);
         for (i, total) in totals.iter().enumerate() {
+            let largest = queries.get(i).map_or_else(|| b.f32(NONE), |q| b.get(q.largest));
             let i = b.u32(i as u32);
-            let own = share(b, *total);
+            let own = results.factor(b, *total);
             b.if_(place.exists(b, i), |b| {
                 let scope = place.query(&ctx, i);
+                results.softmax(&ctx, &scope, b.eq(lane, 0), (largest, *total));
                 for (d, o) in columns.iter().zip(out.get(b.const_u32(i).unwrap_or(0) as usize).into_iter().flatten()) {
-                    b.if_(b.lt(*d, value_dim), |b| {
-                        let here = scope.with(3, *d).with_accs(vec![b.mul(*o, own)]);
-                        ctx.store_all(&here, &stores);
-                    });
+                    b.if_(b.lt(*d, value_dim), |b| results.element(&ctx, &scope, *d, b.mul(*o, own)));
                 }
             });
         }

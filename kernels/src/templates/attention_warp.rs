@@ -4,11 +4,12 @@
 //! Every team keeps a running maximum, sum and weighted sum of values (online softmax) of its own keys; these are merged
 //! once, by shuffles within a subgroup and then in workgroup memory. The order depends on the visible keys alone.
 
+use super::attention::{NONE, Results};
 use super::reduce::WARP;
-use super::{KernelCtx, Rendered, Scope, TemplateError, View, attention::NONE, dispatch};
+use super::{KernelCtx, Rendered, Scope, TemplateError, View, dispatch};
 use crate::dim::product;
 use crate::ir::{Collective, Type, Val, Var};
-use crate::spec::{Attention, ExprId, KernelSpec, Store};
+use crate::spec::{Attention, ExprId, KernelSpec};
 use crate::target::Capabilities;
 
 /// Lanes of a team.
@@ -84,14 +85,15 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities, a: &Attention) -> R
             total = b.fma(b.load(sums, w as u32), *share, total);
         }
         let total = b.let_("total", total);
-        let scale = b.let_("scale", b.select(b.gt(total, 0.0), b.rcp(b.max(total, 1.0e-30)), 0.0));
-        let stores: Vec<&Store> = spec.stores.iter().collect();
+        let results = Results::new(spec, a);
+        let scale = b.let_("scale", results.factor(b, total));
+        results.softmax(&ctx, &scope, b.eq(me, 0), (top, total));
         b.for_("d", me, value_dim, width, |b, d| {
             let mut sum = b.f32(0.0);
             for (w, share) in shares.iter().enumerate() {
                 sum = b.fma(b.load(parts, b.add(d, w as u32 * value_dim)), *share, sum);
             }
-            ctx.store_all(&scope.with(3, d).with_accs(vec![b.mul(sum, scale)]), &stores);
+            results.element(&ctx, &scope, d, b.mul(sum, scale));
         });
     });
     ctx.finish("attention_warp", &[("teams", TEAMS), ("keys", keys)], dispatch(&rows))

@@ -5,7 +5,7 @@
 use super::gemv_warp::{self, Product};
 use super::reduce::WARP;
 use super::stats::Team;
-use super::{KernelCtx, Rendered, Scope, TemplateError, View, contiguous_rows, dispatch};
+use super::{KernelCtx, Rendered, Scope, TemplateError, View, contiguous_rows, dispatch, left_row};
 use crate::dim::{Dim, product};
 use crate::ir::Type;
 use crate::spec::{Anchor, ArgId, KernelSpec, Store};
@@ -26,7 +26,8 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     if caps.subgroup_size == Some(WARP) {
         return gemv_warp::render(spec, caps, &Product { k, lhs: *lhs, lhs_stats, runs });
     }
-    let held = held_row(k, caps, lhs_stats.is_empty());
+    let plain = lhs_stats.is_empty() && !left_row::is_costly(spec, *lhs);
+    let held = left_row::length(k, caps).filter(|_| !plain);
     let (lanes, columns) = match caps.tier {
         Tier::Cpu if held.is_some() => (8u32, 16u32),
         Tier::Cpu => (8, 4),
@@ -60,14 +61,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
                 b.for_("i", me, depth, width, |_, i| ctx.store_left(&mut scope.with(rank, i), *lhs, left));
             });
         }
-        let row = held.map(|k| {
-            let row = b.workgroup("row", Type::F32, k);
-            let mut here = scope.clone();
-            ctx.hoist(&mut here, &[*lhs]);
-            b.for_("i", me, depth, width, |b, i| b.store(row, i, ctx.expr(&mut here.with(rank, i), *lhs)));
-            b.barrier();
-            row
-        });
+        let row = held.map(|k| left_row::hold(&ctx, &scope, (*lhs, rank), k, (me, width)));
         let column = b.let_("n", b.add(b.mul(block, columns), b.div(me, lanes)));
         let last = b.sub(ctx.extent(n), 1);
         let inside = b.let_("n_safe", b.min(column, last));
@@ -119,11 +113,4 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
         });
     });
     ctx.finish("gemv", &[("columns", columns), ("lanes", lanes), ("chunk", chunk)], dispatch(&groups))
-}
-
-/// Elements of the left row that a workgroup computes once and keeps in its memory: the row of a norm, where it takes no
-/// more than three quarters of that memory.
-fn held_row(k: &Dim, caps: &Capabilities, plain: bool) -> Option<u32> {
-    let k = k.as_const().and_then(|k| u32::try_from(k).ok()).filter(|_| !plain)?;
-    (k > 0 && u64::from(k) * 4 <= u64::from(caps.limit_workgroup_bytes) / 4 * 3).then_some(k)
 }

@@ -9,10 +9,10 @@
 use super::load::View;
 use super::reduce::WARP;
 use super::stats::Team;
-use super::{KernelCtx, Rendered, Scope, TemplateError, dispatch};
+use super::{KernelCtx, Rendered, Scope, TemplateError, dispatch, left_row};
 use crate::dim::{Dim, Sym, product};
 use crate::dtype::Storage;
-use crate::ir::{Type, Val, Var};
+use crate::ir::{ArrayRef, Type, Val, Var};
 use crate::spec::{ArgId, ExprId, KernelSpec, Space, Stat, Store};
 use crate::target::Capabilities;
 
@@ -104,19 +104,22 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities, p: &Product<'_>) ->
                 b.for_("i", me, depth, WARP * WARPS, |_, i| ctx.store_left(&mut scope.with(rank, i), p.lhs, left));
             });
         }
+        let held = left_row::length(p.k, caps).filter(|_| left_row::is_costly(spec, p.lhs));
+        let row = held.map(|k| left_row::hold(&ctx, &scope, (p.lhs, rank), k, (me, WARP * WARPS)));
+        let hoisted: &[ExprId] = if row.is_some() { &[] } else { &[p.lhs] };
         let found = match &ahead {
             Some(_) => {
-                ctx.hoist(&mut scope, &[p.lhs]);
+                ctx.hoist(&mut scope, hoisted);
                 None
             }
-            None => Some(columns_of(&mut scope, block, &[p.lhs])),
+            None => Some(columns_of(&mut scope, block, hoisted)),
         };
         let Some(place) = ahead.as_ref().map(|a| &a.columns).or(found.as_ref()) else { return };
         let (first, last, starts) = (place.first, place.last, &place.starts);
         let accs: Vec<Vec<Var>> =
             starts.iter().map(|s| s.iter().map(|_| b.var("acc", Type::F32, 0.0)).collect()).collect();
         let from = ahead.as_ref().map_or_else(from, |a| a.from);
-        let sum = Sum { ctx: &ctx, p, chunk, starts, accs: &accs };
+        let sum = Sum { ctx: &ctx, p, chunk, starts, accs: &accs, row };
         if let Some(a) = &ahead {
             for (u, words) in a.words.iter().enumerate() {
                 sum.take(&scope, b.add(from, u as u32 * step), Some(words));
@@ -198,6 +201,8 @@ struct Sum<'k, 'a> {
     chunk: u32,
     starts: &'k [Vec<Val>],
     accs: &'k [Vec<Var>],
+    /// The left side in workgroup memory.
+    row: Option<ArrayRef>,
 }
 
 impl Sum<'_, '_> {
@@ -206,7 +211,10 @@ impl Sum<'_, '_> {
         let (ctx, p, chunk) = (self.ctx, self.p, self.chunk);
         let b = &ctx.b;
         let axis = ctx.spec.domain.len();
-        let x = |i: u32| ctx.expr(&mut scope.with(axis, b.add(at, i)), p.lhs);
+        let x = |i: u32| match self.row {
+            Some(row) => b.load(row, b.add(at, i)),
+            None => ctx.expr(&mut scope.with(axis, b.add(at, i)), p.lhs),
+        };
         if chunk == 1 {
             let x = ctx.parts(x(0));
             for (starts, accs) in self.starts.iter().zip(self.accs) {

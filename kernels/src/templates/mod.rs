@@ -24,6 +24,7 @@ mod gemm_matrix;
 mod gemv;
 mod gemv_warp;
 mod lanes;
+mod left_row;
 mod load;
 mod lower_expr;
 mod map;

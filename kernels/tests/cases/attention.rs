@@ -4,8 +4,9 @@ use super::gemm::filled;
 use crate::support::Case;
 use crate::support::blocks::{Data, Random};
 use crate::support::build::{SpecBuilder, dim};
+use frit_kernels::dtype::Scalar;
 use frit_kernels::dtype::Storage;
-use frit_kernels::spec::{Anchor, Attention, KernelSpec, Space};
+use frit_kernels::spec::{Anchor, Attention, Expr, KernelSpec, KeyParts, Space};
 
 const GROUP: u64 = 2;
 const HEADS: u64 = 4;
@@ -35,6 +36,7 @@ fn attention(head: u64, value: u64, change: impl FnOnce(&mut SpecBuilder, &mut A
         bias: None,
         scale: 1.0 / (head as f32).sqrt(),
         softcap: None,
+        parts: None,
     };
     change(&mut s, &mut anchor);
     s.spec.anchor = Anchor::Attention(Box::new(anchor));
@@ -81,4 +83,71 @@ pub fn mask_and_bias(check: &dyn Fn(&Case)) {
         case.data[4] = Data::I32(seen.collect());
         check(&case);
     }
+}
+
+/// As [`attention`], with the keys in `count` parts: rows of the sums, the largest score and the sum of weights.
+fn in_parts(count: u64, head: u64, value: u64, change: impl FnOnce(&mut SpecBuilder, &mut Attention)) -> KernelSpec {
+    let domain = [format!("{count}*B"), HEADS.to_string(), "S".to_owned(), value.to_string()];
+    let domain: Vec<&str> = domain.iter().map(String::as_str).collect();
+    let mut s = SpecBuilder::new("attention_parts", &domain, &["B", "S", "T", "P"]);
+    let (kv, all, row) = (HEADS / GROUP, HEADS * head, value + 2);
+    let q = s.arg("q", Space::Arena, Storage::F32, &format!("{all}*B*S"));
+    let k = s.arg("k", Space::Kv(0), Storage::F32, &format!("{}*B*T", kv * head));
+    let v = s.arg("v", Space::Kv(0), Storage::F32, &format!("{}*B*T", kv * value));
+    let y = s.out("y", Space::Arena, Storage::F32, &format!("{}*B*S", count * HEADS * row));
+    let b = format!("div(i0, {count})");
+    let mut anchor = Attention {
+        q: s.load(q, &format!("{all}*S*{b} + {all}*i2 + {head}*i1 + i4")),
+        k: s.load(k, &format!("{}*T*{b} + {head}*T*div(i1, {GROUP}) + {head}*i5 + i4", kv * head)),
+        v: s.load(v, &format!("{}*T*{b} + {value}*T*div(i1, {GROUP}) + {value}*i5 + i3", kv * value)),
+        group: GROUP,
+        head_dim: head,
+        value_dim: value,
+        kv_len: dim("T"),
+        causal_offset: Some(dim("P")),
+        window: None,
+        mask: None,
+        bias: None,
+        scale: 1.0 / (head as f32).sqrt(),
+        softcap: None,
+        parts: None,
+    };
+    change(&mut s, &mut anchor);
+    let (offset, window) = (anchor.causal_offset.clone(), anchor.window);
+    anchor.parts = Some(KeyParts::of(count, &dim("S"), &dim("T"), offset.as_ref(), window));
+    s.spec.anchor = Anchor::Attention(Box::new(anchor));
+    let at = format!("{}*S*i0 + {row}*S*i1 + {row}*i2", HEADS * row);
+    let acc = s.acc(0);
+    s.store(y, &format!("{at} + i3"), acc);
+    for k in 0..2u8 {
+        let stat = s.spec.exprs.add(Expr::Stat(k), Scalar::F32);
+        s.store(y, &format!("{at} + {}", value + u64::from(k)), stat);
+        s.spec.stores.last_mut().unwrap().per_row = true;
+    }
+    s.done()
+}
+
+/// One key, fewer keys than a part has, one part to the last key, several, and windows that begin inside a part.
+pub fn parts_of_every_length(check: &dyn Fn(&Case)) {
+    for (count, head, value, window) in [(4, 8, 8, None), (3, 20, 12, Some(70)), (8, 4, 70, None)] {
+        let spec = in_parts(count, head, value, |_, a| a.window = window);
+        for (batch, s, past) in [(1, 1, 0), (2, 1, 20), (1, 1, 63), (1, 1, 64), (2, 3, 254), (1, 1, 400)] {
+            check(&filled(spec.clone(), &[("B", batch), ("S", s), ("T", s + past), ("P", past)], past as u64 + 1));
+        }
+    }
+}
+
+/// Left padding: a mask hides the first keys of each sequence, for one of them a whole part; scores are capped and biased.
+pub fn parts_behind_padding(check: &dyn Fn(&Case)) {
+    let spec = in_parts(2, 8, 8, |s, a| {
+        let mask = s.arg("mask", Space::Ints, Storage::Bool, "B*T");
+        let bias = s.arg("bias", Space::Arena, Storage::F32, "S*T");
+        (a.mask, a.bias) = (Some(s.load(mask, "T*div(i0, 2) + i5")), Some(s.load(bias, "T*i2 + i5")));
+        a.softcap = Some(3.0);
+    });
+    let (batch, t) = (3, 130);
+    let mut case = filled(spec, &[("B", batch), ("S", 1), ("T", t), ("P", t - 1)], 9);
+    let padding = [0, 70, t];
+    case.data[4] = Data::I32((0..batch * t).map(|i| i32::from(i % t >= padding[(i / t) as usize])).collect());
+    check(&case);
 }

@@ -20,7 +20,8 @@ macro_rules! for_each_case {
                 rows_are_normalised_in_front_of_their_products;
             gemv: few_rows_with_every_tail, rows_of_every_storage, a_norm_of_the_rows_in_front,
                 gate_and_up_meet_in_one_lane;
-            attention: every_length_of_keys, causal_behind_earlier_keys, window_and_soft_cap, mask_and_bias;
+            attention: every_length_of_keys, causal_behind_earlier_keys, window_and_soft_cap, mask_and_bias, parts_of_every_length,
+                parts_behind_padding;
         }
     };
     ($check:expr; $($module:ident: $($name:ident),*;)*) => {

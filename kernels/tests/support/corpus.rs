@@ -1,11 +1,11 @@
 //! Kernels of every template, storage, prologue and epilogue, in the sizes of a small decoder or in small odd ones.
 
 use super::build::{SpecBuilder, dim};
-use frit_kernels::dim::Dim;
+use frit_kernels::dim::{Dim, Sym};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{
-    AliasKind, Anchor, Attention, BinaryOp as B, Expr, ExprId, KernelSpec, LeftStore, ReduceOp, Space, Stat,
-    UnaryOp as U,
+    AliasKind, Anchor, Attention, BinaryOp as B, Expr, ExprId, KernelSpec, KeyParts, LeftStore, ReduceOp, Space, Stat,
+    Store, UnaryOp as U,
 };
 
 /// Sizes of the kernels.
@@ -95,6 +95,7 @@ pub fn all(z: &Shapes) -> Vec<KernelSpec> {
         (a.mask, a.bias) = (Some(s.load(mask, "T*i0 + i5")), Some(s.load(bias, "T*i2 + i5")));
         a.causal_offset = None;
     }));
+    specs.push(attention_parts(z, 4));
     specs
 }
 
@@ -397,6 +398,32 @@ fn values(z: &Shapes) -> KernelSpec {
     s.done()
 }
 
+/// Grouped attention of one row over a slot of `T` keys, taken in `count` parts.
+fn attention_parts(z: &Shapes, count: u64) -> KernelSpec {
+    let mut spec = attention(z, "1", "attention_parts", |_, a| {
+        a.parts = Some(KeyParts::of(count, &Dim::one(), &a.kv_len, a.causal_offset.as_ref(), None));
+    });
+    let batch = Dim::axis(0).div(&Dim::from(count));
+    let in_batch = |s: &Sym| (*s == Sym::Axis(0)).then(|| batch.clone());
+    if let Anchor::Attention(a) = &mut spec.anchor {
+        for e in [&mut a.q, &mut a.k, &mut a.v] {
+            *e = spec.exprs.substitute(*e, &in_batch);
+        }
+    }
+    spec.domain[0] = Dim::from(count) * Dim::size("B");
+    let (heads, row) = (z.group * z.kv_heads, z.head + 2);
+    let at = dim(&text("HH*RR*i0 + RR*i1", &[("HH", heads), ("RR", row)]));
+    let out = spec.stores[0].arg;
+    spec.args[out.0 as usize].len = Dim::from(count * heads * row) * Dim::size("B");
+    spec.stores[0].index = at.clone() + Dim::axis(3);
+    for k in 0..2u8 {
+        let value = spec.exprs.add(Expr::Stat(k), Scalar::F32);
+        let index = at.clone() + Dim::from(z.head + u64::from(k));
+        spec.stores.push(Store { arg: out, index, value, when: None, per_row: true });
+    }
+    spec
+}
+
 /// Grouped attention over a slot of `T` keys.
 fn attention(z: &Shapes, rows: &str, name: &str, change: impl FnOnce(&mut SpecBuilder, &mut Attention)) -> KernelSpec {
     let heads = z.group * z.kv_heads;
@@ -431,6 +458,7 @@ fn attention(z: &Shapes, rows: &str, name: &str, change: impl FnOnce(&mut SpecBu
         bias: None,
         scale: 1.0 / (z.head as f32).sqrt(),
         softcap: None,
+        parts: None,
     };
     change(&mut s, &mut anchor);
     s.spec.anchor = Anchor::Attention(Box::new(anchor));

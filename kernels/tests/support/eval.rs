@@ -188,7 +188,12 @@ impl Eval<'_> {
                 let query = p.axes[2] + offset.unwrap_or(0);
                 let seen = offset.is_none_or(|_| t <= query)
                     && a.window.is_none_or(|w| t > query - w as i64)
-                    && a.mask.is_none_or(|m| self.value(m, &p) != 0.0);
+                    && a.mask.is_none_or(|m| self.value(m, &p) != 0.0)
+                    && a.parts.as_ref().is_none_or(|parts| {
+                        let len = self.dim(&parts.len, &p);
+                        let first = self.dim(&parts.first, &p) + p.axes[0] % parts.count as i64 * len;
+                        (first..first + len).contains(&t)
+                    });
                 scores.push(seen.then_some(s));
             }
             let top = scores.iter().flatten().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -201,8 +206,11 @@ impl Eval<'_> {
                     p.axes[5] = t as i64;
                     acc += w * self.value(a.v, &p);
                 }
-                let acc = if total > 0.0 { acc / total } else { 0.0 };
-                f(&Point { axes: p.axes[..4].to_vec(), accs: vec![acc], ..Point::default() });
+                let (acc, stats) = match &a.parts {
+                    Some(_) => (acc, vec![top.max(-1.0e30), total]),
+                    None => (if total > 0.0 { acc / total } else { 0.0 }, Vec::new()),
+                };
+                f(&Point { axes: p.axes[..4].to_vec(), accs: vec![acc], stats, ..Point::default() });
             }
         });
     }

@@ -69,7 +69,8 @@ pub struct Plan {
 pub struct Program {
     /// `forward` (all outputs), `prefill` (last position), `decode` (one token a sequence, few sequences),
     /// `decode_wide` (one token, any number of sequences), `encode` (the encoder, which leaves its keys and values).
-    /// `NAME@N` does what `NAME` does, for at most N rows ([`Plan::fitting`]).
+    /// `NAME@N` does what `NAME` does, for at most N rows, and `NAME+parts` with the keys of attention in parts
+    /// ([`Plan::fitting`]).
     pub name: String,
     /// Sizes this program fixes, such as S = 1.
     pub fixed: Vec<(String, u64)>,
@@ -78,6 +79,9 @@ pub struct Program {
     /// Sums of sizes this program bounds from above, such as P + S ≤ 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<(Dim, u64)>,
+    /// The program does what another one does, and better in some runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead: Option<Instead>,
     /// What goes in.
     pub inputs: Vec<Port>,
     /// What comes out.
@@ -90,6 +94,24 @@ pub struct Program {
     pub ints: SlotLayout,
     /// Launches in order.
     pub steps: Vec<Step>,
+}
+
+/// Which runs take a program instead of another one. It is right for all of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instead {
+    /// The other program.
+    pub of: String,
+    /// Keys that a row of queries sees at most.
+    pub keys: Dim,
+    /// On which devices, and from how many keys on.
+    pub from: Vec<(Tier, u64)>,
+}
+
+impl Instead {
+    /// From how many keys on a device of this tier takes the program.
+    pub fn from(&self, tier: Tier) -> Option<u64> {
+        self.from.iter().find(|(t, _)| *t == tier).map(|(_, keys)| *keys)
+    }
 }
 
 /// One launch.
@@ -125,30 +147,48 @@ impl Plan {
     pub fn bucket_name(program: &str, rows: u64) -> String {
         format!("{program}@{rows}")
     }
-    /// The programs that do what the one of index `program` does for fewer rows.
+    /// The programs that do what the one of index `program` does, for fewer rows or with keys in parts.
     pub fn buckets(&self, program: usize) -> impl Iterator<Item = usize> {
         let prefix = self.programs.get(program).map(|p| Plan::bucket_name(&p.name, 0));
+        let name = self.programs.get(program).map(|p| p.name.as_str());
         let is_bucket = move |p: &Program| {
+            if p.instead.as_ref().is_some_and(|i| Some(i.of.as_str()) == name) {
+                return true;
+            }
             let stem = prefix.as_deref().and_then(|x| x.strip_suffix('0'));
             let rest = stem.and_then(|stem| p.name.strip_prefix(stem));
             rest.is_some_and(|r| r.parse::<u64>().is_ok())
         };
         self.programs.iter().enumerate().filter(move |(_, p)| is_bucket(p)).map(|(i, _)| i)
     }
-    /// Whether a program serves few rows in place of another one.
+    /// Whether a program serves some runs in place of another one.
     pub fn is_bucket(&self, program: &Program) -> bool {
+        if program.instead.is_some() {
+            return true;
+        }
         let of = program.name.rsplit_once('@').filter(|(_, rows)| rows.parse::<u64>().is_ok());
         of.is_some_and(|(name, _)| self.program(name).is_some())
     }
-    /// The program to run in place of the one of index `program` when the sizes are `values`: the one for fewest rows
-    /// whose limits hold.
-    pub fn fitting(&self, program: usize, values: &[u64]) -> usize {
+    /// The program to run in place of the one of index `program` on a device of `tier` when the sizes are `values`: the
+    /// one for fewest rows whose limits hold, or the one that takes so many keys in parts.
+    pub fn fitting(&self, program: usize, values: &[u64], tier: Tier) -> usize {
+        let get = |i: &usize| self.programs.get(*i);
         let holds = |i: &usize| {
-            let limits = self.programs.get(*i).map(|p| p.limits.as_slice()).unwrap_or_default();
+            let limits = get(i).map(|p| p.limits.as_slice()).unwrap_or_default();
             limits.iter().all(|(sum, most)| self.eval(sum, values).is_ok_and(|v| v <= *most))
         };
-        let least = |i: &usize| self.programs.get(*i).and_then(|p| p.limits.last()).map(|l| l.1);
-        self.buckets(program).filter(holds).min_by_key(least).unwrap_or(program)
+        let pays = |i: &usize| {
+            let instead = get(i).and_then(|p| p.instead.as_ref());
+            instead.is_some_and(|x| {
+                x.from(tier).is_some_and(|from| self.eval(&x.keys, values).is_ok_and(|keys| keys >= from))
+            })
+        };
+        let least = |i: &usize| get(i).and_then(|p| p.limits.last()).map(|l| l.1);
+        let (in_parts, fewer): (Vec<usize>, Vec<usize>) =
+            self.buckets(program).partition(|i| get(i).is_some_and(|p| p.instead.is_some()));
+        let fitting = fewer.into_iter().filter(holds).min_by_key(least).unwrap_or(program);
+        let own = in_parts.into_iter().find(|i| fitting == program && pays(i));
+        own.unwrap_or(fitting)
     }
     /// The value of a size expression when the sizes of [`Plan::sizes`] have `values`.
     ///

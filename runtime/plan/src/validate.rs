@@ -278,6 +278,14 @@ impl Check<'_> {
                 .is_some_and(|z| *v >= z.min && z.max.is_none_or(|m| *v <= m || g.at_most.iter().any(|a| a.0 == *n)));
             self.ensure(ok, || format!("{place} sets size `{n}` to {v}"));
         }
+        if let Some(i) = &g.instead {
+            let names = |ports: &[Port]| ports.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+            let same = self.plan.program(&i.of).is_some_and(|o| {
+                o.instead.is_none() && names(&o.inputs) == names(&g.inputs) && names(&o.outputs) == names(&g.outputs)
+            });
+            self.ensure(same, || format!("{place} does not do what `{}` does", i.of));
+            self.dims(&place, [&i.keys]);
+        }
         self.unique(&format!("inputs of {place}"), g.inputs.iter().map(|p| p.name.as_str()));
         self.unique(&format!("outputs of {place}"), g.outputs.iter().map(|p| p.name.as_str()));
         self.unique(&format!("values of {place}"), g.values.iter().map(|p| p.name.as_str()));

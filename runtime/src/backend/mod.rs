@@ -22,6 +22,7 @@ pub(crate) mod weights;
 pub mod wgpu;
 
 use crate::{Result, Tensor};
+use frit_kernels::target::Tier;
 use frit_plan::{Plan, TensorSource};
 use std::sync::Arc;
 
@@ -80,6 +81,10 @@ pub trait Executor: Send {
     /// # Errors
     /// Sizes beyond the extent, or a failed device.
     fn run(&mut self, program: usize, sizes: &[u64], inputs: &[&Tensor], wanted: &[usize]) -> Result<Vec<Tensor>>;
+    /// The kind of device, which decides which of two programs is the better one.
+    fn tier(&self) -> Tier {
+        Tier::Cpu
+    }
     /// How many runs of a program that feeds itself this executor does best without the host in between.
     fn steps_ahead(&self) -> u64 {
         1

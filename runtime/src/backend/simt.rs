@@ -294,6 +294,9 @@ fn regions(args: &[frit_kernels::spec::Arg], places: &[Place], lens: &[u64], hom
 }
 
 impl Executor for SimtExecutor {
+    fn tier(&self) -> Tier {
+        self.tier
+    }
     fn prepare(&mut self, program: usize) -> Result<()> {
         match self.plan.programs.get(program) {
             Some(_) => Ok(()),

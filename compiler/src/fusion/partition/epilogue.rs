@@ -70,7 +70,9 @@ impl Partitioner<'_> {
                     Err((Refusal::RowTile, format!("a tile of columns does not own rows of {n}")))
                 }
                 Op::MatMul { .. } => Err(self.chain(id, v, u)),
-                Op::Attention(_) => Err((Refusal::Grid, "attention reads keys of every position".into())),
+                Op::Attention(_) | Op::AttentionParts { .. } => {
+                    Err((Refusal::Grid, "attention reads keys of every position".into()))
+                }
                 _ => Err((Refusal::Dup, "computed in another region already".into())),
             };
         }
@@ -122,6 +124,9 @@ impl Partitioner<'_> {
                 if matches!(self.regions[id].anchor, RegionAnchor::Attention(_)) {
                     return Err((Refusal::Effect, "a cache write behind the attention that reads it".into()));
                 }
+            }
+            Op::MergeParts { .. } => {
+                return Err((Refusal::Grid, "other workgroups take the other parts of the keys".into()));
             }
             _ => return Err((Refusal::Map, format!("{} does not walk the producer's tile", op.name()))),
         }

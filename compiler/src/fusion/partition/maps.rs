@@ -105,7 +105,7 @@ impl Partitioner<'_> {
             Op::MatMul { .. } if port != 0 => Reach::Never,
             Op::MatMul { .. } if self.most(&self.rows(u)).is_some_and(|m| m <= NORM_PROLOGUE_ROWS) => Reach::Anything,
             Op::MatMul { .. } => Reach::Movement,
-            Op::Attention(_) => once(port == 0),
+            Op::Attention(_) | Op::AttentionParts { .. } => once(port == 0),
             Op::Norm { .. } => once(!in_matmul || port != 0),
             _ => Reach::Anything,
         }

@@ -63,7 +63,7 @@ pub(super) struct Partitioner<'a> {
 
 /// Whether the operation is computed by reductions and so starts a region.
 pub fn is_anchor(op: &Op) -> bool {
-    matches!(op, Op::MatMul { .. } | Op::Reduce { .. } | Op::Softmax | Op::Norm { .. } | Op::Attention(_))
+    matches!(op, Op::MatMul { .. } | Op::Reduce { .. } | Op::Softmax | Op::Norm { .. }) || op.attention().is_some()
 }
 
 impl<'a> Partitioner<'a> {

@@ -31,7 +31,7 @@ impl Partitioner<'_> {
                     grouped.extend(&group);
                     RegionAnchor::MatMul(MatMulGroup { members: group, form, norm: None })
                 }
-                Op::Attention(_) => RegionAnchor::Attention(v),
+                Op::Attention(_) | Op::AttentionParts { .. } => RegionAnchor::Attention(v),
                 _ => RegionAnchor::Row(v),
             };
             let id = self.regions.len();

@@ -320,14 +320,12 @@ impl<'a> Raw<'a> {
                     _ => Op::KvRead { slot, part },
                 }
             }
-            "attention" => Op::Attention(AttentionAttrs {
-                scale: Float(self.required("scale", Cursor::float)?),
-                causal: self.optional("causal", Cursor::dim)?,
-                window: self.optional("window", Cursor::number)?,
-                softcap: self.optional("softcap", Cursor::float)?.map(Float),
-                has_mask: self.flag("mask"),
-                has_bias: self.flag("bias"),
-            }),
+            "attention" => Op::Attention(self.attention()?),
+            "attention_parts" => {
+                let parts = self.required("parts", Cursor::number)?;
+                Op::AttentionParts { attrs: self.attention()?, parts }
+            }
+            "merge_parts" => Op::MergeParts { parts: self.required("parts", Cursor::number)? },
             "loop" => Op::Control(Box::new(Control::Loop {
                 trips: self.required("trips", Cursor::dim)?,
                 per_trip: self.optional("per_trip", usizes)?.unwrap_or_default(),
@@ -354,6 +352,16 @@ impl<'a> Raw<'a> {
                 }
                 return Err(self.head.fault(format!("there is no operation `{word}`")));
             }
+        })
+    }
+    fn attention(&mut self) -> Result<AttentionAttrs, ParseError> {
+        Ok(AttentionAttrs {
+            scale: Float(self.required("scale", Cursor::float)?),
+            causal: self.optional("causal", Cursor::dim)?,
+            window: self.optional("window", Cursor::number)?,
+            softcap: self.optional("softcap", Cursor::float)?.map(Float),
+            has_mask: self.flag("mask"),
+            has_bias: self.flag("bias"),
         })
     }
 }

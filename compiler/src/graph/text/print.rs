@@ -2,7 +2,7 @@
 
 use super::full_order;
 use crate::graph::control::Control;
-use crate::graph::{Graph, NormKind, Op, RopeStyle, TensorType, ValueId};
+use crate::graph::{AttentionAttrs, Graph, NormKind, Op, RopeStyle, TensorType, ValueId};
 use frit_kernels::dim::Dim;
 use frit_kernels::spec::Literal;
 use frit_plan::{InputFill, KvPart, sizes};
@@ -122,22 +122,9 @@ fn operation(op: &Op, ty: &TensorType) -> String {
         Op::KvAppend { slot, part: p, .. } | Op::KvRead { slot, part: p } | Op::KvLoad { slot, part: p } => {
             format!("{}{{slot=@kv{}, part={}}}", op.name(), slot.0, part(p))
         }
-        Op::Attention(a) => {
-            let mut s = format!("attention{{scale={}", float(a.scale.0.to_bits()));
-            if let Some(d) = &a.causal {
-                let _ = write!(s, ", causal={d}");
-            }
-            if let Some(w) = a.window {
-                let _ = write!(s, ", window={w}");
-            }
-            if let Some(c) = a.softcap {
-                let _ = write!(s, ", softcap={}", float(c.0.to_bits()));
-            }
-            s.push_str(if a.has_mask { ", mask" } else { "" });
-            s.push_str(if a.has_bias { ", bias" } else { "" });
-            s.push('}');
-            s
-        }
+        Op::Attention(a) => format!("attention{{{}}}", attention(a)),
+        Op::AttentionParts { attrs, parts } => format!("attention_parts{{parts={parts}, {}}}", attention(attrs)),
+        Op::MergeParts { parts } => format!("merge_parts{{parts={parts}}}"),
         Op::Control(c) => match &**c {
             Control::Loop { trips, per_trip, .. } if per_trip.is_empty() => format!("loop{{trips={trips}}}"),
             Control::Loop { trips, per_trip, .. } => format!("loop{{trips={trips}, per_trip={}}}", list(per_trip)),
@@ -146,4 +133,20 @@ fn operation(op: &Op, ty: &TensorType) -> String {
         },
         other => other.name(),
     }
+}
+
+fn attention(a: &AttentionAttrs) -> String {
+    let mut s = format!("scale={}", float(a.scale.0.to_bits()));
+    if let Some(d) = &a.causal {
+        let _ = write!(s, ", causal={d}");
+    }
+    if let Some(w) = a.window {
+        let _ = write!(s, ", window={w}");
+    }
+    if let Some(c) = a.softcap {
+        let _ = write!(s, ", softcap={}", float(c.0.to_bits()));
+    }
+    s.push_str(if a.has_mask { ", mask" } else { "" });
+    s.push_str(if a.has_bias { ", bias" } else { "" });
+    s
 }

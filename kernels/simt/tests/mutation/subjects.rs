@@ -216,6 +216,7 @@ fn attention(change: impl FnOnce(&mut SpecBuilder, &mut Attention)) -> KernelSpe
         bias: None,
         scale: 0.25,
         softcap: None,
+        parts: None,
     };
     change(&mut s, &mut anchor);
     s.spec.anchor = Anchor::Attention(Box::new(anchor));

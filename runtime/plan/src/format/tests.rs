@@ -114,6 +114,7 @@ fn model() -> (Plan, Tensors) {
             fixed: vec![],
             at_most: vec![("B".into(), 4)],
             limits: Vec::new(),
+            instead: None,
             inputs: vec![port("x", 0)],
             outputs: vec![port("y", 1)],
             values: vec![value("x", 0), value("y", 1)],

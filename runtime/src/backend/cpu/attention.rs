@@ -17,6 +17,8 @@ const KEYS: usize = 256;
 const QUERIES: usize = 64;
 /// Query rows from which products go through the matrix kernel.
 const MANY: usize = 8;
+/// The largest score of a part that shows no key.
+const NO_SCORE: f32 = -1.0e30;
 /// Longest head.
 const LIMIT_HEAD: u64 = 1 << 16;
 
@@ -48,6 +50,15 @@ pub struct Attention {
     scale: f32,
     softcap: Option<f32>,
     group: usize,
+    parts: Option<Parts>,
+}
+
+/// Keys in parts: how many, the first key and the keys of a part.
+#[derive(Clone, Copy, Debug)]
+struct Parts {
+    count: u64,
+    first: Reg,
+    len: Reg,
 }
 
 impl Attention {
@@ -77,6 +88,10 @@ impl Attention {
             scale: a.scale,
             softcap: a.softcap,
             group: if shares { a.group as usize } else { 1 },
+            parts: match &a.parts {
+                Some(p) => Some(Parts { count: p.count, first: b.size(&p.first)?, len: b.size(&p.len)? }),
+                None => None,
+            },
         })
     }
     /// Floats a task needs.
@@ -114,7 +129,11 @@ impl Attention {
         let at = (s as i64).saturating_add(offset);
         let hi = if self.offset.is_some() { at.saturating_add(1).clamp(0, keys as i64) } else { keys as i64 };
         let lo = self.window.map_or(0, |w| at.saturating_sub(w).saturating_add(1).clamp(0, keys as i64));
-        (lo as usize, hi as usize)
+        let Some(p) = self.parts else { return (lo as usize, hi as usize) };
+        let (first, len) = (frame.int[p.first as usize], frame.int[p.len as usize]);
+        let part = frame.int[0].rem_euclid(p.count.clamp(1, i64::MAX as u64) as i64);
+        let from = first.saturating_add(part.saturating_mul(len));
+        (lo.max(from) as usize, hi.min(from.saturating_add(len)).max(0) as usize)
     }
     fn tile(&self, l: &Launch<'_>, groups: &[Group], t: &Tile, task: &mut Task) -> Result<(), Fault> {
         let (hd, vd, rows) = (self.k.len, self.v.len, t.share * t.count);
@@ -205,9 +224,14 @@ impl Attention {
             t0 += n;
         }
         for (r, o) in out.chunks_exact_mut(vd).enumerate() {
-            let scale = if sum[r] > 0.0 { 1.0 / sum[r] } else { 0.0 };
-            o.iter_mut().for_each(|v| *v *= scale);
             t.place(frame, r);
+            if self.parts.is_some() {
+                frame.float[0] = top[r].max(NO_SCORE);
+                frame.float[1] = sum[r];
+            } else {
+                let scale = if sum[r] > 0.0 { 1.0 / sum[r] } else { 0.0 };
+                o.iter_mut().for_each(|v| *v *= scale);
+            }
             let mut accs: [&[f32]; ACCS] = [&[]; ACCS];
             accs[0] = o;
             l.store(frame, groups, VALUE_AXIS, 0, vd as i64, accs)?;

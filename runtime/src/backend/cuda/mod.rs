@@ -30,6 +30,7 @@ use crate::{Error, Result, Tensor};
 use cache::Cache;
 use context::Context;
 use driver::{DeviceInfo, Driver};
+use frit_kernels::target::Tier;
 use frit_plan::{Plan, TensorSource};
 use memory::{LOG_LINES, Memory};
 use program::{Ending, Kernels, Prepared};
@@ -196,6 +197,9 @@ impl CudaExecutor {
 }
 
 impl Executor for CudaExecutor {
+    fn tier(&self) -> Tier {
+        Tier::Cuda
+    }
     fn prepare(&mut self, program: usize) -> Result<()> {
         self.gpu.check()?;
         let plan = Arc::clone(&self.plan);

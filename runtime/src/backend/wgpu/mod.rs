@@ -305,6 +305,9 @@ fn usable<'a>(failed: &Option<String>, gpu: &Gpu, bound: &'a Option<Bound>) -> R
 }
 
 impl Executor for WgpuExecutor {
+    fn tier(&self) -> Tier {
+        self.tier
+    }
     fn prepare(&mut self, program: usize) -> Result<()> {
         let r = self.try_prepare(program);
         self.noted(r)

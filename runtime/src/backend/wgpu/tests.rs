@@ -96,6 +96,7 @@ fn program(name: &str) -> Program {
         fixed: Vec::new(),
         at_most: Vec::new(),
         limits: Vec::new(),
+        instead: None,
         inputs: Vec::new(),
         outputs: Vec::new(),
         values: Vec::new(),

@@ -31,6 +31,9 @@ pub struct Switches {
     /// Absorb no more than this many operations into regions.
     #[arg(long, value_name = "N")]
     fusion_fuel: Option<u64>,
+    /// Take the keys of attention of one row in parts from this many keys on, on every kind of device.
+    #[arg(long, value_name = "KEYS")]
+    key_parts_from: Option<u64>,
     /// Leave one pass out. May be given several times.
     #[arg(long, value_name = "PASS")]
     skip_pass: Vec<String>,
@@ -64,12 +67,14 @@ impl Switches {
             && self.matmul_precision.is_none()
             && self.verify_rewrites.is_none()
             && self.fusion_fuel.is_none()
+            && self.key_parts_from.is_none()
             && self.looping == Looping::Auto
     }
     /// The options they stand for.
     pub fn options(&self) -> Result<CompileOptions> {
         let mut o = CompileOptions { rewrite_fuel: self.rewrite_fuel, ..CompileOptions::default() };
         o.fusion.fuel = self.fusion_fuel;
+        o.fusion.key_parts_from = self.key_parts_from;
         o.outline = self.looping != Looping::Unroll;
         for id in &self.disable {
             if let Some(origin) = id.strip_prefix('@') {

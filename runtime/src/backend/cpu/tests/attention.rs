@@ -1,5 +1,5 @@
 use super::*;
-use frit_kernels::spec::Attention;
+use frit_kernels::spec::{ArgId, Attention, KeyParts};
 
 struct Shape {
     b: u64,
@@ -36,6 +36,7 @@ fn attention(p: &Shape, change: impl Fn(&mut Case, &mut Attention)) -> Case {
         bias: None,
         scale: 0.7,
         softcap: None,
+        parts: None,
     };
     change(&mut c, &mut a);
     c.spec.anchor = Anchor::Attention(Box::new(a));
@@ -128,4 +129,36 @@ fn keys_and_values_may_be_expressions() {
 fn heads_that_break_their_group_are_computed_one_by_one() {
     let p = Shape { b: 1, h: 4, group: 1, s: 5, t: 9, hd: 8, vd: 8 };
     attention(&p, |_, a| a.group = 4).check(2e-5);
+}
+
+/// Lengths of 1, of less than a part, of one part and of several, with windows that begin inside one.
+#[test]
+fn keys_in_parts_give_sums_and_what_they_are_to_be_divided_by() {
+    for p in &SHAPES {
+        for (window, count) in [(None, 1), (None, 3), (Some(5), 2), (Some(100), 4)] {
+            let mut c = attention(p, |c, a| {
+                let (kv, g) = (p.h / p.group, p.group);
+                let past = Some(Dim::constant(p.t as i64 - p.s as i64)).filter(|_| p.t >= p.s);
+                (a.causal_offset, a.window) = (past, window);
+                a.q = c.load(ArgId(0), &format!("div(i0, {count})*S*H*E + i2*H*E + i1*E + i4"));
+                a.k = c.load(ArgId(1), &format!("div(i0, {count})*{kv}*T*E + div(i1, {g})*T*E + i5*E + i4"));
+                a.v = c.load(ArgId(2), &format!("div(i0, {count})*{kv}*T*V + div(i1, {g})*T*V + i5*V + i3"));
+                a.parts = Some(KeyParts::of(count, &d("S"), &d("T"), a.causal_offset.as_ref(), window));
+            });
+            c.spec.domain[0] = d("B") * Dim::from(count);
+            c.spec.stores.clear();
+            let rows = (p.b * count * p.h * p.s) as usize;
+            let out = c.arg(Given::Out(rows * (p.vd as usize + 2)));
+            let acc = c.acc(0);
+            c.store(out, "i0*H*S*(V + 2) + i1*S*(V + 2) + i2*(V + 2) + i3", acc);
+            for k in 0..2u8 {
+                let stat = c.spec.exprs.add(Expr::Stat(k), Scalar::F32);
+                c.store(out, &format!("i0*H*S*(V + 2) + i1*S*(V + 2) + i2*(V + 2) + V + {k}"), stat);
+                if let Some(s) = c.spec.stores.last_mut() {
+                    s.per_row = true;
+                }
+            }
+            c.check(2e-5);
+        }
+    }
 }

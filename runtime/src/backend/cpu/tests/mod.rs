@@ -301,6 +301,7 @@ pub fn empty_program() -> Program {
         fixed: Vec::new(),
         at_most: Vec::new(),
         limits: Vec::new(),
+        instead: None,
         inputs: Vec::new(),
         outputs: Vec::new(),
         values: Vec::new(),

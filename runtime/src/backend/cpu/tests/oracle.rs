@@ -165,13 +165,19 @@ impl<'a> Oracle<'a> {
                     score += a.bias.map_or(0.0, |b| self.eval(b));
                     let seen = (a.causal_offset.is_none() || t <= s + offset)
                         && a.window.is_none_or(|w| t > s + offset - w as i64)
-                        && a.mask.is_none_or(|m| self.eval(m) != 0.0);
+                        && a.mask.is_none_or(|m| self.eval(m) != 0.0)
+                        && a.parts.as_ref().is_none_or(|p| {
+                            let from = self.dim(&p.first) + self.axes[0] % p.count as i64 * self.dim(&p.len);
+                            (from..from + self.dim(&p.len)).contains(&t)
+                        });
                     if seen {
                         weights.push((t, score));
                     }
                 }
                 let top = weights.iter().map(|w| w.1).fold(f64::NEG_INFINITY, f64::max);
                 let total: f64 = weights.iter().map(|w| (w.1 - top).exp()).sum();
+                self.stats = vec![top.max(-1.0e30), total];
+                let total = if a.parts.is_some() { 1.0 } else { total };
                 self.accs = vec![0.0];
                 for (t, score) in weights {
                     self.axes[5] = t;

@@ -307,11 +307,14 @@ fn print_buckets(plan: &Plan, phase: &PhaseReport) {
     let buckets: Vec<usize> = plan.buckets(at).collect();
     for i in &buckets {
         let (Some(p), Some(r)) = (plan.programs.get(*i), plan.report.phases.get(*i)) else { continue };
-        let rows = p.limits.last().map_or(0, |l| l.1);
-        println!(
-            "at most {rows} rows: {} kernels, {} in each layer  (--phase {})",
-            r.dispatches, r.dispatches_per_layer, p.name
-        );
+        let runs = match &p.instead {
+            Some(i) => {
+                let from = i.from.iter().map(|(tier, keys)| format!("{} {keys}", tier.name()));
+                format!("keys in parts, from so many on: {}", from.collect::<Vec<_>>().join(", "))
+            }
+            None => format!("at most {} rows", p.limits.last().map_or(0, |l| l.1)),
+        };
+        println!("{runs}: {} kernels, {} in each layer  (--phase {})", r.dispatches, r.dispatches_per_layer, p.name);
     }
     if !buckets.is_empty() {
         println!();
