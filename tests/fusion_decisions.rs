@@ -5,10 +5,10 @@
 mod support;
 
 use frit::{BackendChoice, Tensor};
-use frit_compiler::Model;
 use frit_compiler::fusion::FusionOptions;
 use frit_compiler::graph::NormKind;
 use frit_compiler::ingest::builder::{GraphBuilder, ModelBuilder};
+use frit_compiler::{Model, NumericMode};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::UnaryOp;
 use frit_kernels::target::Tier;
@@ -142,6 +142,150 @@ fn a_norm_in_front_of_many_rows_and_columns_is_refused_with_its_numbers() {
     let refused = &plan.report.phases[0].refused;
     assert_eq!(codes(&plan), ["L8-RECOMPUTE"]);
     assert!(refused[0].detail.contains("104 column tiles") && !refused[0].remedy.is_empty(), "{:?}", refused[0]);
+}
+
+/// What makes the rows that a norm reads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Maker {
+    /// A product, added to its input.
+    Product,
+    /// A table of rows, by number.
+    Table,
+    /// Another norm, added to its input.
+    Row,
+}
+
+/// Rows of `width` elements far from 0, their norm, and a product of `columns` columns behind it.
+fn made_rows(maker: Maker, kind: NormKind, width: u64, columns: u64) -> Model {
+    small_model(100_000, |m| {
+        let mut r = Random::new(9);
+        let gain = m.constant("gain", &[width], &r.floats(width, 1.0));
+        let bias = m.constant("bias", &[width], &r.floats(width, 1.0));
+        let far = m.constant("far", &[width], &vec![3.0; width as usize]);
+        let w = m.constant("w", &[width, 48], &r.floats(width * 48, 0.3));
+        let table = m.constant("table", &[31, width], &r.floats(31 * width, 1.0));
+        let v = m.constant("v", &[columns, width], &r.floats(columns * width, 0.3));
+        Box::new(move |g| {
+            let wide = |g: &mut GraphBuilder<'_>| g.input("x", Scalar::F32, &["N".into(), width.into()]);
+            let far = g.weight(far);
+            let rows = match maker {
+                Maker::Product => {
+                    let x = wide(g);
+                    let left = g.input("left", Scalar::F32, &["N".into(), 48.into()]);
+                    let y = g.linear(left, w, None);
+                    g.add(x, y)
+                }
+                Maker::Table => {
+                    let ids = g.input("ids", Scalar::I32, &["N".into()]);
+                    let table = g.weight(table);
+                    g.gather(table, ids)
+                }
+                Maker::Row => {
+                    let x = wide(g);
+                    let n = g.norm(NormKind::Rms, x, 1e-5, None, None);
+                    g.add(x, n)
+                }
+            };
+            let rows = g.add(rows, far);
+            let bias = (kind == NormKind::Layer).then(|| g.weight(bias));
+            let gain = g.weight(gain);
+            let n = g.norm(kind, rows, 1e-5, Some(gain), bias);
+            let y = g.linear(n, v, None);
+            g.output("rows", rows);
+            g.output("y", y);
+        })
+    })
+}
+
+/// Where a norm has too many rows and column tiles to be computed in each of them, the kernel that makes the rows writes
+/// their statistics; the outputs are those of the unfused build, whatever the tails of the tiles.
+#[test]
+fn statistics_of_rows_come_from_the_kernel_that_makes_them() {
+    let regions = |p: &Plan| {
+        let r = &p.report.phases[0].regions;
+        r.iter().map(|r| (r.kind.clone(), r.norm.clone(), r.class.clone())).collect::<Vec<_>>()
+    };
+    for (maker, kind, width) in [
+        (Maker::Product, NormKind::Rms, 72),
+        (Maker::Product, NormKind::Layer, 100),
+        (Maker::Table, NormKind::Layer, 72),
+        (Maker::Row, NormKind::Rms, 72),
+    ] {
+        let what = format!("{maker:?} {kind:?}");
+        let model = made_rows(maker, kind, width, 1200);
+        let loaded = support::compile(&model);
+        let made = match maker {
+            Maker::Product => "matmul",
+            Maker::Table => "map",
+            Maker::Row => "row",
+        };
+        let want =
+            [(made, "", "BIT"), ("matmul", "forwarded", "REASSOC")].map(|(a, b, c)| (a.into(), b.into(), c.into()));
+        assert_eq!(regions(&loaded.plan), want, "{what}");
+        let off = |id: &str| {
+            let mut options = FusionOptions::default();
+            assert!(options.switch_off(id));
+            support::compile_with(&model, options, Vec::new()).plan
+        };
+        assert!(codes(&off("stat-forward")).contains(&"L8-RECOMPUTE"), "{what}");
+        let strict = FusionOptions { numeric: NumericMode::Strict, ..FusionOptions::default() };
+        let strict = support::compile_with(&model, strict, Vec::new()).plan;
+        assert!(codes(&strict).contains(&"L18-MODE"), "{what}: {:?}", codes(&strict));
+        assert!(regions(&strict).iter().all(|r| r.1.is_empty()), "{what}");
+
+        let unfused = support::compile_with(&model, FusionOptions::unfused(), Vec::new());
+        for backend in [BackendChoice::Cpu, BackendChoice::Wgpu] {
+            for rows in [9u64, 70] {
+                let mut r = Random::new(rows);
+                let inputs: Vec<(&str, Tensor)> = match maker {
+                    Maker::Product => vec![("x", r.tensor(&[rows, width])), ("left", r.tensor(&[rows, 48]))],
+                    Maker::Table => vec![("ids", r.ints(&[rows], 31))],
+                    Maker::Row => vec![("x", r.tensor(&[rows, width]))],
+                };
+                let got = support::open(&loaded, backend).run(&inputs).unwrap();
+                let want = support::open(&unfused, BackendChoice::Cpu).run(&inputs).unwrap();
+                for ((name, a), (_, b)) in got.iter().zip(&want) {
+                    let off = support::distance(name, a, &support::array(b));
+                    assert!(off < 2e-5, "{what} on {backend:?}, {rows} rows, {name}: {off:e}");
+                }
+            }
+        }
+    }
+}
+
+/// Statistics that are forwarded still have each element normalised in every tile: beyond some number of them a kernel of
+/// its own is faster.
+#[test]
+fn forwarded_statistics_have_a_price() {
+    let plan = plan(&made_rows(Maker::Product, NormKind::Rms, 72, 6600));
+    assert!(codes(&plan).contains(&"L8-STAT"), "{:?}", codes(&plan));
+    assert_eq!(plan.programs[0].steps.len(), 3);
+}
+
+/// In no searched window of the models are there cheaper regions than the greedy ones; searching is repeatable.
+#[test]
+fn no_regions_are_cheaper_than_the_greedy_ones() {
+    for model in ["lexicon", "devset/llama_gqa", "devset/qwen2", "devset/gpt2", "devset/bert"] {
+        let plan = plan(&support::load(model));
+        for p in &plan.report.phases {
+            let e = &p.exact;
+            assert!(e.unsearched < e.windows && e.greedy_us > 0.0, "{model} {}: {e:?}", p.program);
+            assert_eq!((e.improved, e.taken), (0, false), "{model} {}: {e:?}", p.program);
+            assert!(e.exact_us <= e.greedy_us, "{model} {}: {e:?}", p.program);
+        }
+        let again = support::compile(&support::load(model)).plan;
+        assert!(plan.report.phases.iter().zip(&again.report.phases).all(|(a, b)| a.exact == b.exact), "{model}");
+    }
+}
+
+/// With any number of rows a layer takes five launches where its norms are computed with forwarded statistics.
+#[test]
+fn prefill_takes_five_launches_a_layer() {
+    let plan = plan(&support::load("lexicon"));
+    let p = phase(&plan, "prefill");
+    assert_eq!(p.dispatches_per_layer, 5);
+    assert!(p.dispatches <= 5 * plan.model.layers + 4, "{}", p.dispatches);
+    assert!(p.regions.iter().any(|r| r.norm == "forwarded"));
 }
 
 /// A program for any number of rows has one beside it for few rows, where these are worth another division; a run takes

@@ -191,6 +191,11 @@ fn launch(spec: &KernelSpec, seed: u64) -> kernel::Case {
         match (a.written, a.storage) {
             (_, Storage::I32) => random.ints(len, 7),
             (true, Storage::F32) => Data::F32(vec![0.0; len]),
+            // Sums of 32 squares.
+            (false, Storage::F32) if a.name.starts_with("row_stats") => match random.stored(Storage::F32, len) {
+                Data::F32(v) => Data::F32(v.into_iter().map(|v| 32.0 * v.abs()).collect()),
+                other => other,
+            },
             (_, storage) => random.stored(storage, len),
         }
     });

@@ -3,21 +3,24 @@
 use crate::error::{Error, Result};
 use crate::fusion::outline::{Built, Outline};
 use crate::fusion::spec_builder::size_bounds;
-use crate::fusion::{self, FusionOptions, Operand, PackedWeight, Partition, Refused, Within, anchors, guards, report};
+use crate::fusion::{
+    self, FusionOptions, Operand, PackedWeight, Partition, Refused, RowStats, Within, anchors, guards, report,
+};
 use crate::graph::patch::Fuel;
 use crate::graph::{Graph, KvSlot, Op, StateId, Tables, ValueId, WeightData};
 use crate::memory::{self, Lifetime};
 use crate::model::{Model, ModelGraph};
 use crate::passes;
 use crate::passes::validate::Validator;
-use frit_kernels::dim::Dim;
+use frit_kernels::dim::{Dim, product};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{Anchor, KernelSpec};
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates;
 use frit_plan::{
-    BufferRef, FusionReport, InPlace, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, Part, PhaseReport, Placement, Plan,
-    Port, Program, Schedule, StateDecl, Step, Validation, ValueDecl, Variant, WeightDecl, WeightSource, sizes,
+    BufferRef, ExactSearch, FusionReport, InPlace, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, Part, PhaseReport,
+    Placement, Plan, Port, Program, Schedule, StateDecl, Step, Validation, ValueDecl, Variant, WeightDecl,
+    WeightSource, sizes,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -108,12 +111,40 @@ struct Fused {
     refused: Vec<Refused>,
     instances: u32,
     work: u64,
+    exact: ExactSearch,
 }
 
 /// What a deep graph repeats, and the short graph that stands for it.
 struct Short {
     outline: Outline,
     graph: Graph,
+}
+
+/// What lies in an arena for part of a run.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Held {
+    Value(ValueId),
+    RowStats(RowStats),
+}
+
+impl Held {
+    fn of(operand: &Operand) -> Option<Held> {
+        match operand {
+            Operand::Value(v) => Some(Held::Value(*v)),
+            Operand::RowStats(s) => Some(Held::RowStats(*s)),
+            _ => None,
+        }
+    }
+    /// Name, type of the elements, extents.
+    fn describe(self, graph: &Graph) -> (String, Scalar, Vec<Dim>) {
+        match self {
+            Held::Value(v) => (graph.op(v).name(), graph.ty(v).scalar, graph.ty(v).shape.clone()),
+            Held::RowStats(s) => {
+                let tail = [Dim::from(s.tiles(graph)), Dim::from(s.numbers())];
+                ("row_stats".into(), Scalar::F32, s.lead(graph).iter().cloned().chain(tail).collect())
+            }
+        }
+    }
 }
 
 struct Lowering<'a> {
@@ -244,12 +275,13 @@ impl Lowering<'_> {
         let whole = Within { at_most: g.at_most.clone(), limits: g.limits.clone() };
         let options = &self.options.fusion;
         let seen = short.as_ref().map_or(&graph, |s| &s.graph);
-        let (buckets, work) = fusion::buckets::differing(seen, tables, &whole, options, &HashSet::new());
-        let mut first = self.program(&graph, short.as_ref(), g, g.name.clone(), &whole)?;
-        first.1.work += work;
+        let buckets = fusion::buckets::divide(seen, tables, &whole, options);
+        let mut first = self.program(&graph, short.as_ref(), g, g.name.clone(), &whole, buckets.whole)?;
+        first.1.work += buckets.work;
         let mut out = vec![first];
-        for (most, within) in buckets {
-            out.push(self.program(&graph, short.as_ref(), g, Plan::bucket_name(&g.name, most), &within)?);
+        for b in buckets.few {
+            let name = Plan::bucket_name(&g.name, b.most);
+            out.push(self.program(&graph, short.as_ref(), g, name, &b.within, b.partition)?);
         }
         out.extend(self.in_parts(&graph, g, &whole)?);
         Ok(out)
@@ -262,15 +294,16 @@ impl Lowering<'_> {
             return Ok(None);
         }
         let short = self.short(&split);
-        let launches = |graph: &Graph| {
-            let short = self.short(graph);
-            let graph = short.as_ref().map_or(graph, |s| &s.graph);
-            fusion::partition(graph, &self.model.tables, within, &self.options.fusion, &HashSet::new()).regions.len()
+        let divided = |graph: &Graph, short: Option<&Short>| {
+            let graph = short.map_or(graph, |s| &s.graph);
+            fusion::partition(graph, &self.model.tables, within, &self.options.fusion, &HashSet::new())
         };
-        if launches(&split) > launches(graph) {
+        let part = divided(&split, short.as_ref());
+        if part.regions.len() > divided(graph, self.short(graph).as_ref()).regions.len() {
             return Ok(None);
         }
-        let (mut program, phase) = self.program(&split, short.as_ref(), g, format!("{}+parts", g.name), within)?;
+        let name = format!("{}+parts", g.name);
+        let (mut program, phase) = self.program(&split, short.as_ref(), g, name, within, part)?;
         program.instead = Some(instead);
         Ok(Some((program, phase)))
     }
@@ -286,13 +319,14 @@ impl Lowering<'_> {
         g: &ModelGraph,
         name: String,
         within: &Within,
+        divided: Partition,
     ) -> Result<(Program, PhaseReport)> {
         let tables = &self.model.tables;
-        let Fused { built, refused, instances, work } = self.regions(graph, short, within)?;
+        let Fused { built, refused, instances, work, exact } = self.regions(graph, short, within, divided)?;
         let steps_last = (built.len() as u32).saturating_sub(1);
-        let mut live: HashMap<ValueId, (u32, u32)> = HashMap::new();
-        let mut values: Vec<ValueId> = Vec::new();
-        let mut touch = |v: ValueId, at: u32| {
+        let mut live: HashMap<Held, (u32, u32)> = HashMap::new();
+        let mut values: Vec<Held> = Vec::new();
+        let mut touch = |v: Held, at: u32| {
             let range = live.entry(v).or_insert_with(|| {
                 values.push(v);
                 (at, at)
@@ -300,71 +334,61 @@ impl Lowering<'_> {
             *range = (range.0.min(at), range.1.max(at));
         };
         for i in &graph.inputs {
-            touch(i.value, 0);
+            touch(Held::Value(i.value), 0);
         }
         for (at, b) in built.iter().enumerate() {
-            for o in &b.operands {
-                if let Operand::Value(v) = o {
-                    touch(*v, at as u32);
-                }
-            }
+            b.operands.iter().filter_map(Held::of).for_each(|v| touch(v, at as u32));
         }
         for o in &graph.outputs {
-            touch(o.value, steps_last);
+            touch(Held::Value(o.value), steps_last);
         }
         let state_of: HashMap<ValueId, StateId> =
             graph.outputs.iter().filter_map(|o| Some((o.value, o.state?))).collect();
-        values.retain(|v| !state_of.contains_key(v));
+        values.retain(|v| !matches!(v, Held::Value(v) if state_of.contains_key(v)));
         let over = if self.options.in_place { self.overwritable(graph, &built) } else { HashMap::new() };
-        let mut in_place: Vec<(u32, ValueId, ValueId)> = Vec::new();
+        let mut in_place: Vec<(u32, Held, Held)> = Vec::new();
         let bounds = size_bounds(tables);
         let mut decls: Vec<ValueDecl> = Vec::new();
-        let mut index: HashMap<ValueId, u32> = HashMap::new();
+        let mut index: HashMap<Held, u32> = HashMap::new();
         let mut layouts = Vec::new();
         for float in [true, false] {
-            let own: Vec<ValueId> =
-                values.iter().copied().filter(|v| (graph.ty(*v).scalar == Scalar::F32) == float).collect();
-            let place: HashMap<ValueId, usize> = own.iter().enumerate().map(|(i, v)| (*v, i)).collect();
+            let is_float = |v: &Held| v.describe(graph).1 == Scalar::F32;
+            let own: Vec<Held> = values.iter().copied().filter(|v| is_float(v) == float).collect();
+            let place: HashMap<Held, usize> = own.iter().enumerate().map(|(i, v)| (*v, i)).collect();
             let lifetimes: Vec<Lifetime> = own
                 .iter()
                 .map(|v| Lifetime {
-                    size: graph.ty(*v).elems(),
+                    size: product(&v.describe(graph).2),
                     live: live.get(v).copied().unwrap_or((0, steps_last)),
                     over: over.get(v).into_iter().flatten().filter_map(|i| place.get(i).copied()).collect(),
                 })
                 .collect();
             let (slots, layout) = memory::assign(&lifetimes, &bounds);
             for (v, life) in own.iter().zip(&lifetimes) {
-                let slot = |v: &ValueId| place.get(v).and_then(|i| slots.get(*i)).copied();
-                let shares = |i: &&ValueId| slot(i) == slot(v) && live.get(*i).is_some_and(|l| l.1 == life.live.0);
+                let slot = |v: &Held| place.get(v).and_then(|i| slots.get(*i)).copied();
+                let shares = |i: &&Held| slot(i) == slot(v) && live.get(*i).is_some_and(|l| l.1 == life.live.0);
                 if let Some(i) = over.get(v).into_iter().flatten().find(shares) {
                     in_place.push((life.live.0, *v, *i));
                 }
             }
             for ((v, life), slot) in own.iter().zip(&lifetimes).zip(slots) {
                 index.insert(*v, decls.len() as u32);
-                let ty = graph.ty(*v);
-                let name = format!("v{}_{}", decls.len(), graph.op(*v).name());
-                decls.push(ValueDecl {
-                    name,
-                    storage: storage(ty.scalar),
-                    shape: ty.shape.clone(),
-                    slot,
-                    live: life.live,
-                });
+                let (name, scalar, shape) = v.describe(graph);
+                let name = format!("v{}_{name}", decls.len());
+                decls.push(ValueDecl { name, storage: storage(scalar), shape, slot, live: life.live });
             }
             layouts.push(layout);
         }
         in_place.sort();
-        let described = |v: &ValueId| index.get(v).and_then(|i| decls.get(*i as usize)).map(|d| d.name.clone());
+        let described = |v: &Held| index.get(v).and_then(|i| decls.get(*i as usize)).map(|d| d.name.clone());
         let in_place = in_place
             .iter()
             .filter_map(|(step, o, i)| Some(InPlace { step: *step, output: described(o)?, input: described(i)? }))
             .collect();
-        let buffer = |v: ValueId| match (state_of.get(&v), index.get(&v)) {
-            (Some(s), _) => Ok(BufferRef::State(s.0)),
+        let buffer = |v: Held| match (v, index.get(&v)) {
+            (Held::Value(v), _) if state_of.contains_key(&v) => Ok(BufferRef::State(state_of[&v].0)),
             (_, Some(i)) => Ok(BufferRef::Value(*i)),
-            _ => Err(Error::Internal { pass: "lower", fault: format!("{} has no buffer", graph.op(v).name()) }),
+            _ => Err(Error::Internal { pass: "lower", fault: format!("{} has no buffer", v.describe(graph).0) }),
         };
         let guards = guards::guards(graph, &built);
         let nothing_stored = HashSet::new();
@@ -373,7 +397,8 @@ impl Lowering<'_> {
             let mut args = Vec::with_capacity(b.operands.len());
             for o in &b.operands {
                 args.push(match o {
-                    Operand::Value(v) => buffer(*v)?,
+                    Operand::Value(v) => buffer(Held::Value(*v))?,
+                    Operand::RowStats(s) => buffer(Held::RowStats(*s))?,
                     Operand::State(s) => BufferRef::State(s.0),
                     Operand::Kv(slot, part) => BufferRef::Kv { slot: slot.0, part: *part },
                     Operand::Weight(w) => {
@@ -386,7 +411,7 @@ impl Lowering<'_> {
                 kernel: b.kernel,
                 args,
                 label: anchors::describe(&site),
-                when: guard.and_then(|v| index.get(&v).copied()),
+                when: guard.and_then(|v| index.get(&Held::Value(v)).copied()),
             });
         }
         let port = |name: &str, v: ValueId, fill: InputFill| {
@@ -395,7 +420,7 @@ impl Lowering<'_> {
                 name: name.into(),
                 storage: storage(ty.scalar),
                 shape: ty.shape.clone(),
-                buffer: buffer(v)?,
+                buffer: buffer(Held::Value(v))?,
                 fill,
             })
         };
@@ -406,7 +431,8 @@ impl Lowering<'_> {
             .iter()
             .filter_map(|b| self.kernels.get(b.kernel as usize).map(|k| (&b.region, &k.spec, k.name.as_str())))
             .collect();
-        let phase = PhaseReport { instances, work, in_place, ..report::phase(&name, graph, &bounds, &refused, &named) };
+        let phase =
+            PhaseReport { instances, work, exact, in_place, ..report::phase(&name, graph, &bounds, &refused, &named) };
         let ints = layouts.pop().unwrap_or_default();
         let arena = layouts.pop().unwrap_or_default();
         let program = Program {
@@ -427,8 +453,8 @@ impl Lowering<'_> {
 
     /// For each value, the inputs of the step that makes it whose storage it may take by the kernel's alias contracts.
     /// Values that leave the graph are never written over.
-    fn overwritable(&self, graph: &Graph, built: &[Built]) -> HashMap<ValueId, Vec<ValueId>> {
-        let mut over: HashMap<ValueId, Vec<ValueId>> = HashMap::new();
+    fn overwritable(&self, graph: &Graph, built: &[Built]) -> HashMap<Held, Vec<Held>> {
+        let mut over: HashMap<Held, Vec<Held>> = HashMap::new();
         for b in built {
             let Some(kernel) = self.kernels.get(b.kernel as usize) else { continue };
             for a in &kernel.spec.aliases {
@@ -439,7 +465,7 @@ impl Lowering<'_> {
                 if let (Some(o), Some(i)) = (of(a.output), of(a.input))
                     && !graph.is_output(i)
                 {
-                    over.entry(o).or_default().push(i);
+                    over.entry(Held::Value(o)).or_default().push(Held::Value(i));
                 }
             }
         }
@@ -473,24 +499,33 @@ impl Lowering<'_> {
     }
     /// Regions of a graph in launch order, with their kernels. Where layers repeat, four of them are fused and the others
     /// follow from these.
-    fn regions(&mut self, graph: &Graph, short: Option<&Short>, within: &Within) -> Result<Fused> {
+    /// `divided` is how the graph that is fused is divided, as long as no kernel is found wrong.
+    fn regions(&mut self, graph: &Graph, short: Option<&Short>, within: &Within, divided: Partition) -> Result<Fused> {
+        let mut divided = Some(divided);
         if let Some(Short { outline, graph: short }) = short {
-            let (part, built, specs) = self.fused(short, within)?;
+            let (part, built, specs) = self.fused(short, within, divided.take())?;
             if let Some((built, refused)) = outline.stretch(graph, &part, &built) {
                 let built = self.registered(built, &specs)?;
-                return Ok(Fused { built, refused, instances: outline.instances(), work: part.work });
+                let instances = outline.instances();
+                return Ok(Fused { built, refused, instances, work: part.work, exact: part.exact });
             }
         }
-        let (part, built, specs) = self.fused(graph, within)?;
+        let (part, built, specs) = self.fused(graph, within, divided)?;
         let built = self.registered(built, &specs)?;
-        Ok(Fused { built, refused: part.refused, instances: 0, work: part.work })
+        Ok(Fused { built, refused: part.refused, instances: 0, work: part.work, exact: part.exact })
     }
     /// The partition of a graph, its regions, and their distinct kernels, which [`Built::kernel`] counts. A region whose
     /// kernel is found wrong is taken apart.
-    fn fused(&mut self, graph: &Graph, within: &Within) -> Result<(Partition, Vec<Built>, Vec<KernelSpec>)> {
+    fn fused(
+        &mut self,
+        graph: &Graph,
+        within: &Within,
+        mut divided: Option<Partition>,
+    ) -> Result<(Partition, Vec<Built>, Vec<KernelSpec>)> {
         let mut apart: HashSet<ValueId> = HashSet::new();
         loop {
-            let part = fusion::partition(graph, &self.model.tables, within, &self.options.fusion, &apart);
+            let again = || fusion::partition(graph, &self.model.tables, within, &self.options.fusion, &apart);
+            let part = divided.take().unwrap_or_else(again);
             let before = apart.len();
             let (built, specs) = self.kernels_of(graph, &part, &mut apart)?;
             if apart.len() == before {

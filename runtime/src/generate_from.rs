@@ -50,6 +50,7 @@ impl Session {
             if let (Some(i), Some(mask)) = (state(&session.plan, SOURCE_MASK), &mask) {
                 session.executor.write_state(i, sizes, mask)?;
             }
+            let index = session.fitting(index, sizes)?;
             session.executor.prepare(index)?;
             let inputs: Vec<&Tensor> = inputs.iter().collect();
             session.executor.run(index, sizes, &inputs, &[]).map(drop)

@@ -2,7 +2,7 @@
 //! again for at most 64, 8 and 1. Where that changes nothing, the program for more rows serves.
 
 use super::{FusionOptions, Partition, Within, partition};
-use crate::graph::{Graph, Op, Tables, ValueId};
+use crate::graph::{Graph, Op, Tables};
 use frit_kernels::dim::{Dim, product};
 use std::collections::{BTreeMap, HashSet};
 
@@ -25,32 +25,46 @@ pub fn rows(graph: &Graph) -> Option<Dim> {
     count.into_values().max_by_key(|(n, _)| *n).map(|(_, rows)| rows)
 }
 
-/// The buckets in which the graph is divided otherwise than for more rows, the largest first: the most rows of each, and
-/// what that says of its runs; and how many operations were decided on to find out. `graph` may be the short graph that
-/// stands for a deep one.
-pub fn differing(
-    graph: &Graph,
-    tables: &Tables,
-    within: &Within,
-    options: &FusionOptions,
-    apart: &HashSet<ValueId>,
-) -> (Vec<(u64, Within)>, u64) {
-    let Some(rows) = rows(graph) else { return (Vec::new(), 0) };
-    let divide = |w: &Within| -> Partition { partition(graph, tables, w, options, apart) };
+/// A number of rows for which the graph is divided otherwise than for more.
+#[derive(Debug)]
+pub struct Bucket {
+    /// The most rows.
+    pub most: u64,
+    /// What that says of its runs.
+    pub within: Within,
+    /// How the graph is divided.
+    pub partition: Partition,
+}
+
+/// How a graph is divided for the numbers of rows that runs have.
+#[derive(Debug)]
+pub struct Buckets {
+    /// For any number.
+    pub whole: Partition,
+    /// For few, where that differs, the largest first.
+    pub few: Vec<Bucket>,
+    /// Operations that were decided on in vain.
+    pub work: u64,
+}
+
+/// Divides a graph for any number of rows and for few. `graph` may be the short graph that stands for a deep one.
+pub fn divide(graph: &Graph, tables: &Tables, within: &Within, options: &FusionOptions) -> Buckets {
+    let divide = |w: &Within| -> Partition { partition(graph, tables, w, options, &HashSet::new()) };
     let whole = divide(within);
-    let (mut work, mut more) = (whole.work, whole.regions);
-    let mut out = Vec::new();
+    let Some(rows) = rows(graph) else { return Buckets { whole, few: Vec::new(), work: 0 } };
+    let (mut few, mut work): (Vec<Bucket>, u64) = (Vec::new(), 0);
     for most in AT_MOST {
         let narrow = Within {
             at_most: within.at_most.clone(),
             limits: within.limits.iter().cloned().chain([(rows.clone(), most)]).collect(),
         };
-        let part = divide(&narrow);
-        work += part.work;
-        if part.regions != more {
-            out.push((most, narrow));
+        let partition = divide(&narrow);
+        let more = few.last().map_or(&whole.regions, |b| &b.partition.regions);
+        if partition.regions == *more {
+            work += partition.work;
+        } else {
+            few.push(Bucket { most, within: narrow, partition });
         }
-        more = part.regions;
     }
-    (out, work)
+    Buckets { whole, few, work }
 }

@@ -9,9 +9,10 @@ use frit_plan::Rates;
 pub const MANY_ROWS: u64 = 512;
 /// Share of what is read again, one tile after the other, that the caches do not hold.
 pub const CACHE_MISSES: f64 = 0.02;
-/// Operations that the statistics of an element and their use cost in every further tile, at the rate of the product
-/// itself: an estimate from timings of llvmpipe that no bench repeats.
-const FLOPS_AGAIN: f64 = 1.5;
+/// Operations that the statistics of an element cost in every further tile, at the rate of the product itself, and those
+/// of normalising it with them: estimates from timings of llvmpipe that no bench repeats.
+const FLOPS_OF_STATISTICS: f64 = 1.0;
+const FLOPS_OF_USE: f64 = 0.5;
 
 /// A norm in front of a product: computed by a kernel of its own, or in every column tile.
 #[derive(Clone, Copy, Debug)]
@@ -24,15 +25,34 @@ pub struct NormChoice {
     pub kept: bool,
 }
 
+/// How the statistics of a norm reach the product behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormForm {
+    /// Every column tile reads the rows for them.
+    Recompute,
+    /// The kernel that makes the rows writes that many numbers for each, which every column tile joins.
+    Forward(u64),
+}
+
 impl NormChoice {
-    /// Times of both forms on a tier in µs: a kernel of its own, and `tiles` column tiles that compute the norm.
-    pub fn times_us(&self, tier: Tier, tiles: u64) -> (f64, f64) {
+    /// Times on a tier in µs: of a kernel of its own, and of `tiles` column tiles that normalise.
+    pub fn times_us(&self, tier: Tier, tiles: u64, form: NormForm) -> (f64, f64) {
         let rates = Rates::of(tier);
         let elems = self.rows as f64 * self.width as f64;
         let passes = if self.kept { 1.0 } else { 2.0 };
         let own = rates.launch_us + passes * 4.0 * elems / rates.bytes_per_us;
-        let again = tiles.saturating_sub(1) as f64 * elems;
-        let inside = again * (4.0 * CACHE_MISSES / rates.bytes_per_us + FLOPS_AGAIN / rates.flops_per_us);
+        let again = tiles.saturating_sub(1) as f64;
+        let missed = 4.0 * CACHE_MISSES / rates.bytes_per_us;
+        let inside = match form {
+            NormForm::Recompute => again * elems * (missed + (FLOPS_OF_STATISTICS + FLOPS_OF_USE) / rates.flops_per_us),
+            NormForm::Forward(numbers) => {
+                let numbers = self.rows as f64 * numbers as f64;
+                let written =
+                    2.0 * 4.0 * numbers / rates.bytes_per_us + elems * FLOPS_OF_STATISTICS / rates.flops_per_us;
+                let joined = numbers * (missed + FLOPS_OF_STATISTICS / rates.flops_per_us);
+                written + again * (joined + elems * FLOPS_OF_USE / rates.flops_per_us)
+            }
+        };
         (own, inside)
     }
 }
@@ -65,7 +85,7 @@ mod tests {
     fn few_rows_pay_with_any_tile_and_many_with_few() {
         let choice = |rows| NormChoice { rows, width: 576, kept: false };
         let pays_on = |rows, tier, tiles| {
-            let (own, inside) = choice(rows).times_us(tier, tiles);
+            let (own, inside) = choice(rows).times_us(tier, tiles, NormForm::Recompute);
             pays(own, inside)
         };
         for tier in [Tier::Cpu, Tier::Gpu, Tier::Cuda] {
@@ -79,7 +99,7 @@ mod tests {
 
     #[test]
     fn stored_rows_save_less() {
-        let times = |kept| NormChoice { rows: 512, width: 576, kept }.times_us(Tier::Gpu, 9);
+        let times = |kept| NormChoice { rows: 512, width: 576, kept }.times_us(Tier::Gpu, 9, NormForm::Recompute);
         let ((stored, a), (dropped, b)) = (times(true), times(false));
         assert!(stored < dropped);
         assert_eq!(a, b);

@@ -24,6 +24,8 @@ pub enum Refusal {
     /// A norm in front of a matmul with many rows: recomputing its statistics in every column tile costs more than it
     /// saves.
     Recompute,
+    /// A norm in front of a matmul whose statistics could come from the kernel that makes the rows, at too high a price.
+    Stat,
     /// More storage bindings than the target has.
     Bind,
     /// Grid or binding limits.
@@ -44,13 +46,14 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every code, in the order of the conditions.
-    pub const ALL: [Refusal; 14] = [
+    pub const ALL: [Refusal; 15] = [
         Refusal::Cycle,
         Refusal::Dtype,
         Refusal::Map,
         Refusal::Dup,
         Refusal::RowTile,
         Refusal::Recompute,
+        Refusal::Stat,
         Refusal::Bind,
         Refusal::Dispatch,
         Refusal::Grid,
@@ -72,6 +75,7 @@ impl Refusal {
             Refusal::Dup => "L5-DUP",
             Refusal::RowTile => "L7-ROWTILE",
             Refusal::Recompute => "L8-RECOMPUTE",
+            Refusal::Stat => "L8-STAT",
             Refusal::Bind => "L9-BIND",
             Refusal::Dispatch => "L12-DISPATCH",
             Refusal::Grid => "L14-GRID",
@@ -93,6 +97,10 @@ impl Refusal {
             Refusal::Recompute => {
                 "computing the statistics in every column tile takes less time than a kernel of their own"
             }
+            Refusal::Stat => {
+                "normalising in every column tile, with statistics of the kernel that makes the rows, takes less time than a \
+                 kernel of their own"
+            }
             Refusal::Bind => "the region binds no more storage buffers than the target has",
             Refusal::Dispatch => "what is packed together fits one binding",
             Refusal::Grid => "the consumer needs nothing that other workgroups of the same kernel compute",
@@ -112,6 +120,7 @@ impl Refusal {
             Refusal::Dup => "let one consumer remain, or accept the copy as a value of its own",
             Refusal::RowTile => "let one workgroup own whole rows: fewer columns than a tile",
             Refusal::Recompute => "run with fewer rows, or with fewer columns behind the norm",
+            Refusal::Stat => "run with fewer rows, or with fewer columns behind the norm",
             Refusal::Bind => "read fewer matrices at once, or raise the target's limit of storage buffers",
             Refusal::Dispatch => "split the tensor along its rows",
             Refusal::Grid => "two kernels: a grid-wide dependency needs a launch between them",

@@ -15,6 +15,7 @@ pub mod outline;
 mod partition;
 pub mod region;
 pub mod report;
+pub mod row_stats;
 pub mod spec_builder;
 pub mod traffic;
 pub mod validate;
@@ -22,6 +23,7 @@ pub mod validate;
 pub use legality::Refusal;
 pub use partition::{Partition, depends_on_tokens, is_anchor};
 pub use region::{MatMulForm, MatMulGroup, Region, RegionAnchor};
+pub use row_stats::RowStats;
 pub use spec_builder::{Operand, PackedWeight};
 
 use crate::graph::{Graph, Tables, ValueId};
@@ -44,6 +46,10 @@ pub struct FusionOptions {
     pub fuse_windows: bool,
     /// Compute norms inside the matmul that reads them.
     pub fuse_norms: bool,
+    /// Write statistics of rows where they are made, for the matmul behind a norm to join.
+    pub forward_stats: bool,
+    /// Search windows of the graph for cheaper regions than the greedy ones.
+    pub exact: bool,
     /// Run matmuls with the same left side as one.
     pub merge_siblings: bool,
     /// Which classes of fusions may be made.
@@ -73,6 +79,8 @@ impl Default for FusionOptions {
             fuse_prologues: true,
             fuse_windows: true,
             fuse_norms: true,
+            forward_stats: true,
+            exact: true,
             merge_siblings: true,
             numeric: NumericMode::default(),
             matmul_precision: MatmulPrecision::Auto,
@@ -88,7 +96,7 @@ impl Default for FusionOptions {
 
 impl FusionOptions {
     /// Names of the switches, for [`FusionOptions::switch_off`].
-    pub const IDS: [&'static str; 6] = ["epilogue", "rope", "prologue", "windows", "norm", "siblings"];
+    pub const IDS: [&'static str; 7] = ["epilogue", "rope", "prologue", "windows", "norm", "stat-forward", "siblings"];
     /// Switches one kind of fusion off; `false` for a name that is not in [`FusionOptions::IDS`].
     pub fn switch_off(&mut self, id: &str) -> bool {
         let switch = match id {
@@ -97,6 +105,7 @@ impl FusionOptions {
             "prologue" => &mut self.fuse_prologues,
             "windows" => &mut self.fuse_windows,
             "norm" => &mut self.fuse_norms,
+            "stat-forward" => &mut self.forward_stats,
             "siblings" => &mut self.merge_siblings,
             _ => return false,
         };
@@ -118,6 +127,7 @@ impl FusionOptions {
             fuse_prologues: false,
             fuse_windows: false,
             fuse_norms: false,
+            forward_stats: false,
             merge_siblings: false,
             ..FusionOptions::default()
         }

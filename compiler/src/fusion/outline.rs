@@ -6,6 +6,7 @@
 //! the other moved by a layer. Where that does not hold the caller partitions the whole graph instead.
 
 use super::region::{MatMulGroup, Region, RegionAnchor};
+use super::row_stats::RowStats;
 use super::spec_builder::{Operand, PackedWeight};
 use super::{Partition, Refused};
 use crate::graph::{Graph, KvSlotId, Op, Tables, TensorType, ValueId, WeightData, WeightId};
@@ -252,9 +253,17 @@ impl Shift<'_> {
                 let parts = w.parts.iter().map(|p| self.weight(*p)).collect::<Option<_>>()?;
                 Operand::Weight(PackedWeight { parts, ..w.clone() })
             }
+            Operand::RowStats(s) => Operand::RowStats(RowStats { of: self.value(s.of)?, ..*s }),
             Operand::State(s) => Operand::State(*s),
             Operand::Kv(slot, part) => Operand::Kv(self.slot(*slot)?, *part),
         })
+    }
+    /// `None` where a value has no counterpart; nothing has one.
+    fn row_stats(&self, s: Option<RowStats>) -> Option<Option<RowStats>> {
+        match s {
+            Some(s) => Some(Some(RowStats { of: self.value(s.of)?, ..s })),
+            None => Some(None),
+        }
     }
     fn region(&self, r: &Region) -> Option<Region> {
         let anchor = match &r.anchor {
@@ -268,6 +277,7 @@ impl Shift<'_> {
                     Some(n) => Some(self.value(n)?),
                     None => None,
                 },
+                stats: self.row_stats(g.stats)?,
             }),
         };
         Some(Region {
@@ -275,6 +285,7 @@ impl Shift<'_> {
             epilogue: self.values(&r.epilogue)?,
             prologue: self.values(&r.prologue)?,
             outputs: self.values(&r.outputs)?,
+            forwards: self.row_stats(r.forwards)?,
             rows: r.rows,
         })
     }
@@ -288,8 +299,8 @@ impl Shift<'_> {
 }
 
 /// What a node does, whatever the identity of its weight or cache slot.
-#[derive(PartialEq, Eq, Hash)]
-enum Shape {
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) enum Shape {
     /// Storage and extents of a weight, and how it is made.
     Weight(Option<(Storage, Vec<Dim>, Making)>),
     /// Heads and their widths, of keys or of values; whether it appends.
@@ -297,14 +308,14 @@ enum Shape {
     Op(Op),
 }
 
-#[derive(PartialEq, Eq, Hash)]
-enum Making {
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) enum Making {
     Tensor { transpose: bool },
     Rope { is_cos: bool },
     Inline,
 }
 
-fn shape_of(graph: &Graph, tables: &Tables, v: ValueId) -> (Shape, TensorType) {
+pub(super) fn shape_of(graph: &Graph, tables: &Tables, v: ValueId) -> (Shape, TensorType) {
     let node = graph.node(v);
     let shape = match &node.op {
         Op::Weight(w) => Shape::Weight(tables.weight_info(*w).map(|i| {

@@ -1,5 +1,6 @@
 //! A region: what one kernel computes.
 
+use super::row_stats::RowStats;
 use super::spec_builder::PackedWeight;
 use crate::graph::{RopeStyle, ValueId};
 
@@ -23,8 +24,10 @@ pub struct MatMulGroup {
     pub members: Vec<ValueId>,
     /// How columns map to accumulators.
     pub form: MatMulForm,
-    /// The norm whose statistics are computed inside, if the left side is normalised here.
+    /// The norm that is computed inside, if the left side is normalised here.
     pub norm: Option<ValueId>,
+    /// Where the statistics of that norm are joined from; `None`: every column tile reads the rows for them.
+    pub stats: Option<RowStats>,
 }
 
 /// How the columns of a matmul group map to accumulators.
@@ -54,6 +57,8 @@ pub struct Region {
     pub prologue: Vec<ValueId>,
     /// Values it writes, in graph order.
     pub outputs: Vec<ValueId>,
+    /// Statistics that it writes beside one of its outputs.
+    pub forwards: Option<RowStats>,
     /// Only this row range of the packed weight (a weight too large for one binding).
     pub rows: Option<(u64, u64)>,
 }
@@ -61,7 +66,7 @@ pub struct Region {
 impl Region {
     /// A region around `anchor`.
     pub fn new(anchor: RegionAnchor) -> Self {
-        Region { anchor, epilogue: Vec::new(), prologue: Vec::new(), outputs: Vec::new(), rows: None }
+        Region { anchor, epilogue: Vec::new(), prologue: Vec::new(), outputs: Vec::new(), forwards: None, rows: None }
     }
     /// The anchor's own operations.
     pub fn anchors(&self) -> Vec<ValueId> {

@@ -3,7 +3,7 @@
 use super::cost;
 use super::partition::is_anchor;
 use super::traffic::{self, visible_keys};
-use super::{Refused, Region, RegionAnchor};
+use super::{Refused, Region, RegionAnchor, RowStats};
 use crate::graph::{Graph, Op, ValueId};
 use crate::numeric::ProofClass;
 use frit_kernels::dim::{Bounds, Dim, product};
@@ -74,6 +74,12 @@ pub fn layer_of(origin: &str) -> Option<u32> {
     origin.split(['.', '/']).find_map(|p| p.parse().ok())
 }
 
+/// How a region computes the norm in front of its product.
+fn norm_form(r: &Region) -> Option<&'static str> {
+    let RegionAnchor::MatMul(g) = &r.anchor else { return None };
+    g.norm.map(|_| if g.stats.is_some() { "forwarded" } else { "recomputed" })
+}
+
 /// The report of one program.
 pub fn phase(
     program: &str,
@@ -91,6 +97,7 @@ pub fn phase(
     let (mut weights, mut activations) = (Dim::zero(), Dim::zero());
     let mut counted: HashSet<ValueId> = HashSet::new();
     let mut moved: HashMap<&str, (Dim, Dim)> = HashMap::new();
+    let mut joined: HashSet<RowStats> = HashSet::new();
     for (id, (r, spec, kernel)) in specs.iter().enumerate() {
         let members: Vec<ValueId> = r.members().into_iter().filter(|v| is_launch(graph, *v)).collect();
         let before =
@@ -103,6 +110,13 @@ pub fn phase(
         if let Some(l) = origins.iter().find_map(|o| layer_of(o)) {
             *per_layer.entry(l).or_default() += 1;
         }
+        // Forwarded statistics are what the norm behind costs, not what makes its rows.
+        let written = r.forwards.map_or_else(Dim::zero, |s| s.len(graph) * Dim::constant(4));
+        let owed = match &r.anchor {
+            RegionAnchor::MatMul(g) => g.stats.filter(|s| joined.insert(*s)),
+            _ => None,
+        };
+        let owed = owed.map_or_else(Dim::zero, |s| s.len(graph) * Dim::constant(4));
         let class = match &r.anchor {
             RegionAnchor::MatMul(g) if g.norm.is_some() => ProofClass::Reassoc,
             _ if members.iter().any(|v| matches!(graph.op(*v), Op::MergeParts { .. })) => ProofClass::Reassoc,
@@ -114,13 +128,14 @@ pub fn phase(
             kernel: (*kernel).into(),
             ops: members.iter().map(|v| graph.op(*v).name()).collect(),
             origins,
-            saved_bytes: before - a.clone(),
+            saved_bytes: before - a.clone() + written - owed,
             saved_launches: (members.len() as u32).saturating_sub(1),
             bindings: spec.bindings() as u32,
             class: class.name().into(),
             weight_bytes: w.clone(),
             activation_bytes: a.clone(),
             flops: cost::flops(spec),
+            norm: norm_form(r).unwrap_or_default().into(),
         });
         weights = weights + w;
         activations = activations + a;
@@ -140,6 +155,7 @@ pub fn phase(
         unfused_dispatches: launches.len() as u32,
         instances: 0,
         work: 0,
+        exact: frit_plan::ExactSearch::default(),
         in_place: Vec::new(),
         attention: AttentionCount { blocks, fused },
         regions,

@@ -2,12 +2,13 @@
 //! expanded at the coordinates where it is needed, down to values in memory.
 
 use super::coords::{self, Coords};
+use super::row_stats::RowStats;
 use crate::graph::{Graph, KvSlotId, Op, RopeStyle, StateId, Tables, ValueId, WeightId};
 use frit_kernels::dim::{Bounds, Dim, Sym, product};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{
-    Anchor, Arg, ArgId, BinaryOp, Expr, ExprId, Exprs, KernelSpec, LeftStore, Literal, MatmulPrecision, SizeSlot,
-    Space, Store, UnaryOp,
+    Anchor, Arg, ArgId, BinaryOp, Expr, ExprId, Exprs, KernelSpec, LeftStore, Literal, MatmulPrecision, Partials,
+    SizeSlot, Space, Store, UnaryOp,
 };
 use frit_plan::{KvPart, sizes};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -30,6 +31,8 @@ pub enum Operand {
     Value(ValueId),
     /// A constant.
     Weight(PackedWeight),
+    /// Statistics of a value's rows.
+    RowStats(RowStats),
     /// A state.
     State(StateId),
     /// A part of a cache slot.
@@ -55,6 +58,10 @@ pub struct SpecBuilder<'a> {
     pub computed: HashMap<ValueId, ExprId>,
     /// Where a matmul's left side is written.
     pub left: Option<LeftStore>,
+    /// Tiles from which the statistics of a matmul's left side are joined.
+    pub stats_over: Option<Dim>,
+    /// Statistics of a matmul's result.
+    pub partials: Option<Partials>,
     args: Vec<Arg>,
     operands: Vec<Operand>,
     memo: HashMap<(ValueId, Coords), ExprId>,
@@ -75,6 +82,8 @@ impl<'a> SpecBuilder<'a> {
             exprs: Exprs::default(),
             computed: HashMap::new(),
             left: None,
+            stats_over: None,
+            partials: None,
             args: Vec::new(),
             operands: Vec::new(),
             memo: HashMap::new(),
@@ -114,6 +123,7 @@ impl<'a> SpecBuilder<'a> {
                 let space = if storage == Storage::F32 { Space::Arena } else { Space::Ints };
                 (value_name(&n.op), space, storage, n.ty.elems())
             }
+            Operand::RowStats(s) => ("row_stats".into(), Space::Arena, Storage::F32, s.len(self.graph)),
             Operand::State(s) => {
                 let info = self.tables.states.get(s.0 as usize);
                 let (name, storage, shape) =
@@ -427,6 +437,8 @@ impl<'a> SpecBuilder<'a> {
             exprs: self.exprs,
             stores,
             left: self.left,
+            stats_over: self.stats_over,
+            partials: self.partials,
             precision: MatmulPrecision::Auto,
             aliases: Vec::new(),
             sizes: Vec::new(),
@@ -456,9 +468,9 @@ impl<'a> SpecBuilder<'a> {
                 see(&w.hi);
             }
         }
-        if let Some(l) = &spec.left {
-            see(&l.index);
-        }
+        spec.left.iter().for_each(|l| see(&l.index));
+        spec.stats_over.iter().for_each(&mut see);
+        spec.partials.iter().for_each(|p| see(&p.index));
         match &spec.anchor {
             Anchor::MatMul { k, .. } => see(k),
             Anchor::Attention(a) => {
@@ -477,7 +489,8 @@ impl<'a> SpecBuilder<'a> {
 
 /// Drops expressions that nothing uses and renumbers the rest, so that equal kernels are equal to the letter.
 fn compact(spec: &mut KernelSpec) {
-    let mut roots: Vec<ExprId> = spec.stores.iter().map(|s| s.value).collect();
+    let mut roots: Vec<ExprId> =
+        spec.stores.iter().map(|s| s.value).chain(spec.partials.as_ref().map(|p| p.value)).collect();
     let stats = |st: &[frit_kernels::spec::Stat]| {
         st.iter().flat_map(|s| [Some(s.value), s.finish]).flatten().collect::<Vec<_>>()
     };
@@ -544,6 +557,7 @@ fn compact(spec: &mut KernelSpec) {
             a.bias.iter_mut().for_each(at);
         }
     }
+    spec.partials.iter_mut().for_each(|p| at(&mut p.value));
     for s in &mut spec.stores {
         at(&mut s.value);
         s.index = s.index.substitute(&|x| match x {

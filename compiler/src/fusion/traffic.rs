@@ -7,7 +7,7 @@
 //! the count is the most there can be.
 
 use frit_kernels::dim::{Atom, Bounds, Dim, Sym, product};
-use frit_kernels::spec::{Anchor, Arg, BinaryOp, Expr, ExprId, KernelSpec, Literal, Space};
+use frit_kernels::spec::{Anchor, Arg, BinaryOp, Expr, ExprId, KernelSpec, Literal, PARTIAL_COLUMNS, Space};
 
 /// Distinct elements of an argument that one launch touches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +45,10 @@ pub fn touched<'a>(spec: &'a KernelSpec, bounds: &Bounds) -> Vec<Touched> {
             }
         }
     };
-    see(&whole, &anchor_roots(spec));
+    let (reduced, multiplied) = anchor_roots(spec);
+    let over = spec.stats_over.as_ref().map(|tiles| (spec.k_axis(), Dim::zero(), tiles.clone()));
+    see(&Walk::new(spec, bounds, over), &reduced);
+    see(&whole, &multiplied);
     for s in &spec.stores {
         let range = s.when.as_ref().map(|w| (w.axis as usize, w.lo.clone(), w.hi.clone()));
         let walk = Walk::new(spec, bounds, range);
@@ -64,6 +67,15 @@ pub fn touched<'a>(spec: &'a KernelSpec, bounds: &Bounds) -> Vec<Touched> {
         && let Some(w) = writes.get_mut(l.arg.0 as usize)
     {
         *w = w.clone() + whole.image(&l.index).count;
+    }
+    if let Some(p) = &spec.partials
+        && let Some(w) = writes.get_mut(p.arg.0 as usize)
+    {
+        let n = spec.domain.len().saturating_sub(1);
+        let columns = spec.domain.get(n).cloned().unwrap_or_default();
+        let tiles = ceil(&columns, &Dim::from(u64::from(PARTIAL_COLUMNS)));
+        let tiles = Walk::new(spec, bounds, Some((n, Dim::zero(), tiles)));
+        *w = w.clone() + tiles.image(&p.index).count * Dim::from(u64::from(p.kind.numbers()));
     }
     let each = spec.args.iter().zip(reads).zip(writes);
     each.map(|((a, images), written)| {
@@ -98,18 +110,14 @@ pub fn moved(spec: &KernelSpec, bounds: &Bounds) -> (Dim, Dim) {
     (weights, rest)
 }
 
-fn anchor_roots(spec: &KernelSpec) -> Vec<ExprId> {
+/// What the statistics of an anchor are made of, and what else it reads.
+fn anchor_roots(spec: &KernelSpec) -> (Vec<ExprId>, Vec<ExprId>) {
     let stats = |s: &[frit_kernels::spec::Stat]| s.iter().flat_map(|s| [Some(s.value), s.finish]).flatten().collect();
     match &spec.anchor {
-        Anchor::Map => Vec::new(),
-        Anchor::Row { stats: s } => stats(s),
-        Anchor::MatMul { lhs, lhs_stats, rhs, .. } => {
-            let mut all: Vec<ExprId> = stats(lhs_stats);
-            all.push(*lhs);
-            all.extend(rhs);
-            all
-        }
-        Anchor::Attention(a) => [a.q, a.k, a.v].into_iter().chain(a.mask).chain(a.bias).collect(),
+        Anchor::Map => (Vec::new(), Vec::new()),
+        Anchor::Row { stats: s } => (stats(s), Vec::new()),
+        Anchor::MatMul { lhs, lhs_stats, rhs, .. } => (stats(lhs_stats), rhs.iter().copied().chain([*lhs]).collect()),
+        Anchor::Attention(a) => (Vec::new(), [a.q, a.k, a.v].into_iter().chain(a.mask).chain(a.bias).collect()),
     }
 }
 
@@ -439,6 +447,8 @@ mod tests {
             exprs,
             stores: vec![Store { arg: ArgId(1), index: Dim::axis(0), value, when: None, per_row: false }],
             left: None,
+            stats_over: None,
+            partials: None,
             precision: frit_kernels::spec::MatmulPrecision::Auto,
             aliases: Vec::new(),
             sizes: Vec::new(),

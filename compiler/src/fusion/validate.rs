@@ -4,14 +4,15 @@
 //! of the dynamic sizes; the same elements are computed from the graph by [`Elements`], which shares no code with the
 //! building of kernels.
 
+use super::RowStats;
 use super::anchors::Site;
 use super::spec_builder::{Operand, PackedWeight};
-use crate::graph::{KvSlotId, Op, ValueId, WeightData};
+use crate::graph::{Graph, KvSlotId, Op, ValueId, WeightData};
 use crate::passes::validate::{random, small_sizes};
 use crate::reference::{Elements, RefError, hashed, scalar_binary, scalar_cast, scalar_literal, scalar_unary};
 use frit_kernels::dim::{Dim, Sym};
 use frit_kernels::dtype::Scalar;
-use frit_kernels::spec::{Anchor, Attention, Expr, ExprId, KernelSpec, ReduceOp, Stat};
+use frit_kernels::spec::{Anchor, Attention, Expr, ExprId, KernelSpec, PARTIAL_COLUMNS, PartialKind, ReduceOp, Stat};
 use frit_plan::KvPart;
 use std::collections::{BTreeMap, HashSet};
 
@@ -78,6 +79,31 @@ fn compare(
             }
         }
     }
+    if let (Some(p), Some(columns)) = (&spec.partials, extents.last()) {
+        let (n, tile) = (extents.len() - 1, i64::from(PARTIAL_COLUMNS));
+        for (k, e) in extents.iter().enumerate() {
+            eval.axes[k] = pick(*e);
+        }
+        let number = eval.axes[n] / tile;
+        let mut v = Vec::new();
+        for c in number * tile..((number + 1) * tile).min(*columns) {
+            eval.axes[n] = c;
+            v.push(eval.store(p.value)?);
+        }
+        eval.axes[n] = number;
+        let first = eval.number(&p.index)?;
+        let mean = v.iter().sum::<f64>() / v.len() as f64;
+        let found = match p.kind {
+            PartialKind::Squares => vec![v.iter().map(|v| v * v).sum::<f64>()],
+            PartialKind::Moments => vec![mean, v.iter().map(|v| (v - mean) * (v - mean)).sum()],
+        };
+        for (i, got) in found.into_iter().enumerate() {
+            let want = memory.expected(graph, operands.get(p.arg.0 as usize), first + i as i64)?;
+            if let Some(want) = want.filter(|w| differ(got, *w)) {
+                return Ok(Some(format!("statistic {i} at {first} is {got:e}, its operations give {want:e}")));
+            }
+        }
+    }
     if let (Some(l), Anchor::MatMul { lhs, .. }) = (&spec.left, &spec.anchor) {
         let k = spec.k_axis();
         for _ in 0..SAMPLES {
@@ -94,6 +120,26 @@ fn compare(
         }
     }
     Ok(None)
+}
+
+/// Number `i` of the statistics `s`, from the elements of its value.
+fn row_stats(
+    graph: &Graph,
+    s: &RowStats,
+    i: usize,
+    mut element: impl FnMut(usize) -> Result<f64, RefError>,
+) -> Result<f64, RefError> {
+    let (width, tile, tiles) = (s.width(graph) as usize, s.tile as usize, s.tiles(graph) as usize);
+    let numbers = s.numbers() as usize;
+    let (row, at, number) = (i / (tiles * numbers).max(1), i / numbers % tiles.max(1), i % numbers);
+    let columns = at * tile..((at + 1) * tile).min(width);
+    let v = columns.map(|c| element(row * width + c)).collect::<Result<Vec<f64>, _>>()?;
+    let mean = v.iter().sum::<f64>() / v.len().max(1) as f64;
+    Ok(match (s.kind, number) {
+        (PartialKind::Squares, _) => v.iter().map(|v| v * v).sum(),
+        (PartialKind::Moments, 0) => mean,
+        (PartialKind::Moments, _) => v.iter().map(|v| (v - mean) * (v - mean)).sum(),
+    })
 }
 
 fn differ(a: f64, b: f64) -> bool {
@@ -161,6 +207,10 @@ impl Memory<'_> {
         let Ok(i) = usize::try_from(i) else { return f64::NAN };
         match o {
             Operand::Value(v) => random(v.index() as u64 | 4 << 40, i, self.site.graph.ty(*v).scalar, false),
+            Operand::RowStats(s) => {
+                let whole = |at: usize| Ok::<f64, RefError>(self.element(&Operand::Value(s.of), at as i64));
+                row_stats(self.site.graph, s, i, whole).unwrap_or(f64::NAN)
+            }
             Operand::State(s) => {
                 let storage = self.site.tables.states.get(s.0 as usize).map(|s| s.storage.scalar());
                 random(u64::from(s.0) | 2 << 40, i, storage.unwrap_or(Scalar::I32), false)
@@ -188,6 +238,7 @@ impl Memory<'_> {
         let at = usize::try_from(i).map_err(|_| RefError::new(format!("a store at {i}")))?;
         match o {
             Some(Operand::Value(v)) => graph.at(*v, at).map(Some),
+            Some(Operand::RowStats(s)) => row_stats(self.site.graph, s, at, |i| graph.at(s.of, i)).map(Some),
             Some(Operand::Kv(slot, part)) => {
                 let is = |v: &&ValueId| matches!(self.site.graph.op(**v), Op::KvAppend { slot: s, part: p, .. } if s == slot && p == part);
                 let node = self.site.region.outputs.iter().find(is);
@@ -307,6 +358,10 @@ impl<'a> Eval<'a> {
             _ => return Ok(()),
         };
         let kept = self.axes[axis];
+        let inner = match &self.spec.stats_over {
+            Some(tiles) => self.number(tiles)?,
+            None => self.inner,
+        };
         self.stats.clear();
         for s in list {
             let (mut acc, mut best) = match s.op {
@@ -315,7 +370,7 @@ impl<'a> Eval<'a> {
                 ReduceOp::Max | ReduceOp::ArgMax => (-3.0e38, 0),
                 ReduceOp::Min => (3.0e38, 0),
             };
-            for j in 0..self.inner {
+            for j in 0..inner {
                 self.axes[axis] = j;
                 let x = self.value(s.value)?;
                 match s.op {

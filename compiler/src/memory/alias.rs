@@ -29,7 +29,8 @@ pub fn contracts(spec: &KernelSpec) -> Vec<Alias> {
 }
 
 fn contract(spec: &KernelSpec, output: ArgId, input: ArgId) -> Option<AliasKind> {
-    if spec.left.as_ref().is_some_and(|l| l.arg == output) {
+    let apart = [spec.left.as_ref().map(|l| l.arg), spec.partials.as_ref().map(|p| p.arg)];
+    if apart.contains(&Some(output)) {
         return None;
     }
     let (mut read, mut by_rows) = (false, false);

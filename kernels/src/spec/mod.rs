@@ -18,10 +18,12 @@
 //! writes, but for arguments named in `aliases`.
 
 mod expr;
+mod partials;
 mod precision;
 mod verify;
 
 pub use expr::{ArgId, BinaryOp, Expr, ExprId, Exprs, Literal, UnaryOp};
+pub use partials::{PARTIAL_COLUMNS, PartialKind, Partials};
 pub use precision::{MatmulPrecision, split_bf16, to_bf16};
 pub use verify::SpecError;
 
@@ -259,6 +261,13 @@ pub struct KernelSpec {
     /// Matmuls: where the left side goes, if it is wanted elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left: Option<LeftStore>,
+    /// Matmuls: the extent of the axis k while statistics of the left side are reduced, where it is not k: they are joined
+    /// from those of tiles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stats_over: Option<Dim>,
+    /// Matmuls: statistics of a result, by tiles of its columns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partials: Option<Partials>,
     /// Matmuls: how exactly they multiply.
     #[serde(default, skip_serializing_if = "MatmulPrecision::is_auto")]
     pub precision: MatmulPrecision,

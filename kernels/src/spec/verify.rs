@@ -113,6 +113,20 @@ impl Check<'_> {
             let read = s.exprs.iter().any(|(_, e)| matches!(e, Expr::Load { arg, .. } if *arg == l.arg));
             ensure(!read, || format!("`{}` is read and written as the left side", a.name))?;
         }
+        if let Some(over) = &s.stats_over {
+            ensure(matches!(s.anchor, Anchor::MatMul { .. }), || "statistics of a left side without a matmul".into())?;
+            self.dim(over, 0)?;
+        }
+        if let Some(p) = &s.partials {
+            ensure(matches!(s.anchor, Anchor::MatMul { .. }), || "statistics of tiles without a matmul".into())?;
+            let a = s.arg(p.arg).ok_or_else(|| format!("store to argument {}", p.arg.0))?;
+            ensure(a.written && a.storage.scalar() == Scalar::F32, || format!("statistics go to `{}`", a.name))?;
+            self.dim(&p.index, s.domain.len())?;
+            let whole = s.stores.iter().any(|st| st.value == p.value && st.when.is_none());
+            ensure(whole, || "statistics of tiles of what no store writes in every column".into())?;
+            let read = s.exprs.iter().any(|(_, e)| matches!(e, Expr::Load { arg, .. } if *arg == p.arg));
+            ensure(!read, || format!("`{}` is read and written as statistics", a.name))?;
+        }
         ensure(s.precision.is_auto() || matches!(s.anchor, Anchor::MatMul { .. }), || {
             "a precision of products without a matmul".into()
         })?;

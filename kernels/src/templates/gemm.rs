@@ -13,7 +13,9 @@ use super::{Rendered, TemplateError, View, contiguous_rows, depends_on_axis, gem
 use crate::dim::{Dim, Sym, product};
 use crate::dtype::Storage;
 use crate::ir::{ArrayRef, Builder, Type, Val, Var};
-use crate::spec::{Anchor, Arg, ArgId, Expr, ExprId, KernelSpec, Space, Stat, Store};
+use crate::spec::{
+    Anchor, Arg, ArgId, Expr, ExprId, KernelSpec, PARTIAL_COLUMNS, PartialKind, Partials, Space, Stat, Store,
+};
 use crate::target::{Capabilities, Tier};
 
 /// Rows of a staged tile along k.
@@ -27,6 +29,9 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
         return gemm_matrix::render(&problem, caps, format);
     }
     match caps.tier {
+        Tier::Cpu if spec.partials.is_some() => {
+            Err(TemplateError::unsupported(spec, "statistics of tiles of a product that is no run of blocks along k"))
+        }
         Tier::Cpu => in_registers(&problem, caps),
         Tier::Gpu | Tier::Cuda => staged(&problem, caps),
     }
@@ -244,8 +249,17 @@ impl<'a> Problem<'a> {
             Right::Elements { .. } => ctx.b.u32(0),
         }
     }
-    /// Writes the outputs of a tile, column by column. `accs[j][i]` holds the tile's row i, four columns a variable.
-    fn write(&self, ctx: &KernelCtx<'a>, base: &Scope, row: Val, column: Val, accs: &[Vec<Vec<Var>>]) {
+    /// Writes the outputs of a tile, column by column. `accs[j][i]` holds the tile's row i, four columns a variable; `kept`
+    /// takes the values whose statistics are wanted, by row and column, if any are.
+    fn write(
+        &self,
+        ctx: &KernelCtx<'a>,
+        base: &Scope,
+        row: Val,
+        column: Val,
+        accs: &[Vec<Vec<Var>>],
+        kept: &[Vec<Var>],
+    ) {
         let b = &ctx.b;
         let stores: Vec<&Store> = self.spec.stores.iter().collect();
         let roots: Vec<ExprId> = stores.iter().map(|s| s.value).collect();
@@ -275,7 +289,11 @@ impl<'a> Problem<'a> {
                             four.map(|v| b.lane(b.get(v), j as u32 % 4))
                         };
                         let found = accs.iter().filter_map(lane).collect();
-                        ctx.store_all(&scope.with(self.n(), at).with_accs(found), &stores);
+                        let mut here = scope.with(self.n(), at).with_accs(found);
+                        if let (Some(p), Some(kept)) = (&self.spec.partials, kept.get(i).and_then(|r| r.get(j))) {
+                            b.set(*kept, ctx.expr(&mut here, p.value));
+                        }
+                        ctx.store_all(&here, &stores);
                     });
                 }
             });
@@ -336,7 +354,7 @@ fn in_registers<'a>(p: &Problem<'a>, caps: &'a Capabilities) -> Result<Rendered,
             if rest {
                 b.for_("k", whole, k, 1, |_, k| p.accumulate(&ctx, &accs, &left, &right, &starts, k, 1));
             }
-            p.write(&ctx, &scope, row, column, &accs);
+            p.write(&ctx, &scope, row, column, &accs, &[]);
         });
     });
     let _ = b;
@@ -523,13 +541,105 @@ fn staged<'a>(p: &Problem<'a>, caps: &'a Capabilities) -> Result<Rendered, Templ
             }
             b.barrier();
         });
-        let row = b.let_("row0", b.add(row, b.mul(y, 4)));
-        let column = b.let_("column0", b.add(column, b.mul(x, 4)));
-        p.write(&ctx, &scope, row, column, &accs);
+        let row0 = b.let_("row0", b.add(row, b.mul(y, 4)));
+        let column0 = b.let_("column0", b.add(column, b.mul(x, 4)));
+        let zero = |_| b.var("kept", Type::F32, 0.0);
+        let kept: Vec<Vec<Var>> = match &p.spec.partials {
+            Some(_) => (0..4).map(|_| (0..4).map(zero).collect()).collect(),
+            None => Vec::new(),
+        };
+        p.write(&ctx, &scope, row0, column0, &accs, &kept);
+        if let Some(partials) = &p.spec.partials {
+            let tile = Staged { across, down, x, y, row, column };
+            staged_partials(p, &ctx, &scope, &tile, partials, &kept);
+        }
     });
     let tile = [("rows", rows), ("columns", columns), ("row_tile", 4), ("column_tile", 4), ("k_step", DEPTH)];
     let grid = dispatch(&p.groups(rows, columns));
     ctx.finish("gemm_staged", &tile, grid)
+}
+
+/// The block of a workgroup of `across` × `down` invocations, 4 × 4 outputs each.
+struct Staged {
+    across: u32,
+    down: u32,
+    x: Val,
+    y: Val,
+    row: Val,
+    column: Val,
+}
+
+/// Writes the statistics of a block's rows, of whose values each invocation has 4 × 4: every row's are summed by one
+/// invocation a tile of statistics. Contains barriers.
+fn staged_partials(
+    p: &Problem<'_>,
+    ctx: &KernelCtx<'_>,
+    base: &Scope,
+    t: &Staged,
+    partials: &Partials,
+    kept: &[Vec<Var>],
+) {
+    let b = &ctx.b;
+    let fours = PARTIAL_COLUMNS / 4;
+    let tiles = t.across / fours;
+    let pitch = t.across + 1;
+    let (rows, columns) = (ctx.extent(&p.rows()), ctx.extent(&p.columns()));
+    let sums = b.workgroup("sums", Type::F32, 4 * t.down * pitch);
+    let at_row = |i: usize| b.add(b.mul(t.y, 4), i as u32);
+    let me = b.let_("me", b.add(b.mul(t.y, t.across), t.x));
+    let (local, own) = (b.let_("local", b.div(me, tiles)), b.let_("own", b.rem(me, tiles)));
+    let first = b.let_("first", b.add(t.column, b.mul(own, PARTIAL_COLUMNS)));
+    let tile = b.let_("tile", b.div(first, PARTIAL_COLUMNS));
+    let at = b.let_("row_of", b.add(t.row, local));
+    let counts = b.lt(me, 4 * t.down * tiles);
+    let exists = b.let_("exists", b.and(counts, b.and(b.lt(at, rows), b.lt(first, columns))));
+    let spread = |of: &dyn Fn(usize, Val) -> Val| {
+        for (i, row) in kept.iter().enumerate() {
+            let terms = row.iter().map(|v| of(i, b.get(*v))).collect::<Vec<Val>>();
+            let mut inside = Vec::new();
+            for (j, v) in terms.into_iter().enumerate() {
+                let column = b.add(b.add(t.column, b.mul(t.x, 4)), j as u32);
+                inside.push(b.select(b.lt(column, columns), v, b.f32(0.0)));
+            }
+            let sum = inside.into_iter().reduce(|s, v| b.add(s, v)).unwrap_or_else(|| b.f32(0.0));
+            b.store(sums, b.add(b.mul(at_row(i), pitch), t.x), sum);
+        }
+    };
+    let total = || {
+        let from = b.add(b.mul(b.min(local, 4 * t.down - 1), pitch), b.mul(own, fours));
+        let terms = (0..fours).map(|i| b.load(sums, b.add(from, i)));
+        b.let_("total", terms.reduce(|s, v| b.add(s, v)).unwrap_or_else(|| b.f32(0.0)))
+    };
+    let write = |numbers: &[Val]| {
+        b.if_(exists, |_| {
+            let mut scope = base.clone();
+            ctx.unravel(&mut scope, p.first, p.extents(p.first, p.m + 1), at);
+            ctx.store_partials(partials, &scope, p.n(), tile, numbers);
+        });
+    };
+    match partials.kind {
+        PartialKind::Squares => {
+            spread(&|_, v| b.mul(v, v));
+            b.barrier();
+            write(&[total()]);
+        }
+        PartialKind::Moments => {
+            let means = b.workgroup("means", Type::F32, 4 * t.down * tiles);
+            spread(&|_, v| v);
+            b.barrier();
+            let mean = b.let_("mean", b.div(total(), ctx.partial_count(columns, tile)));
+            b.if_(counts, |b| b.store(means, me, mean));
+            b.barrier();
+            let of = b.let_("of", b.div(t.x, fours));
+            spread(&|i, v| {
+                let mean = b.load(means, b.add(b.mul(at_row(i), tiles), of));
+                let apart = b.let_("apart", b.sub(v, mean));
+                b.mul(apart, apart)
+            });
+            b.barrier();
+            write(&[mean, total()]);
+        }
+    }
 }
 
 /// Four rows or columns at one step along k, that an invocation brings to a tile.

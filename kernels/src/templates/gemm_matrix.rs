@@ -18,7 +18,7 @@ use super::reduce::WARP;
 use super::{Rendered, TemplateError};
 use crate::dtype::Storage;
 use crate::ir::{ArrayRef, Builder, HalfFormat, Type, Val, Var};
-use crate::spec::{ArgId, MatmulPrecision, Store};
+use crate::spec::{ArgId, MatmulPrecision, PARTIAL_COLUMNS, Store};
 use crate::target::Capabilities;
 
 /// Elements of a tile along k, in units of eight.
@@ -404,6 +404,7 @@ impl Kernel<'_, '_> {
             let first = b.let_("row0", b.add(first, 16 * i));
             b.for_("r", 0, 16, 1, |b, r| {
                 let at_row = b.let_("row", b.add(first, r));
+                let kept = p.spec.partials.as_ref().map(|partials| (partials, b.var("kept", Type::F32, 0.0)));
                 b.if_(b.and(b.lt(at_row, rows), b.lt(at, columns)), |b| {
                     let mut inner = here.clone();
                     ctx.unravel(&mut inner, p.first, p.extents(p.first, p.m + 1), at_row);
@@ -414,8 +415,26 @@ impl Kernel<'_, '_> {
                         b.let_("sum", b.select(odd, b.lane(pair, 1), b.lane(pair, 0)))
                     };
                     let found: Vec<Val> = (0..accs.len() as u32).map(sum).collect();
-                    ctx.store_all(&inner.with_accs(found), &stores);
+                    let mut inner = inner.with_accs(found);
+                    if let Some((partials, kept)) = &kept {
+                        b.set(*kept, ctx.expr(&mut inner, partials.value));
+                    }
+                    ctx.store_all(&inner, &stores);
                 });
+                if let Some((partials, kept)) = kept {
+                    // A subgroup has one tile of statistics of a row.
+                    let start = b.sub(at, lane);
+                    let tile = b.let_("tile", b.div(start, PARTIAL_COLUMNS));
+                    let own = [(b.get(kept), b.lt(at, columns))];
+                    let count = ctx.partial_count(columns, tile);
+                    let numbers = ctx.joined_partials(partials.kind, WARP, &own, count);
+                    let exists = b.and(b.lt(at_row, rows), b.lt(start, columns));
+                    b.if_(b.and(b.eq(lane, 0), exists), |_| {
+                        let mut row = scope.clone();
+                        ctx.unravel(&mut row, p.first, p.extents(p.first, p.m + 1), at_row);
+                        ctx.store_partials(partials, &row, p.n(), tile, &numbers);
+                    });
+                }
             });
         }
     }

@@ -18,6 +18,9 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     let Anchor::MatMul { k, lhs, lhs_stats, rhs } = &spec.anchor else {
         return Err(TemplateError::unsupported(spec, "no matmul"));
     };
+    if spec.partials.is_some() {
+        return Err(TemplateError::unsupported(spec, "statistics of tiles of few rows"));
+    }
     let rank = spec.domain.len();
     let runs: Vec<(ArgId, Dim)> = rhs.iter().filter_map(|r| contiguous_rows(spec, *r, rank)).collect();
     if runs.len() != rhs.len() {

@@ -11,8 +11,8 @@ use super::common::{Held, KernelCtx, Scope, dispatch};
 use super::gemm::{Problem, Right};
 use super::stats::Team;
 use super::{Part, Rendered, TemplateError, View, uses_gemv};
-use crate::ir::{Builder, Builtin, Collective, Type, Val, Var};
-use crate::spec::{ArgId, Expr, ExprId, KernelSpec, Store};
+use crate::ir::{ArrayRef, Builder, Builtin, Collective, Type, Val, Var};
+use crate::spec::{ArgId, Expr, ExprId, KernelSpec, PARTIAL_COLUMNS, Partials, Store};
 use crate::target::Capabilities;
 
 /// Invocations of a workgroup.
@@ -75,7 +75,15 @@ fn tile(p: &Problem<'_>) -> Option<Tile> {
         _ => 8,
     };
     let all = p.columns().as_const().and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
-    let columns = columns_of(rows, p.rhs.len() as u32, is_quantised, all);
+    let mut columns = columns_of(rows, p.rhs.len() as u32, is_quantised, all);
+    if p.spec.partials.is_some() {
+        // Whole tiles of statistics.
+        let tile = PARTIAL_COLUMNS / LANES;
+        columns = (columns / tile).max(1) * tile;
+        if rows == 1 || p.rhs.len() > 1 {
+            return None;
+        }
+    }
     let fits = |n: u32| k.is_multiple_of(n);
     let chunk = match (is_quantised, rows) {
         (true, _) => 32,
@@ -121,7 +129,9 @@ fn left_row(p: &Problem<'_>, ctx: &KernelCtx<'_>, base: &Scope, row: Val, lane: 
     if p.stats.is_empty() {
         return scope;
     }
-    hold(p, ctx, &mut scope, lane);
+    if p.spec.stats_over.is_none() {
+        hold(p, ctx, &mut scope, lane);
+    }
     let team = Team { lanes: LANES, teams: 1, lane, team: b.u32(0), active: b.bool(true) };
     ctx.row_stats(&mut scope, p.stats, p.k_axis(), ctx.extent(p.k), &team);
     scope
@@ -315,6 +325,11 @@ fn write(
     }
     let (rows, columns) = (ctx.extent(&p.rows()), ctx.extent(&p.columns()));
     let groups = together(p);
+    let kept = p.spec.partials.as_ref().map(|partials| {
+        let kept = b.private("kept", Type::F32, tile.rows * tile.columns);
+        b.for_("i", 0, tile.rows * tile.columns, 1, |b, i| b.store(kept, i, 0.0));
+        (partials, kept)
+    });
     let at_row = |scope: &Scope, m: Val| {
         let mut scope = scope.clone();
         ctx.unravel(&mut scope, p.first, p.extents(p.first, p.m + 1), m);
@@ -352,12 +367,56 @@ fn write(
                         let m = b.let_("m", b.add(row, r));
                         b.if_(b.lt(m, rows), |b| {
                             let i = b.add(b.mul(r, tile.columns), c);
-                            ctx.store_all(&at_row(&scope, m).with_accs(accs(i)), &stores);
+                            let mut here = at_row(&scope, m).with_accs(accs(i));
+                            if let Some((partials, kept)) = &kept
+                                && stores.iter().any(|s| s.value == partials.value)
+                            {
+                                b.store(*kept, i, ctx.expr(&mut here, partials.value));
+                            }
+                            ctx.store_all(&here, &stores);
                         });
                     });
                 });
             }
         });
+    });
+    if let Some(kept) = kept {
+        write_partials(p, ctx, tile, base, (row, column, lane), kept);
+    }
+}
+
+/// Writes the statistics of this workgroup's rows and columns, whose values lie in `kept` as its sums do.
+fn write_partials(
+    p: &Problem<'_>,
+    ctx: &KernelCtx<'_>,
+    tile: &Tile,
+    base: &Scope,
+    (row, column, lane): (Val, Val, Val),
+    (partials, kept): (&Partials, ArrayRef),
+) {
+    let b = &ctx.b;
+    let (rows, columns) = (ctx.extent(&p.rows()), ctx.extent(&p.columns()));
+    let own = PARTIAL_COLUMNS / LANES;
+    b.for_("r", 0, tile.rows, 1, |b, r| {
+        let m = b.let_("m", b.add(row, r));
+        for t in 0..tile.columns / own {
+            let first = b.let_("first", b.add(column, t * PARTIAL_COLUMNS));
+            let number = b.let_("tile", b.div(first, PARTIAL_COLUMNS));
+            let values: Vec<(Val, Val)> = (0..own)
+                .map(|c| {
+                    let at = b.add(b.mul(r, tile.columns), t * own + c);
+                    (b.let_("kept", b.load(kept, at)), b.lt(b.add(b.add(first, c * LANES), lane), columns))
+                })
+                .collect();
+            let count = ctx.partial_count(columns, number);
+            let numbers = ctx.joined_partials(partials.kind, LANES, &values, count);
+            let exists = b.and(b.lt(m, rows), b.lt(first, columns));
+            b.if_(b.and(b.eq(lane, 0), exists), |_| {
+                let mut scope = base.clone();
+                ctx.unravel(&mut scope, p.first, p.extents(p.first, p.m + 1), m);
+                ctx.store_partials(partials, &scope, p.n(), number, &numbers);
+            });
+        }
     });
 }
 

@@ -28,6 +28,7 @@ mod left_row;
 mod load;
 mod lower_expr;
 mod map;
+mod partials;
 mod precision;
 mod reduce;
 mod row;
@@ -36,6 +37,7 @@ mod super_blocks;
 
 pub use common::{KernelCtx, Scope, dispatch};
 pub use load::{Part, View};
+pub use partials::writes_partials;
 
 use crate::dim::{Dim, Sym};
 use crate::dtype::Storage;

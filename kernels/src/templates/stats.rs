@@ -33,8 +33,10 @@ impl KernelCtx<'_> {
     /// Adds the finished statistics to `scope`, in which the row axes are bound; `axis` runs over `extent`.
     ///
     /// Statistics that need no other one are reduced in one pass. The order of a sum depends on `extent` and
-    /// `team.lanes` only. Contains barriers: call it in uniform control flow, with a uniform `extent`.
+    /// `team.lanes` only. Contains barriers: call it in uniform control flow, with a uniform `extent`. Statistics that are
+    /// joined from those of tiles run over the tiles instead.
     pub(super) fn row_stats(&self, scope: &mut Scope, stats: &[Stat], axis: usize, extent: Val, team: &Team) {
+        let extent = self.spec.stats_over.as_ref().map_or(extent, |tiles| self.extent(tiles));
         let mut done = 0;
         while done < stats.len() {
             let more = stats.iter().skip(done).take_while(|s| self.uses_stats_below(s.value, done)).count().max(1);

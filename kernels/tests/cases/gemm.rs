@@ -4,7 +4,10 @@ use crate::support::Case;
 use crate::support::blocks::{Data, Random};
 use crate::support::build::{SpecBuilder, dim};
 use frit_kernels::dtype::{Scalar, Storage};
-use frit_kernels::spec::{AliasKind, Anchor, ArgId, BinaryOp, KernelSpec, LeftStore, ReduceOp, Space, Stat, UnaryOp};
+use frit_kernels::spec::{
+    AliasKind, Anchor, ArgId, BinaryOp, KernelSpec, LeftStore, PARTIAL_COLUMNS, PartialKind, Partials, ReduceOp, Space,
+    Stat, UnaryOp,
+};
 
 /// `x[S, k] · w[n, k]ᵀ` for every weight, and what is stored.
 fn product(
@@ -270,5 +273,67 @@ pub fn rows_are_normalised_in_front_of_their_products(check: &dyn Fn(&Case)) {
         let acc = s.acc(0);
         s.store(y, &format!("{columns}*i0 + i1"), acc);
         check(&filled(s.done(), &[("S", rows)], 31));
+    }
+}
+
+/// A residual in place, with the statistics of its rows beside it: every tail of a tile of statistics, and a mean far off 0.
+pub fn statistics_of_a_result_by_tiles(check: &dyn Fn(&Case)) {
+    let kinds = [(PartialKind::Squares, 1), (PartialKind::Moments, 2)];
+    for (rows, columns, k, storage) in [
+        (9, 31, 8, Storage::F32),
+        (5, 64, 40, Storage::F16),
+        (64, 33, 64, Storage::Q8_0),
+        (70, 100, 32, Storage::Bf16),
+        (33, 1, 48, Storage::F32),
+    ] {
+        for (kind, numbers) in kinds {
+            let tiles = (columns as usize).div_ceil(PARTIAL_COLUMNS as usize);
+            let mut s = SpecBuilder::new("forwarding", &["S", &columns.to_string()], &["S"]);
+            let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*S"));
+            let z = s.arg("z", Space::Weight, storage, &(columns * k).to_string());
+            let r = s.arg("r", Space::Arena, Storage::F32, &format!("{columns}*S"));
+            let y = s.out("y", Space::Arena, Storage::F32, &format!("{columns}*S"));
+            let t = s.out("t", Space::Arena, Storage::F32, &format!("{}*S", tiles * numbers));
+            let lhs = s.load(x, &format!("{k}*i0 + i2"));
+            let rhs = vec![s.load(z, &format!("{k}*i1 + i2"))];
+            s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats: Vec::new(), rhs };
+            let at = format!("{columns}*i0 + i1");
+            let (acc, before, far) = (s.acc(0), s.load(r, &at), s.f(30.0));
+            let sum = s.bin(BinaryOp::Add, acc, before);
+            let value = s.bin(BinaryOp::Add, sum, far);
+            s.store(y, &at, value);
+            s.alias(y, r, AliasKind::SameElement);
+            let index = dim(&format!("{}*i0 + {numbers}*i1", tiles * numbers));
+            s.spec.partials = Some(Partials { value, kind, arg: t, index });
+            check(&filled(s.done(), &[("S", rows)], 41));
+        }
+    }
+}
+
+/// The other end: a norm whose statistics are joined from those of tiles.
+pub fn statistics_joined_from_tiles(check: &dyn Fn(&Case)) {
+    for (rows, columns, k, storage) in
+        [(9, 40, 72, Storage::F32), (65, 70, 64, Storage::Q8_0), (70, 33, 96, Storage::F16)]
+    {
+        let tiles = (k as usize).div_ceil(PARTIAL_COLUMNS as usize);
+        let mut s = SpecBuilder::new("forwarded", &["S", &columns.to_string()], &["S"]);
+        let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*S"));
+        let t = s.arg("t", Space::Arena, Storage::F32, &format!("{tiles}*S"));
+        let z = s.arg("z", Space::Weight, storage, &(columns * k).to_string());
+        let y = s.out("y", Space::Arena, Storage::F32, &format!("S*{columns}"));
+        let part = s.load(t, &format!("{tiles}*i0 + i2"));
+        let square = s.bin(BinaryOp::Mul, part, part);
+        let (raw, one) = (s.stat(0, Scalar::F32), s.f(1.0));
+        let root = s.bin(BinaryOp::Add, raw, one);
+        let root = s.un(UnaryOp::Rsqrt, root);
+        let lhs_stats = vec![Stat { op: ReduceOp::Sum, value: square, finish: Some(root) }];
+        let lhs = s.load(x, &format!("{k}*i0 + i2"));
+        let lhs = s.bin(BinaryOp::Mul, lhs, raw);
+        let rhs = vec![s.load(z, &format!("{k}*i1 + i2"))];
+        s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };
+        s.spec.stats_over = Some(dim(&tiles.to_string()));
+        let acc = s.acc(0);
+        s.store(y, &format!("{columns}*i0 + i1"), acc);
+        check(&filled(s.done(), &[("S", rows)], 43));
     }
 }

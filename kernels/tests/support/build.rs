@@ -31,6 +31,8 @@ impl SpecBuilder {
                 exprs: Exprs::default(),
                 stores: Vec::new(),
                 left: None,
+                stats_over: None,
+                partials: None,
                 precision: MatmulPrecision::Auto,
                 aliases: Vec::new(),
                 sizes,

@@ -4,7 +4,10 @@ use super::Case;
 use super::blocks::elements;
 use frit_kernels::dim::{Dim, Sym};
 use frit_kernels::dtype::Scalar;
-use frit_kernels::spec::{Anchor, Attention, BinaryOp, Expr, ExprId, KernelSpec, Literal, ReduceOp, Stat, UnaryOp};
+use frit_kernels::spec::{
+    Anchor, Attention, BinaryOp, Expr, ExprId, KernelSpec, Literal, PARTIAL_COLUMNS, PartialKind, ReduceOp, Stat,
+    UnaryOp,
+};
 
 /// One coordinate with what is known there.
 #[derive(Clone, Default)]
@@ -57,6 +60,7 @@ pub fn evaluate_rounded(case: &Case, round: fn(f64) -> f64) -> Vec<Vec<f64>> {
         assert_eq!(e.dim(&a.len, &Point::default()), v.len() as i64, "length of `{}`", a.name);
     }
     let extents: Vec<i64> = spec.domain.iter().map(|d| e.dim(d, &Point::default())).collect();
+    let mut row: Vec<f64> = Vec::new();
     e.run(&extents, &mut |p| {
         if let Some(l) = &spec.left {
             let mut at = p.clone();
@@ -64,6 +68,24 @@ pub fn evaluate_rounded(case: &Case, round: fn(f64) -> f64) -> Vec<Vec<f64>> {
                 at.axes.resize(extents.len() + 1, 0);
                 at.axes[extents.len()] = i as i64;
                 out[l.arg.0 as usize][usize::try_from(e.dim(&l.index, &at)).expect("store below 0")] = *v;
+            }
+        }
+        if let Some(s) = &spec.partials {
+            let (n, width) = (extents.len() - 1, i64::from(PARTIAL_COLUMNS));
+            row.push(e.value(s.value, p));
+            let (at, end) = (p.axes[n], p.axes[n] + 1 == extents[n]);
+            if end || (at + 1) % width == 0 {
+                let count = row.len() as f64;
+                let mean = row.iter().sum::<f64>() / count;
+                let numbers = match s.kind {
+                    PartialKind::Squares => vec![row.iter().map(|v| v * v).sum()],
+                    PartialKind::Moments => vec![mean, row.iter().map(|v| (v - mean).powi(2)).sum()],
+                };
+                let mut tile = p.clone();
+                tile.axes[n] = at / width;
+                let first = usize::try_from(e.dim(&s.index, &tile)).expect("store below 0");
+                out[s.arg.0 as usize][first..first + numbers.len()].copy_from_slice(&numbers);
+                row.clear();
             }
         }
         for st in &spec.stores {
@@ -114,7 +136,8 @@ impl Eval<'_> {
                 coordinates(&extents[..n - 1], &mut |row| {
                     let mut p = Point { axes: row.to_vec(), ..Point::default() };
                     p.axes.extend([0, 0]);
-                    p.stats = self.stats(lhs_stats, &p, n, k);
+                    let over = self.spec.stats_over.as_ref().map_or(k, |d| self.dim(d, &Point::default()));
+                    p.stats = self.stats(lhs_stats, &p, n, over);
                     let at = |p: &mut Point, i: i64, e: ExprId| {
                         p.axes[n] = i;
                         self.value(e, p)

@@ -22,6 +22,8 @@ pub use kernel::{Kernel, Schedule, Variant};
 pub use lock::lock_changes;
 pub use model::{ChatInfo, InputFill, ModelInfo, Port, Task};
 pub use plan::{Instead, PLAN_VERSION, Plan, Program, RAN, SizeDecl, Step, sizes};
-pub use report::{AttentionCount, FusionReport, InPlace, Ledger, PhaseReport, RefusedEdge, RegionReport, Validation};
+pub use report::{
+    AttentionCount, ExactSearch, FusionReport, InPlace, Ledger, PhaseReport, RefusedEdge, RegionReport, Validation,
+};
 pub use validate::{PlanError, StoredShape};
 pub use weights::{Part, Placement, RopePart, TensorData, TensorSource, WeightDecl, WeightSource, repack};

@@ -54,6 +54,9 @@ pub struct PhaseReport {
     /// Decisions that fusion took: what compiling costs, in units that no clock disturbs.
     #[serde(default)]
     pub work: u64,
+    /// The greedy regions against the best ones.
+    #[serde(default)]
+    pub exact: ExactSearch,
     /// Values that are written over an input of the same step.
     #[serde(default)]
     pub in_place: Vec<InPlace>,
@@ -65,6 +68,26 @@ pub struct PhaseReport {
     pub refused: Vec<RefusedEdge>,
     /// Bytes of one run, symbolic in the sizes.
     pub ledger: Ledger,
+}
+
+/// What an exhaustive search of a program's windows found, by the model of costs: sums over the kinds of devices that the
+/// plan is for, in µs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExactSearch {
+    /// Distinct windows: operations that may share kernels as far as their kinds say.
+    pub windows: u32,
+    /// Those that were too large to be searched; their greedy regions stand.
+    pub unsearched: u32,
+    /// Windows in which the search found cheaper regions.
+    pub improved: u32,
+    /// What the greedy regions of searched windows take.
+    pub greedy_us: f64,
+    /// What the regions take that were chosen.
+    pub exact_us: f64,
+    /// Sets of operations and steps that were looked at.
+    pub work: u64,
+    /// Whether the regions are those of the search.
+    pub taken: bool,
 }
 
 /// A value that takes the storage of an input that dies in the step that makes it.
@@ -115,6 +138,10 @@ pub struct RegionReport {
     /// Additions and multiplications of its products and of attention; 0 for other regions.
     #[serde(default)]
     pub flops: Dim,
+    /// Where the statistics of the norm in front of a product come from: `recomputed` in every column tile, or `forwarded`
+    /// by the kernel that makes the rows; empty without a norm.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub norm: String,
 }
 
 /// An edge that was not fused.

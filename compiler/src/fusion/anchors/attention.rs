@@ -46,7 +46,7 @@ pub(super) fn build(site: &Site<'_>, v: ValueId) -> Result<(KernelSpec, Vec<Oper
     let result = b.exprs.add(Expr::Acc(0), Scalar::F32);
     let lane = Lane { at: (0..4).map(axis).collect(), expr: result };
     let tracked = HashMap::from([(v, Tracked { lanes: vec![lane], when: None, per_row: false })]);
-    let mut stores = epilogue::run(&mut b, site, tracked, 3)?;
+    let epilogue::Stored { mut stores, .. } = epilogue::run(&mut b, site, tracked, 3)?;
     if parts.is_some() {
         let [elements] = stores.as_slice() else { return Err("an epilogue behind parts of keys".into()) };
         let arg = elements.arg;

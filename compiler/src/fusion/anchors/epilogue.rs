@@ -4,6 +4,7 @@
 use super::Site;
 use crate::fusion::coords::{self, Coords};
 use crate::fusion::region::RegionAnchor;
+use crate::fusion::row_stats::RowStats;
 use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
 use crate::graph::{Op, ValueId};
 use frit_kernels::dim::Dim;
@@ -27,6 +28,14 @@ pub(super) struct Tracked {
     pub per_row: bool,
 }
 
+/// What a kernel writes.
+pub(super) struct Stored {
+    /// The region's outputs.
+    pub stores: Vec<Store>,
+    /// The value whose rows' statistics it forwards.
+    pub forwarded: Option<(RowStats, Lane)>,
+}
+
 /// Follows the region's epilogue from `tracked` and gives the stores of its outputs. `axis` is the column axis that
 /// ranges speak of.
 pub(super) fn run(
@@ -34,7 +43,7 @@ pub(super) fn run(
     site: &Site<'_>,
     mut tracked: HashMap<ValueId, Tracked>,
     axis: usize,
-) -> Result<Vec<Store>, Fault> {
+) -> Result<Stored, Fault> {
     for v in &site.region.epilogue {
         if let Some(t) = step(b, site, &tracked, *v, axis)? {
             tracked.insert(*v, t);
@@ -63,7 +72,14 @@ pub(super) fn run(
             stores.push(Store { arg, index, value: lane.expr, when: t.when.clone(), per_row: t.per_row });
         }
     }
-    Ok(stores)
+    let forwarded = match site.region.forwards {
+        Some(f) => match tracked.get(&f.of).map(|t| t.lanes.as_slice()) {
+            Some([lane]) => Some((f, lane.clone())),
+            _ => return Err("statistics of a value that is not computed here".into()),
+        },
+        None => None,
+    };
+    Ok(Stored { stores, forwarded })
 }
 
 fn step(

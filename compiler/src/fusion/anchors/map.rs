@@ -1,5 +1,7 @@
 //! Pointwise regions: every element of the result by itself.
 
+use super::epilogue::Lane;
+use super::row::forward;
 use super::{Site, kernel_name};
 use crate::fusion::coords;
 use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
@@ -31,6 +33,12 @@ pub(super) fn build(site: &Site<'_>) -> Result<(KernelSpec, Vec<Operand>), Fault
         _ => (b.compute(v, &at)?, Operand::Value(v), coords::linear(&at, &shape, &bounds)),
     };
     let arg = b.written(operand);
-    let stores = vec![Store { arg, index, value, when: None, per_row: false }];
-    Ok(b.finish(kernel_name(site), domain, Anchor::Map, stores))
+    let mut stores = vec![Store { arg, index, value, when: None, per_row: false }];
+    let mut anchor = Anchor::Map;
+    if let Some(f) = site.region.forwards {
+        let (mut stats, n) = (Vec::new(), domain.get(1).cloned().unwrap_or_else(Dim::one));
+        forward(&mut b, (f, Lane { at, expr: value }), &n, &mut stats, &mut stores);
+        anchor = Anchor::Row { stats };
+    }
+    Ok(b.finish(kernel_name(site), domain, anchor, stores))
 }

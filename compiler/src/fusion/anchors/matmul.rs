@@ -1,7 +1,7 @@
 //! Matmul regions: one or several right sides of one left side, a norm in front, an epilogue behind.
 
 use super::epilogue::{self, Lane, Tracked};
-use super::row::norm;
+use super::row::{norm, norm_of_joined};
 use super::{Site, kernel_name};
 use crate::fusion::coords;
 use crate::fusion::region::{MatMulForm, MatMulGroup};
@@ -9,7 +9,7 @@ use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
 use crate::graph::{Op, RopeStyle, ValueId};
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::dtype::Scalar;
-use frit_kernels::spec::{Anchor, AxisRange, Expr, ExprId, KernelSpec, LeftStore, Stat};
+use frit_kernels::spec::{Anchor, AxisRange, Expr, ExprId, KernelSpec, LeftStore, Partials, Stat};
 use std::collections::HashMap;
 
 pub(super) fn build(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand>), Fault> {
@@ -39,7 +39,16 @@ fn left(
     let gain = if *has_gain { Some(b.expr_at(ops.get(1).copied().unwrap_or(x), &[j.clone()])?) } else { None };
     let bias = if *has_bias { Some(b.expr_at(ops.last().copied().unwrap_or(x), &[j])?) } else { None };
     let k = site.graph.ty(x).last();
-    let (stats, y) = norm(&mut b.exprs, *kind, eps.0, &k, e, gain, bias);
+    let (stats, y) = match g.stats {
+        Some(s) => {
+            let (row, tile) = at.split_at(at.len().saturating_sub(1));
+            let arg = b.arg(Operand::RowStats(s));
+            let joined = s.joined(b, arg, row, tile.first().unwrap_or(&Dim::zero()));
+            b.stats_over = Some(Dim::from(s.tiles(site.graph)));
+            norm_of_joined(&mut b.exprs, *kind, eps.0, &k, (e, gain, bias), joined)
+        }
+        None => norm(&mut b.exprs, *kind, eps.0, &k, e, gain, bias),
+    };
     Ok((y, stats))
 }
 
@@ -127,7 +136,13 @@ fn weighted(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand
         tracked.insert(*m, t);
         start = start + width.clone();
     }
-    let stores = epilogue::run(&mut b, site, tracked, 1)?;
+    let epilogue::Stored { stores, forwarded } = epilogue::run(&mut b, site, tracked, 1)?;
+    if let Some((f, lane)) = forwarded {
+        let row = lane.at.get(..lane.at.len().saturating_sub(1)).unwrap_or_default();
+        let index = f.index(graph, row, &Dim::axis(1), &b.bounds);
+        let arg = b.written(Operand::RowStats(f));
+        b.partials = Some(Partials { value: lane.expr, kind: f.kind, arg, index });
+    }
     Ok(b.finish(kernel_name(site), domain, Anchor::MatMul { k, lhs: left, lhs_stats, rhs }, stores))
 }
 
@@ -166,6 +181,6 @@ fn general(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand>
     let at: Vec<Dim> = batch_at.into_iter().chain([mm, n]).collect();
     let lane = Lane { at, expr: acc(&mut b, 0) };
     let tracked = HashMap::from([(m, Tracked { lanes: vec![lane], when: None, per_row: false })]);
-    let stores = epilogue::run(&mut b, site, tracked, axes - 1)?;
+    let epilogue::Stored { stores, .. } = epilogue::run(&mut b, site, tracked, axes - 1)?;
     Ok(b.finish(kernel_name(site), domain, Anchor::MatMul { k, lhs: left, lhs_stats, rhs: vec![right] }, stores))
 }

@@ -3,11 +3,14 @@
 use super::epilogue::{self, Lane, Tracked};
 use super::{Site, kernel_name};
 use crate::fusion::coords;
+use crate::fusion::row_stats::RowStats;
 use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
 use crate::graph::{NormKind, Op, ValueId};
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::dtype::Scalar;
-use frit_kernels::spec::{Anchor, BinaryOp, Expr, ExprId, Exprs, KernelSpec, ReduceOp, Stat, UnaryOp};
+use frit_kernels::spec::{
+    Anchor, BinaryOp, Expr, ExprId, Exprs, KernelSpec, PartialKind, ReduceOp, Stat, Store, UnaryOp,
+};
 use std::collections::HashMap;
 
 /// The number of summed elements as a float.
@@ -59,6 +62,65 @@ pub(super) fn norm(
     (stats, y)
 }
 
+/// The same, with the sums that `joined` holds in place of those over the elements of the row.
+pub(super) fn norm_of_joined(
+    e: &mut Exprs,
+    kind: NormKind,
+    eps: f32,
+    n: &Dim,
+    (x, gain, bias): (ExprId, Option<ExprId>, Option<ExprId>),
+    joined: Vec<Stat>,
+) -> (Vec<Stat>, ExprId) {
+    let (mut stats, y) = norm(e, kind, eps, n, x, gain, bias);
+    stats.iter_mut().zip(joined).for_each(|(s, from)| s.value = from.value);
+    (stats, y)
+}
+
+/// Statistics of the rows of `x`, from number `first` on, that a row kernel finds for the kernel behind it, and what it
+/// writes of each row.
+pub(super) fn forwarded(
+    e: &mut Exprs,
+    kind: PartialKind,
+    n: &Dim,
+    x: ExprId,
+    first: usize,
+) -> (Vec<Stat>, Vec<ExprId>) {
+    let stat = |e: &mut Exprs, i: usize| e.add(Expr::Stat((first + i) as u8), Scalar::F32);
+    let squares = |e: &mut Exprs, v: ExprId| {
+        let value = e.binary(BinaryOp::Mul, v, v);
+        Stat { op: ReduceOp::Sum, value, finish: None }
+    };
+    let raw = stat(e, 0);
+    match kind {
+        PartialKind::Squares => (vec![squares(e, x)], vec![raw]),
+        PartialKind::Moments => {
+            let len = count(e, n);
+            let mean = e.binary(BinaryOp::Div, raw, len);
+            let apart = e.binary(BinaryOp::Sub, x, raw);
+            let stats = vec![Stat { op: ReduceOp::Sum, value: x, finish: Some(mean) }, squares(e, apart)];
+            (stats, vec![raw, stat(e, 1)])
+        }
+    }
+}
+
+/// Adds what a row kernel over `n` elements a row writes of the rows of a forwarded value.
+pub(super) fn forward(
+    b: &mut SpecBuilder<'_>,
+    (row_stats, lane): (RowStats, Lane),
+    n: &Dim,
+    stats: &mut Vec<Stat>,
+    stores: &mut Vec<Store>,
+) {
+    let (more, values) = forwarded(&mut b.exprs, row_stats.kind, n, lane.expr, stats.len());
+    stats.extend(more);
+    let row = lane.at.get(..lane.at.len().saturating_sub(1)).unwrap_or_default();
+    let index = row_stats.index(b.graph, row, &Dim::zero(), &b.bounds);
+    let arg = b.written(Operand::RowStats(row_stats));
+    for (i, value) in values.into_iter().enumerate() {
+        stores.push(Store { arg, index: index.clone() + Dim::from(i as u64), value, when: None, per_row: true });
+    }
+}
+
 pub(super) fn build(site: &Site<'_>, v: ValueId) -> Result<(KernelSpec, Vec<Operand>), Fault> {
     let graph = site.graph;
     let op = graph.op(v);
@@ -82,7 +144,7 @@ pub(super) fn build(site: &Site<'_>, v: ValueId) -> Result<(KernelSpec, Vec<Oper
         .map(|i| if axes.contains(&i) { reduced_at.next() } else { kept_at.next() }.unwrap_or_default())
         .collect();
     let e = b.expr_at(x, &at)?;
-    let (stats, lane, per_row) = match op {
+    let (mut stats, lane, per_row) = match op {
         Op::Reduce { op: r, keep, .. } => {
             let scalar = if *r == ReduceOp::ArgMax { Scalar::I32 } else { Scalar::F32 };
             let result = b.exprs.add(Expr::Stat(0), scalar);
@@ -116,6 +178,10 @@ pub(super) fn build(site: &Site<'_>, v: ValueId) -> Result<(KernelSpec, Vec<Oper
         _ => return Err(format!("{} as a row anchor", op.name())),
     };
     let tracked = HashMap::from([(v, Tracked { lanes: vec![lane], when: None, per_row })]);
-    let stores = epilogue::run(&mut b, site, tracked, 1)?;
+    let epilogue::Stored { mut stores, forwarded } = epilogue::run(&mut b, site, tracked, 1)?;
+    if let Some(f) = forwarded {
+        let n = domain.get(1).cloned().unwrap_or_else(Dim::one);
+        forward(&mut b, f, &n, &mut stats, &mut stores);
+    }
     Ok(b.finish(kernel_name(site), domain, Anchor::Row { stats }, stores))
 }

@@ -31,7 +31,8 @@ impl Partitioner<'_> {
                     *known = (*known).min(reach);
                 }
             }
-            let pinned = matches!(op, Op::KvAppend { .. }) || self.graph.is_output(v);
+            let forwards = self.maps_that_forward.get(&v).copied();
+            let pinned = matches!(op, Op::KvAppend { .. }) || self.graph.is_output(v) || forwards.is_some();
             let free = op.is_view() || self.is_cheap(v);
             let single = here.len() == 1
                 && self.options.fuse_prologues
@@ -65,6 +66,7 @@ impl Partitioner<'_> {
                 }
             }
             let id = self.map_region(v);
+            self.regions[id].forwards = forwards;
             homes.insert(v, BTreeMap::from([(id, Reach::Anything)]));
         }
         for r in &mut self.regions {

@@ -4,23 +4,28 @@
 mod bindings;
 mod chain;
 mod epilogue;
+mod exact;
+mod forward;
 mod maps;
 mod movement;
 mod norms;
 mod order;
+mod search;
 mod siblings;
 
 use super::cost::MANY_ROWS;
 use super::guards::guarded_selects;
 use super::legality::Refusal;
 use super::region::Region;
+use super::report::is_launch;
 use super::spec_builder::size_bounds;
-use super::{FusionOptions, Refused, Within};
+use super::{FusionOptions, Refused, RowStats, Within};
 use crate::graph::{Graph, Op, Tables, ValueId, WeightId};
 use frit_kernels::dim::{Bounds, Dim, Sym, product};
-use frit_plan::sizes;
+use frit_plan::{ExactSearch, sizes};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 /// Regions in launch order, and every edge that was considered and refused.
 #[derive(Debug)]
@@ -33,11 +38,14 @@ pub struct Partition {
     pub refused: Vec<Refused>,
     /// Decisions taken: a measure of work that no clock disturbs.
     pub work: u64,
+    /// What an exhaustive search found beside it.
+    pub exact: ExactSearch,
 }
 
 /// Largest number of rows for which a norm is computed inside the matmul that reads it.
 const NORM_PROLOGUE_ROWS: u64 = 4;
 
+#[derive(Clone)]
 pub(super) struct Partitioner<'a> {
     graph: &'a Graph,
     tables: &'a Tables,
@@ -46,12 +54,18 @@ pub(super) struct Partitioner<'a> {
     /// Expressions of sizes that are bounded from above.
     limits: &'a [(Dim, u64)],
     order: Vec<ValueId>,
-    position: HashMap<ValueId, usize>,
-    users: HashMap<ValueId, Vec<ValueId>>,
-    ancestors: Vec<Vec<u64>>,
+    position: Rc<HashMap<ValueId, usize>>,
+    users: Rc<HashMap<ValueId, Vec<ValueId>>>,
+    ancestors: Rc<Vec<Vec<u64>>>,
+    /// The operations that may be fused, if not all.
+    scope: Option<HashSet<ValueId>>,
+    /// Operations that may share a region have one number here.
+    groups: Option<HashMap<ValueId, u32>>,
     owner: HashMap<ValueId, usize>,
     regions: Vec<Region>,
     stored: HashSet<ValueId>,
+    /// Pointwise values whose kernels write statistics of their rows.
+    maps_that_forward: HashMap<ValueId, RowStats>,
     refused: Vec<Refused>,
     apart: HashSet<ValueId>,
     off: HashSet<ValueId>,
@@ -109,12 +123,15 @@ impl<'a> Partitioner<'a> {
             bounds,
             limits: &within.limits,
             order,
-            position,
-            users,
-            ancestors,
+            position: Rc::new(position),
+            users: Rc::new(users),
+            ancestors: Rc::new(ancestors),
+            scope: None,
+            groups: None,
             owner: HashMap::new(),
             regions: Vec::new(),
             stored: HashSet::new(),
+            maps_that_forward: HashMap::new(),
             refused: Vec::new(),
             apart: apart.clone(),
             off,
@@ -124,7 +141,33 @@ impl<'a> Partitioner<'a> {
         }
     }
 
-    pub(super) fn run(mut self) -> Partition {
+    /// The greedy partition, or one that an exhaustive search of the graph's windows finds cheaper.
+    pub(super) fn run(self) -> Partition {
+        let mut greedy = self.clone().divide();
+        let fuses = self.options.fuse_epilogues || self.options.fuse_norms || self.options.merge_siblings;
+        if !self.options.exact || !fuses || self.fuel.is_some() {
+            return greedy;
+        }
+        let (exact, groups) = self.exact(&greedy);
+        let mut found = match groups {
+            Some(_) => Partitioner { groups, ..self }.divide(),
+            None => {
+                greedy.exact = exact;
+                return greedy;
+            }
+        };
+        found.work += greedy.work;
+        found.exact = ExactSearch { taken: true, ..exact };
+        found
+    }
+    /// One that fuses nothing but the operations of `scope`.
+    fn alone(&self, scope: HashSet<ValueId>) -> Self {
+        let mut one = self.clone();
+        one.order.retain(|v| scope.contains(v) || !is_launch(self.graph, *v));
+        one.scope = Some(scope);
+        one
+    }
+    fn divide(mut self) -> Partition {
         self.place_anchors();
         self.absorb_epilogues();
         self.absorb_norms();
@@ -136,7 +179,13 @@ impl<'a> Partitioner<'a> {
         self.refused.retain(|r| !together.iter().any(|m| m.contains(&r.from) && m.contains(&r.to)));
         self.refused.sort_by_key(|a| (a.from, a.to, a.code));
         self.refused.dedup_by(|a, b| (a.from, a.to) == (b.from, b.to));
-        Partition { regions: self.regions, stored: self.stored, refused: self.refused, work: self.work.get() }
+        Partition {
+            regions: self.regions,
+            stored: self.stored,
+            refused: self.refused,
+            work: self.work.get(),
+            exact: ExactSearch::default(),
+        }
     }
 
     fn users(&self, v: ValueId) -> &[ValueId] {
@@ -157,6 +206,14 @@ impl<'a> Partitioner<'a> {
         }
         if self.off.contains(&a) || self.off.contains(&b) {
             return Err((Refusal::User, "the operation is switched off by its origin".into()));
+        }
+        if self.scope.as_ref().is_some_and(|s| !s.contains(&a) || !s.contains(&b)) {
+            return Err((Refusal::User, "outside of what is looked at".into()));
+        }
+        if let Some(groups) = &self.groups
+            && groups.get(&a).is_some_and(|g| groups.get(&b).is_some_and(|h| g != h))
+        {
+            return Err((Refusal::Profit, "the cheapest regions of their window hold them apart".into()));
         }
         if self.fuel == Some(0) {
             return Err((Refusal::User, "the fusion fuel is spent".into()));

@@ -1,12 +1,14 @@
 //! Norms computed inside the matmul that reads them.
 
 use super::{NORM_PROLOGUE_ROWS, Partitioner};
-use crate::fusion::cost::{self, MANY_ROWS, NormChoice};
+use crate::fusion::cost::{self, MANY_ROWS, NormChoice, NormForm};
 use crate::fusion::legality::Refusal;
-use crate::fusion::region::{MatMulForm, RegionAnchor};
+use crate::fusion::region::{MatMulForm, MatMulGroup, RegionAnchor};
+use crate::fusion::row_stats::RowStats;
 use crate::graph::{Op, ValueId};
 use crate::numeric::ProofClass;
 use frit_kernels::dim::Dim;
+use frit_kernels::target::Tier;
 use frit_kernels::templates::{column_tile, has_few_rows};
 use std::collections::BTreeSet;
 
@@ -59,16 +61,19 @@ impl Partitioner<'_> {
                 self.refuse(v, first, code, detail);
                 continue;
             }
-            match self.recompute(v, target, kept) {
-                Ok(()) => {
+            match self.norm_form(v, target, kept) {
+                Ok(stats) => {
                     self.spend();
+                    if let Some(stats) = stats {
+                        self.forward(stats);
+                    }
                     if let RegionAnchor::MatMul(g) = &mut self.regions[target].anchor {
-                        g.norm = Some(v);
+                        (g.norm, g.stats) = (Some(v), stats);
                         self.owner.insert(v, target);
                         self.regions[id].anchor = RegionAnchor::Map;
                     }
                 }
-                Err(detail) => self.refuse(v, first, Refusal::Recompute, detail),
+                Err((code, detail)) => self.refuse(v, first, code, detail),
             }
         }
         let dead: Vec<bool> = self.regions.iter().map(|r| r.anchor == RegionAnchor::Map).collect();
@@ -94,45 +99,120 @@ impl Partitioner<'_> {
             None => inputs.iter().any(|i| *i == u || self.depends(*i, u)),
         }
     }
-    /// Whether computing norm `v` in every column tile of region `target` is worth it on every kind of device; the numbers
-    /// of the one where it is least so if not. At most [`NORM_PROLOGUE_ROWS`] rows are a matter of launches alone.
-    pub(super) fn recompute(&self, v: ValueId, target: usize, kept: bool) -> Result<(), String> {
-        let RegionAnchor::MatMul(g) = &self.regions[target].anchor else { return Err("no matmul".into()) };
+    /// How norm `v` is computed in every column tile of region `target`, where that is worth it on every kind of device: with
+    /// statistics of each tile's own (`None`), or with those that the kernel writes which makes the rows. Of two forms that
+    /// pay, the former unless the latter is worth it. At most [`NORM_PROLOGUE_ROWS`] rows are a matter of launches alone.
+    fn norm_form(&self, v: ValueId, target: usize, kept: bool) -> Result<Option<RowStats>, (Refusal, String)> {
+        let refuse = |detail: String| (Refusal::Recompute, detail);
+        let RegionAnchor::MatMul(g) = &self.regions[target].anchor else { return Err(refuse("no matmul".into())) };
         let rows = self.rows(v);
         let most = self.most(&rows);
         if most.is_some_and(|m| m <= NORM_PROLOGUE_ROWS) {
-            return Ok(());
+            return Ok(None);
         }
+        let Some(product) = self.tiled(g) else {
+            return Err(refuse(format!("{rows} rows of a width that is not known")));
+        };
+        let number = |d: &Dim| d.as_const().and_then(|n| u64::try_from(n).ok());
+        let Some(width) = number(&self.graph.ty(v).last()) else {
+            return Err(refuse(format!("{rows} rows of a width that is not known")));
+        };
+        let choice = NormChoice { rows: most.unwrap_or(MANY_ROWS).min(MANY_ROWS), width, kept };
+        let worst = |form: NormForm| {
+            let each = self.options.tiers.iter().map(|tier| {
+                let tiles = product.tiles(*tier, has_few_rows(&rows));
+                let (own, inside) = choice.times_us(*tier, tiles, form);
+                Priced { own, inside, tiles, tier: *tier }
+            });
+            each.min_by(|a, b| a.gain().total_cmp(&b.gain()))
+        };
+        let Some(recomputed) = worst(NormForm::Recompute) else { return Ok(None) };
+        let stats = match self.options.forward_stats {
+            true => self.forwardable(v),
+            false => Err("forwarding of statistics is switched off".into()),
+        };
+        let forwarded = stats.as_ref().ok().and_then(|s| {
+            let numbers = s.tiles(self.graph) * s.numbers();
+            worst(NormForm::Forward(numbers)).map(|priced| (*s, priced))
+        });
+        let pays = |p: &Priced| cost::pays(p.own, p.inside);
+        match forwarded {
+            Some((s, p)) if pays(&p) && (!pays(&recomputed) || cost::pays(recomputed.inside, p.inside)) => Ok(Some(s)),
+            _ if pays(&recomputed) => Ok(None),
+            Some((_, p)) => {
+                let detail = format!(
+                    "{}; {:.0} us with statistics of its own",
+                    p.told(&rows, &choice, "normalise with statistics of the kernel that makes the rows"),
+                    recomputed.inside
+                );
+                Err((Refusal::Stat, detail))
+            }
+            None => {
+                let why = stats.err().unwrap_or_default();
+                let detail = recomputed.told(&rows, &choice, "compute the norm again");
+                Err(refuse(format!("{detail}; statistics are not forwarded: {why}")))
+            }
+        }
+    }
+    /// What the norm in front of a product takes in its column tiles, in µs.
+    pub(super) fn norm_time(&self, g: &MatMulGroup, tier: Tier) -> f64 {
+        let Some((v, product)) = g.norm.zip(self.tiled(g)) else { return 0.0 };
+        let rows = self.rows(v);
+        let width = self.graph.ty(v).last().as_const().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+        let most = self.most(&rows).unwrap_or(MANY_ROWS).min(MANY_ROWS);
+        let form = g.stats.map_or(NormForm::Recompute, |s| NormForm::Forward(s.tiles(self.graph) * s.numbers()));
+        let tiles = product.tiles(tier, has_few_rows(&rows));
+        NormChoice { rows: most, width, kept: false }.times_us(tier, tiles, form).1
+    }
+    /// What a group's columns are to its column tiles.
+    fn tiled(&self, g: &MatMulGroup) -> Option<Tiled> {
         let widths = g.members.iter().map(|m| self.graph.ty(*m).last());
         let (sides, columns) = match g.form {
             MatMulForm::Concat => (1, widths.fold(Dim::zero(), |s, w| s + w)),
             MatMulForm::Paired => (g.members.len(), widths.fold(Dim::zero(), |s, w| s.larger(&w))),
             MatMulForm::RotaryPairs { .. } => (2, widths.fold(Dim::zero(), |s, w| s + w).div(&Dim::constant(2))),
         };
-        let number = |d: &Dim| d.as_const().and_then(|n| u64::try_from(n).ok());
-        let (Some(columns), Some(width)) = (number(&columns), number(&self.graph.ty(v).last())) else {
-            return Err(format!("{rows} rows of a width that is not known"));
-        };
+        let columns = columns.as_const().and_then(|n| u64::try_from(n).ok())?;
         let weight = g.members.first().and_then(|m| self.rhs_weight(*m)).and_then(|w| self.tables.weight_info(w));
-        let is_quantised = weight.is_some_and(|w| w.storage.is_quantised());
-        let choice = NormChoice { rows: most.unwrap_or(MANY_ROWS).min(MANY_ROWS), width, kept };
-        let least = self.options.tiers.iter().map(|tier| {
-            let tile = column_tile(*tier, has_few_rows(&rows), sides, is_quantised, columns);
-            let tiles = columns.div_ceil(tile);
-            let (own, inside) = choice.times_us(*tier, tiles);
-            (own, inside, tiles, *tier)
-        });
-        let Some((own, inside, tiles, tier)) = least.min_by(|a, b| (a.0 - a.1).total_cmp(&(b.0 - b.1))) else {
-            return Ok(());
-        };
-        if cost::pays(own, inside) {
-            return Ok(());
-        }
-        Err(format!(
-            "{rows} rows, priced at {} of {width} on the {} tier: {tiles} column tiles would compute the norm again, {inside:.0} us; a \
-             kernel of its own takes {own:.0} us",
+        Some(Tiled { sides, columns, is_quantised: weight.is_some_and(|w| w.storage.is_quantised()) })
+    }
+}
+
+/// Columns of a product, and what decides how many a workgroup has.
+struct Tiled {
+    sides: usize,
+    columns: u64,
+    is_quantised: bool,
+}
+
+impl Tiled {
+    fn tiles(&self, tier: Tier, few_rows: bool) -> u64 {
+        self.columns.div_ceil(column_tile(tier, few_rows, self.sides, self.is_quantised, self.columns))
+    }
+}
+
+/// A form of a norm on the kind of device where it gains least, in µs.
+struct Priced {
+    own: f64,
+    inside: f64,
+    tiles: u64,
+    tier: Tier,
+}
+
+impl Priced {
+    fn gain(&self) -> f64 {
+        self.own - self.inside
+    }
+    fn told(&self, rows: &Dim, choice: &NormChoice, what: &str) -> String {
+        format!(
+            "{rows} rows, priced at {} of {} on the {} tier: {} column tiles would {what}, {:.0} us; a kernel of its own takes \
+             {:.0} us",
             choice.rows,
-            tier.name()
-        ))
+            choice.width,
+            self.tier.name(),
+            self.tiles,
+            self.inside,
+            self.own
+        )
     }
 }

@@ -53,6 +53,8 @@ fn model() -> (Plan, Tensors) {
         exprs,
         stores: vec![Store { arg: ArgId(2), index: d("i0*S + i1"), value, when: None, per_row: false }],
         left: None,
+        stats_over: None,
+        partials: None,
         precision: MatmulPrecision::Auto,
         aliases: vec![],
         sizes: vec![SizeSlot { name: "B".into(), index: 0 }, SizeSlot { name: "S".into(), index: 1 }],

@@ -4,6 +4,7 @@ use super::gemv::{self, Rows, Starts};
 use super::launch::{Group, Launch, Task, coordinates, mentions};
 use super::lower::{Builder, Refused};
 use super::memory::{Run, View};
+use super::partials::{PartialsCode, TILE};
 use super::program::{ACCS, CHUNK, Env, Fault, Frame, Int, Program, Reg, Value};
 use super::row::{self, StatCode};
 use frit_kernels::dim::{Dim, Sym};
@@ -105,11 +106,15 @@ pub struct MatMul {
     k: Reg,
     lhs: Program,
     stats: Vec<StatCode>,
+    /// Extent of the axis k for the statistics.
+    over: Reg,
     rhs: Vec<Rhs>,
     precision: MatmulPrecision,
     shared: bool,
     /// Writes the left side, if it is wanted.
     pub left: Vec<Group>,
+    /// Writes statistics of the result, if they are wanted.
+    partials: Option<PartialsCode>,
 }
 
 /// How one launch is cut.
@@ -156,6 +161,8 @@ impl MatMul {
         };
         Ok(MatMul {
             k: b.size(k)?,
+            over: b.size(spec.stats_over.as_ref().unwrap_or(k))?,
+            partials: spec.partials.as_ref().map(|p| PartialsCode::new(b, p, n_axis)).transpose()?,
             lhs: b.values(&[lhs], Some(k_axis))?,
             stats: row::stats(b, spec, axes, lhs_stats, k_axis)?,
             rhs: rhs.iter().map(|e| one(b, *e)).collect::<Result<_, _>>()?,
@@ -176,14 +183,15 @@ impl MatMul {
             && self.precision.parts() == 0
             && self.rhs.iter().all(|r| matches!(r, Rhs::Rows(s) if gemv::serves(s.storage, k)));
         let threads = rayon::current_num_threads();
+        let unit = if self.partials.is_some() { TILE } else { 16 };
         let (band, columns) = if few {
-            (rows, (n * groups).div_ceil(threads * 8).next_multiple_of(16).clamp(16, CHUNK))
+            (rows, (n * groups).div_ceil(threads * 8).next_multiple_of(unit).clamp(unit, CHUNK))
         } else {
-            let columns = (PANEL / k.max(1)).clamp(32, CHUNK) / 16 * 16;
+            let columns = (PANEL / k.max(1)).clamp(32, CHUNK) / unit * unit;
             let band = rows.div_ceil(rows.div_ceil(BAND).max(1)).max(1);
-            let mut columns = columns.min(n.next_multiple_of(16)).max(16);
+            let mut columns = columns.min(n.next_multiple_of(unit)).max(unit);
             while columns > 64 && groups * rows.div_ceil(band) * n.div_ceil(columns) < threads * 3 {
-                columns = (columns / 2).next_multiple_of(16);
+                columns = (columns / 2).next_multiple_of(unit);
             }
             (band, columns)
         };
@@ -247,11 +255,12 @@ impl MatMul {
         if k == 0 {
             return Ok(());
         }
+        let over = l.size(self.over);
         let outer = &extents[..extents.len() - 1];
         let row = |row: usize, x: &mut [f32], frame: &mut Frame| {
             coordinates(row, outer, &mut frame.int[..outer.len()]);
             for s in &self.stats {
-                s.run(frame, l, k)?;
+                s.run(frame, l, over)?;
             }
             self.lhs.begin(frame, l.read)?;
             self.lhs.fill(frame, &Env::new(l.read), 0, x)?;
@@ -298,7 +307,7 @@ impl MatMul {
                 }
             }
         }
-        p.finish(frame, &task.work, self.rhs.len())
+        p.finish(frame, &task.work, self)
     }
     /// `x(i)` is part i of the left side's rows.
     fn many<'x>(&self, p: &Part<'_>, task: &mut Task, x: impl Fn(usize) -> &'x [f32]) -> Result<(), Fault> {
@@ -360,7 +369,7 @@ impl MatMul {
                 }
             }
         }
-        p.finish(frame, &task.work, self.rhs.len())
+        p.finish(frame, &task.work, self)
     }
 }
 
@@ -397,8 +406,8 @@ impl Part<'_> {
         let outer = &self.extents[..self.extents.len() - 1];
         coordinates(row, outer, &mut frame.int[..outer.len()]);
     }
-    fn finish(&self, frame: &mut Frame, accs: &[f32], count: usize) -> Result<(), Fault> {
-        let n = self.hi - self.lo;
+    fn finish(&self, frame: &mut Frame, accs: &[f32], of: &MatMul) -> Result<(), Fault> {
+        let (n, count) = (self.hi - self.lo, of.rhs.len());
         for r in 0..self.count {
             self.place(frame, self.first + r);
             let mut slices: [&[f32]; ACCS] = [&[]; ACCS];
@@ -406,6 +415,9 @@ impl Part<'_> {
                 *s = accs.get((j * self.count + r) * n..(j * self.count + r + 1) * n).unwrap_or_default();
             }
             let inner = self.extents.len() - 1;
+            if let Some(p) = &of.partials {
+                p.run(frame, self.l, self.lo, self.hi, slices)?;
+            }
             self.l.store(frame, self.groups, inner, self.lo as i64, self.hi as i64, slices)?;
         }
         Ok(())

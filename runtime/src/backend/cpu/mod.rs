@@ -17,6 +17,7 @@ mod math;
 mod matmul;
 mod memory;
 mod ops;
+mod partials;
 mod program;
 mod row;
 #[cfg(test)]

@@ -33,6 +33,8 @@ fn kernel(name: &str, args: Vec<Arg>, wgsl: &str) -> Kernel {
         exprs: Exprs::default(),
         stores: Vec::new(),
         left: None,
+        stats_over: None,
+        partials: None,
         precision: MatmulPrecision::Auto,
         aliases: Vec::new(),
         sizes: Vec::new(),

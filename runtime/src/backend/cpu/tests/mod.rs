@@ -113,6 +113,8 @@ impl Case {
             exprs: Exprs::default(),
             stores: Vec::new(),
             left: None,
+            stats_over: None,
+            partials: None,
             precision: MatmulPrecision::Auto,
             aliases: Vec::new(),
             sizes: slots.map(|(i, (n, _))| SizeSlot { name: n.to_string(), index: i as u8 }).collect(),

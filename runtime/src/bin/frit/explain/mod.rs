@@ -9,7 +9,7 @@ use crate::model::{self, Progress, bytes};
 use anyhow::{Context, Result, bail};
 use frit_kernels::dim::Dim;
 use frit_plan::format::FormatError;
-use frit_plan::{PhaseReport, Plan, sizes};
+use frit_plan::{ExactSearch, PhaseReport, Plan, sizes};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -321,6 +321,24 @@ fn print_buckets(plan: &Plan, phase: &PhaseReport) {
     }
 }
 
+/// The greedy regions against the best ones that an exhaustive search of the graph's windows finds.
+fn print_search(e: &ExactSearch) {
+    if e.windows == 0 {
+        return;
+    }
+    let found = match (e.taken, e.windows - e.unsearched) {
+        (true, n) => {
+            format!("{} of {n} windows have cheaper regions than the greedy ones, which are taken", e.improved)
+        }
+        (false, n) => format!("no regions of {n} windows are cheaper than the greedy ones"),
+    };
+    let large = match e.unsearched {
+        0 => String::new(),
+        n => format!("; N-BUDGET: {n} windows are not searched, too large or without a price"),
+    };
+    println!("exact partition: {found}: {:.1} us, greedily {:.1} us{large}\n", e.exact_us, e.greedy_us);
+}
+
 fn print(a: &Args, plan: &Plan, phase: &PhaseReport) {
     let at = values(a, plan, &phase.program);
     let named: Vec<String> = plan.sizes.iter().zip(&at).map(|(s, v)| format!("{} = {v}", s.name)).collect();
@@ -336,6 +354,7 @@ fn print(a: &Args, plan: &Plan, phase: &PhaseReport) {
         phase.attention.blocks
     );
     print_buckets(plan, phase);
+    print_search(&phase.exact);
     let middle = (plan.model.layers / 2).min(plan.model.layers.saturating_sub(1));
     let shown = |origins: &[String]| a.all || layer_of(origins).is_none_or(|l| l == middle);
     println!("fused");

@@ -1,0 +1,250 @@
+//! The cheapest regions that windows of the graph allow, beside those that the greedy order finds.
+//!
+//! A window is a norm with the products that read it and what is computed behind them, or any other operations that are
+//! joined by edges along which operations may share a kernel at all: none leads into a row reduction or into attention,
+//! into a product of many rows only from a norm, and none goes around another anchor. Whether a set of a window's operations is a region, and what it takes, the
+//! greedy steps themselves say, run on that set alone; [`search`](super::search) puts the regions together. Windows that
+//! are alike are searched once.
+
+use super::search::{LARGEST, Problem};
+use super::{NORM_PROLOGUE_ROWS, Partition, Partitioner, is_anchor};
+use crate::fusion::anchors::{self, Site};
+use crate::fusion::cost::{self, MANY_ROWS};
+use crate::fusion::outline::{Shape, shape_of};
+use crate::fusion::region::{Region, RegionAnchor};
+use crate::fusion::report::is_launch;
+use crate::fusion::traffic;
+use crate::graph::{Op, TensorType, ValueId};
+use frit_kernels::dim::{Dim, Sym};
+use frit_plan::{ExactSearch, Rates, sizes};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Regions that a window may be divided into, as sets of its operations, and what they take.
+struct Solved {
+    regions: Vec<Vec<usize>>,
+    /// Of the greedy regions and of these, in µs, on each kind of device.
+    greedy: Vec<f64>,
+    exact: Vec<f64>,
+}
+
+/// What an operation of a window is and reads, whatever its name.
+type Role = (Shape, TensorType, Vec<Option<usize>>, bool);
+
+impl<'a> Partitioner<'a> {
+    /// What an exhaustive search of each window finds, and the groups of operations that may share a region where that is
+    /// worth more than what `greedy` found.
+    pub(super) fn exact(&self, greedy: &Partition) -> (ExactSearch, Option<HashMap<ValueId, u32>>) {
+        let mut report = ExactSearch::default();
+        let mut groups: HashMap<ValueId, u32> = HashMap::new();
+        let mut known: HashMap<Vec<Role>, Option<Solved>> = HashMap::new();
+        let mut next = 0;
+        let mut better = false;
+        for window in self.windows() {
+            let roles = self.roles(&window);
+            if !known.contains_key(&roles) {
+                let solved = self.search(&window, greedy, &mut report.work);
+                report.windows += 1;
+                report.unsearched += u32::from(solved.is_none());
+                known.insert(roles.clone(), solved);
+            }
+            let regions: Vec<Vec<usize>> = match known.get(&roles) {
+                Some(Some(s)) => {
+                    let sum = |v: &[f64]| v.iter().sum::<f64>();
+                    report.greedy_us += sum(&s.greedy);
+                    let everywhere = s.greedy.iter().zip(&s.exact).all(|(g, e)| *e <= *g + 1e-9);
+                    let wins = everywhere && cost::pays(sum(&s.greedy), sum(&s.exact));
+                    report.exact_us += sum(if wins { &s.exact } else { &s.greedy });
+                    report.improved += u32::from(wins);
+                    better |= wins;
+                    if wins { s.regions.clone() } else { self.greedy_sets(&window, greedy) }
+                }
+                _ => self.greedy_sets(&window, greedy),
+            };
+            for set in regions {
+                for i in set {
+                    groups.insert(window[i], next);
+                }
+                next += 1;
+            }
+        }
+        (report, better.then_some(groups))
+    }
+    /// The launches of the graph, by window, in graph order.
+    fn windows(&self) -> Vec<Vec<ValueId>> {
+        let nodes: Vec<ValueId> = self.order.iter().copied().filter(|v| is_launch(self.graph, *v)).collect();
+        let index: HashMap<ValueId, usize> = nodes.iter().enumerate().map(|(i, v)| (*v, i)).collect();
+        let mut root: Vec<usize> = (0..nodes.len()).collect();
+        fn find(root: &mut [usize], mut i: usize) -> usize {
+            while root[i] != i {
+                root[i] = root[root[i]];
+                i = root[i];
+            }
+            i
+        }
+        let mut lefts: BTreeMap<ValueId, usize> = BTreeMap::new();
+        for (i, v) in nodes.iter().enumerate() {
+            let mut joined: Vec<usize> = Vec::new();
+            for u in self.producers(*v) {
+                if let Some(u) = index.get(&u).filter(|_| self.may_join(u, *v)) {
+                    joined.push(*u);
+                }
+            }
+            if let (Op::MatMul { .. }, Some(left)) = (self.graph.op(*v), self.graph.operands(*v).first()) {
+                joined.extend(lefts.insert(*left, i));
+            }
+            for u in joined {
+                let (a, b) = (find(&mut root, u), find(&mut root, i));
+                root[a.max(b)] = a.min(b);
+            }
+        }
+        let mut windows: BTreeMap<usize, Vec<ValueId>> = BTreeMap::new();
+        for (i, v) in nodes.iter().enumerate() {
+            let r = find(&mut root, i);
+            windows.entry(r).or_default().push(*v);
+        }
+        windows.into_values().filter(|w| w.len() > 1).collect()
+    }
+    /// The launches that an operation reads, through views and what is as cheap.
+    fn producers(&self, v: ValueId) -> Vec<ValueId> {
+        let mut out = Vec::new();
+        let mut stack = self.graph.operands(v);
+        while let Some(o) = stack.pop() {
+            if is_launch(self.graph, o) {
+                if !out.contains(&o) {
+                    out.push(o);
+                }
+            } else if !self.graph.op(o).is_source() {
+                stack.extend(self.graph.operands(o));
+            }
+        }
+        out.sort();
+        out
+    }
+    /// Whether the two may share a kernel as far as their kinds say, and those of what lies between them.
+    fn may_join(&self, u: ValueId, v: ValueId) -> bool {
+        let between = |w: &ValueId| is_anchor(self.graph.op(*w)) && self.depends(*w, u) && self.depends(v, *w);
+        if self.order.iter().any(between) {
+            return false;
+        }
+        match (self.graph.op(u), self.graph.op(v)) {
+            (Op::Norm { .. }, Op::MatMul { .. }) => true,
+            (from, Op::MatMul { .. }) => {
+                let few = self.most(&self.rows(v)).is_some_and(|m| m <= NORM_PROLOGUE_ROWS);
+                few && !is_anchor(from)
+            }
+            (_, to) => !is_anchor(to),
+        }
+    }
+    fn roles(&self, window: &[ValueId]) -> Vec<Role> {
+        let at = |v: &ValueId| window.iter().position(|w| w == v);
+        let role = |v: &ValueId| {
+            let (shape, ty) = shape_of(self.graph, self.tables, *v);
+            let mut reads: Vec<Option<usize>> = self.producers(*v).iter().map(at).collect();
+            reads.extend(self.graph.operands(*v).iter().map(at));
+            let leaves = self.graph.is_output(*v) || self.users(*v).iter().any(|u| at(u).is_none());
+            (shape, ty, reads, leaves)
+        };
+        window.iter().map(role).collect()
+    }
+    /// The operations of a window as `greedy` divides them.
+    fn greedy_sets(&self, window: &[ValueId], greedy: &Partition) -> Vec<Vec<usize>> {
+        let mut sets: Vec<Vec<usize>> = Vec::new();
+        let mut left: Vec<usize> = (0..window.len()).collect();
+        for r in &greedy.regions {
+            let members: HashSet<ValueId> = r.members().into_iter().collect();
+            let (own, rest): (Vec<usize>, Vec<usize>) = left.into_iter().partition(|i| members.contains(&window[*i]));
+            left = rest;
+            if !own.is_empty() {
+                sets.push(own);
+            }
+        }
+        sets.extend(left.into_iter().map(|i| vec![i]));
+        sets
+    }
+    fn search(&self, window: &[ValueId], greedy: &Partition, work: &mut u64) -> Option<Solved> {
+        if window.len() > LARGEST {
+            return None;
+        }
+        let bits = |hit: &dyn Fn(usize) -> bool| (0..window.len()).filter(|i| hit(*i)).fold(0u32, |m, i| m | 1 << i);
+        let before: Vec<u32> = window.iter().map(|v| bits(&|j| self.depends(*v, window[j]))).collect();
+        let left = |v: ValueId| match self.graph.op(v) {
+            Op::MatMul { .. } => self.graph.operands(v).first().copied(),
+            _ => None,
+        };
+        let reads: Vec<Vec<ValueId>> = window.iter().map(|v| self.producers(*v)).collect();
+        let beside = (0..window.len()).map(|i| {
+            bits(&|j| {
+                let sides = left(window[i]).is_some() && left(window[i]) == left(window[j]);
+                i != j && (sides || reads[i].contains(&window[j]) || reads[j].contains(&window[i]))
+            })
+        });
+        let problem = Problem { before, beside: beside.collect() };
+        let mut prices: HashMap<u32, Option<Vec<f64>>> = HashMap::new();
+        let mut priced =
+            |set: u32| -> Option<Vec<f64>> { prices.entry(set).or_insert_with(|| self.priced(window, set)).clone() };
+        let tiers = self.options.tiers.len();
+        let mut total = |sets: &[u32]| -> Option<Vec<f64>> {
+            let mut sum = vec![0.0; tiers];
+            for set in sets {
+                sum.iter_mut().zip(priced(*set)?).for_each(|(s, p)| *s += p);
+            }
+            Some(sum)
+        };
+        let own: Vec<u32> =
+            self.greedy_sets(window, greedy).iter().map(|s| s.iter().fold(0, |m, i| m | 1 << i)).collect();
+        let greedy = total(&own)?;
+        let found = problem.solve(|set| total(&[set]).map(|p| p.iter().sum()))?;
+        *work += found.work;
+        let exact = total(&found.regions)?;
+        let members = |set: &u32| (0..window.len()).filter(|i| set >> i & 1 == 1).collect();
+        Some(Solved { regions: found.regions.iter().map(members).collect(), greedy, exact })
+    }
+    /// What the operations of `set` take as one region on each kind of device, in µs, if they are one.
+    fn priced(&self, window: &[ValueId], set: u32) -> Option<Vec<f64>> {
+        let inside: HashSet<ValueId> =
+            window.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1).map(|(_, v)| *v).collect();
+        let products = |v: &&ValueId| matches!(self.graph.op(**v), Op::MatMul { .. });
+        let mut lefts = inside.iter().filter(products).filter_map(|v| self.graph.operands(*v).first().copied());
+        let first = lefts.next();
+        if lefts.any(|l| Some(l) != first) {
+            return None;
+        }
+        let part = self.alone(inside.clone()).divide();
+        // What leaves the graph without being a launch by itself has a region of its own, wherever it is looked at.
+        let launches =
+            |r: &Region| r.members().into_iter().filter(|v| is_launch(self.graph, *v)).collect::<HashSet<_>>();
+        let regions: Vec<&Region> = part.regions.iter().filter(|r| !launches(r).is_empty()).collect();
+        if regions.is_empty() || regions.iter().any(|r| launches(r) != inside) {
+            return None;
+        }
+        let elsewhere = self.order.iter().copied().filter(|v| is_launch(self.graph, *v) && !inside.contains(v));
+        let stored: HashSet<ValueId> = elsewhere.chain(part.stored.iter().copied()).collect();
+        let mut sum = vec![0.0; self.options.tiers.len()];
+        for region in regions {
+            let site = Site { graph: self.graph, tables: self.tables, stored: &stored, region };
+            let (spec, _) = anchors::build(&site).ok()?;
+            let (weights, rest) = traffic::moved(&spec, &self.bounds);
+            let (bytes, flops) = (self.number(&(weights + rest))?, self.number(&cost::flops(&spec))?);
+            for (s, tier) in sum.iter_mut().zip(&self.options.tiers) {
+                *s += Rates::of(*tier).launch_time_us(bytes, flops);
+                if let RegionAnchor::MatMul(g) = &region.anchor {
+                    *s += self.norm_time(g, *tier);
+                }
+            }
+        }
+        Some(sum)
+    }
+    /// A size expression at the sizes that decisions are priced at: one sequence, of as many tokens as there are rows at
+    /// most, behind nothing.
+    fn number(&self, d: &Dim) -> Option<f64> {
+        let tokens = self.most(&Dim::size(sizes::TOKENS)).unwrap_or(MANY_ROWS).min(MANY_ROWS) as i64;
+        let of = |s: &Sym| match s {
+            Sym::Size(n) if **n == *sizes::BATCH => Some(1),
+            Sym::Size(n) if **n == *sizes::PAST => Some(0),
+            Sym::Size(n) if **n == *sizes::TOKENS => Some(tokens),
+            Sym::Size(_) => Some(self.most(&Dim::sym(s.clone())).unwrap_or(MANY_ROWS).min(MANY_ROWS) as i64),
+            _ => None,
+        };
+        d.eval(&of).ok().map(|n| n as f64)
+    }
+}

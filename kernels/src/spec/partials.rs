@@ -1,0 +1,44 @@
+//! Statistics of a matmul's result by tiles of its columns, for the kernel that normalises its rows: the row need not be
+//! read again to find its mean square, or its mean and variance.
+
+use super::{ArgId, ExprId};
+use crate::dim::Dim;
+use serde::{Deserialize, Serialize};
+
+/// Columns of a tile, on every target: a subgroup of matrix units finishes that many, and other tiles are multiples of it.
+pub const PARTIAL_COLUMNS: u32 = 32;
+
+/// What is known of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PartialKind {
+    /// Σ v².
+    Squares,
+    /// The mean m, and behind it Σ (v − m)²: what tiles are joined from without cancellation (Chan, Golub and LeVeque,
+    /// 1979).
+    Moments,
+}
+
+impl PartialKind {
+    /// Numbers of a tile.
+    pub const fn numbers(self) -> u32 {
+        match self {
+            PartialKind::Squares => 1,
+            PartialKind::Moments => 2,
+        }
+    }
+}
+
+/// Statistics that a matmul writes beside its result, for every row and [`PARTIAL_COLUMNS`] columns; the last tile may
+/// have fewer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partials {
+    /// What they are of: the value of a store without a range.
+    pub value: ExprId,
+    /// Which.
+    pub kind: PartialKind,
+    /// Where they go; nothing in the kernel reads it.
+    pub arg: ArgId,
+    /// Linear index of a tile's first number. The axis n is the number of the tile here.
+    pub index: Dim,
+}

@@ -1,0 +1,64 @@
+//! Statistics of a result by tiles of its columns, which the kernel behind a residual stream normalises rows by.
+
+use super::KernelCtx;
+use super::common::Scope;
+use super::has_few_rows;
+use super::reduce::WARP;
+use crate::dim::Dim;
+use crate::dtype::Storage;
+use crate::ir::{Builder, Val};
+use crate::spec::{PARTIAL_COLUMNS, PartialKind, Partials};
+
+const _: () = assert!(PARTIAL_COLUMNS == WARP);
+
+/// Whether the kernels of a product with a weight of that storage write statistics of their result on every target:
+/// those of many rows do, where k is a multiple of what is read at once.
+pub fn writes_partials(rows: &Dim, k: Option<u64>, weight: Storage) -> bool {
+    let step = if weight.is_quantised() { 32 } else { 8 };
+    !has_few_rows(rows) && k.is_some_and(|k| k > 0 && k.is_multiple_of(step))
+}
+
+impl KernelCtx<'_> {
+    /// Elements of tile `tile` of a row of `columns`, as a float, where the tile is not empty.
+    pub(super) fn partial_count(&self, columns: Val, tile: Val) -> Val {
+        let b = &self.b;
+        let left = b.sub(columns, b.mul(tile, PARTIAL_COLUMNS));
+        b.let_("count", b.cast(crate::ir::Scalar::F32, b.min(left, PARTIAL_COLUMNS)))
+    }
+    /// Writes the numbers of a tile. `row` has the row axes bound, `n` is the axis of columns.
+    pub(super) fn store_partials(&self, p: &Partials, row: &Scope, n: usize, tile: Val, numbers: &[Val]) {
+        let b = &self.b;
+        let at = self.address(&mut row.with(n, tile), p.arg, &p.index);
+        match self.buffer(p.arg) {
+            Some(array) => {
+                for (i, number) in numbers.iter().enumerate() {
+                    b.store(array, b.add(at, i as u32), *number);
+                }
+            }
+            None => b.error(format!("store to argument {}", p.arg.0)),
+        }
+    }
+    /// The numbers of a tile whose elements are spread over `lanes` invocations of a subgroup, each of which has some of
+    /// them with whether they exist. Must be reached by whole workgroups.
+    pub(super) fn joined_partials(&self, kind: PartialKind, lanes: u32, own: &[(Val, Val)], count: Val) -> Vec<Val> {
+        let b = &self.b;
+        let total = |terms: Vec<Val>| {
+            let mine = terms.into_iter().reduce(|s, v| b.add(s, v)).unwrap_or_else(|| b.f32(0.0));
+            b.let_("total", self.across(lanes, b.let_("mine", mine), |b, x, y| b.add(x, y)))
+        };
+        let of = |f: &dyn Fn(&Builder, Val) -> Val| {
+            own.iter().map(|(v, exists)| b.select(*exists, f(b, *v), b.f32(0.0))).collect::<Vec<Val>>()
+        };
+        match kind {
+            PartialKind::Squares => vec![total(of(&|b, v| b.mul(v, v)))],
+            PartialKind::Moments => {
+                let mean = b.let_("mean", b.div(total(of(&|_, v| v)), count));
+                let apart = |b: &Builder, v: Val| {
+                    let d = b.sub(v, mean);
+                    b.mul(d, d)
+                };
+                vec![mean, total(of(&apart))]
+            }
+        }
+    }
+}
