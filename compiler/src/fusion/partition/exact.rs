@@ -28,7 +28,7 @@ struct Solved {
 }
 
 /// What an operation of a window is and reads, whatever its name.
-type Role = (Shape, TensorType, Vec<Option<usize>>, bool);
+type Role = (Shape, TensorType, Vec<(Option<usize>, TensorType)>, bool);
 
 impl<'a> Partitioner<'a> {
     /// What an exhaustive search of each window finds, and the groups of operations that may share a region where that is
@@ -139,8 +139,8 @@ impl<'a> Partitioner<'a> {
         let at = |v: &ValueId| window.iter().position(|w| w == v);
         let role = |v: &ValueId| {
             let (shape, ty) = shape_of(self.graph, self.tables, *v);
-            let mut reads: Vec<Option<usize>> = self.producers(*v).iter().map(at).collect();
-            reads.extend(self.graph.operands(*v).iter().map(at));
+            let read = |o: &ValueId| (at(o), self.graph.ty(*o).clone());
+            let reads = self.producers(*v).iter().chain(&self.graph.operands(*v)).map(read).collect();
             let leaves = self.graph.is_output(*v) || self.users(*v).iter().any(|u| at(u).is_none());
             (shape, ty, reads, leaves)
         };
@@ -235,12 +235,11 @@ impl<'a> Partitioner<'a> {
         Some(sum)
     }
     /// A size expression at the sizes that decisions are priced at: one sequence, of as many tokens as there are rows at
-    /// most, behind nothing.
+    /// most, behind as many as decisions are priced at.
     fn number(&self, d: &Dim) -> Option<f64> {
         let tokens = self.most(&Dim::size(sizes::TOKENS)).unwrap_or(MANY_ROWS).min(MANY_ROWS) as i64;
         let of = |s: &Sym| match s {
             Sym::Size(n) if **n == *sizes::BATCH => Some(1),
-            Sym::Size(n) if **n == *sizes::PAST => Some(0),
             Sym::Size(n) if **n == *sizes::TOKENS => Some(tokens),
             Sym::Size(_) => Some(self.most(&Dim::sym(s.clone())).unwrap_or(MANY_ROWS).min(MANY_ROWS) as i64),
             _ => None,
