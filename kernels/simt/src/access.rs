@@ -184,6 +184,12 @@ impl Machine<'_> {
             self.count_access(&p, size, true);
             let Some(s) = self.memory.segments.get_mut(p.segment) else { continue };
             let first = w.index * LANES as u32;
+            if self.clock.has_phases && s.kind == Kind::Shared {
+                for i in (0..LANES).filter(|i| good >> i & 1 == 1) {
+                    let words = p.offsets[i] / 4..(p.offsets[i] + u64::from(size)).div_ceil(4);
+                    words.for_each(|word| s.watch.stored(word as usize, first + i as u32));
+                }
+            }
             for e in 0..u32::from(x.count) {
                 let reg = x.reg + e * x.elem.rows();
                 let (low, high) = (w.row(reg), if x.elem == Elem::B64 { w.row(reg + 1) } else { w.row(reg) });
@@ -300,20 +306,23 @@ fn rmw_wide(op: Rmw, old: u64, v: u64, compare: u64) -> u64 {
 
 /// Different 32-byte sectors of a warp access.
 fn sectors(p: &Places, size: u32) -> u64 {
-    let mut seen: Vec<u64> = Vec::new();
-    let mut last = u64::MAX;
+    // An aligned access of 16 bytes at most lies in one; others in two.
+    let mut seen = [0; 2 * LANES];
+    let (mut count, mut highest) = (0, 0);
     let mut lanes = p.mask;
     while lanes != 0 {
         let i = lanes.trailing_zeros() as usize;
         lanes &= lanes - 1;
         for sector in p.offsets[i] / 32..=(p.offsets[i] + u64::from(size) - 1) / 32 {
-            if sector != last && !seen.contains(&sector) {
-                seen.push(sector);
+            let is_new = count == 0 || sector > highest || !seen[..count].contains(&sector);
+            if is_new && count < seen.len() {
+                seen[count] = sector;
+                count += 1;
+                highest = highest.max(sector);
             }
-            last = sector;
         }
     }
-    seen.len() as u64
+    count as u64
 }
 
 /// Passes beyond the first over the 32 banks of 4 bytes. Accesses of 8 bytes take the lanes in two halves, of 16 bytes

@@ -40,7 +40,7 @@ pub(crate) fn class(op: &Op) -> Class {
         Op::Atomic(_) => Class::Atomic,
         Op::Shuffle { .. } | Op::Reduce { .. } => Class::Collective,
         Op::Bra { .. } | Op::Exit => Class::Branch,
-        Op::Barrier { .. } | Op::WarpBarrier { .. } | Op::Fence | Op::LaunchWait => Class::Barrier,
+        Op::Barrier { .. } | Op::WarpBarrier { .. } | Op::Fence | Op::ProxyFence | Op::LaunchWait => Class::Barrier,
         Op::Ldmatrix { .. } | Op::Mma(_) | Op::Wgmma(_) => Class::Matrix,
         Op::AsyncCopy { .. } | Op::AsyncCommit | Op::AsyncWait { .. } => Class::Async,
         Op::Mbarrier { .. } | Op::TensorCopy(_) => Class::Async,
@@ -204,6 +204,12 @@ impl Machine<'_> {
             Op::AsyncCopy { to, source, bytes, from } => self.async_copy(w, (to, source), bytes, from, mask),
             Op::AsyncCommit => self.async_commit(w, mask),
             Op::AsyncWait { pending } => self.async_wait(w, pending, mask),
+            Op::ProxyFence => {
+                let first = w.index * LANES as u32;
+                for lane in (0..LANES as u32).filter(|i| mask >> i & 1 == 1) {
+                    self.memory.segments.iter_mut().for_each(|s| s.watch.publish(first + lane));
+                }
+            }
             Op::TensorCopy(x) => self.tensor_copy(w, &x, mask),
             Op::LaunchWait => w.waited = true,
             Op::WgmmaFence => self.wgmma_fence(w),

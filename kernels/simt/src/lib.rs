@@ -17,6 +17,7 @@ mod collective;
 mod counters;
 mod error;
 mod exec;
+mod halves;
 mod launch;
 mod live;
 mod machine;
@@ -30,6 +31,7 @@ mod report;
 mod shadow;
 mod tensor;
 mod warpgroup;
+mod watch;
 mod wgsl;
 
 pub use counters::{Class, Counters};

@@ -117,6 +117,7 @@ impl<'p> Machine<'p> {
             let [x, y, _] = self.grid.map(u64::from);
             self.group = [(i % x) as u32, (i / x % y) as u32, (i / x / y) as u32];
             self.clock.enter_group(warps.len());
+            self.memory.segments.iter_mut().for_each(|s| s.watch.reset());
             self.copies.reset(&mut self.memory);
             self.barriers.reset();
             if self.options.zeroed_workgroup_memory {

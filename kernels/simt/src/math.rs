@@ -1,6 +1,7 @@
 //! Arithmetic on rows.
 
 use crate::approx::{self, Approximate};
+use crate::halves::{bfloats, half_toward_zero, halves, on_bfloats, on_halves, pack_bfloat, pack_half};
 use crate::op::{Bin, LANES, Num, Rel, Row, Tri, Un, Wide};
 use half::{bf16, f16};
 
@@ -67,37 +68,6 @@ fn flush(x: u32) -> u32 {
 #[inline(always)]
 fn wide(x: f32, g: impl Fn(f64) -> f64) -> f32 {
     g(f64::from(x)) as f32
-}
-
-fn halves(x: u32) -> (f32, f32) {
-    (f16::from_bits(x as u16).to_f32(), f16::from_bits((x >> 16) as u16).to_f32())
-}
-
-fn bfloats(x: u32) -> (f32, f32) {
-    (f(x << 16), f(x & 0xffff_0000))
-}
-
-fn pack_half(lo: f64, hi: f64) -> u32 {
-    u32::from(f16::from_f64(lo).to_bits()) | u32::from(f16::from_f64(hi).to_bits()) << 16
-}
-
-fn pack_bfloat(lo: f64, hi: f64) -> u32 {
-    u32::from(bf16::from_f64(lo).to_bits()) | u32::from(bf16::from_f64(hi).to_bits()) << 16
-}
-
-fn on_halves(a: u32, b: u32, g: impl Fn(f64, f64) -> f64) -> u32 {
-    let ((a0, a1), (b0, b1)) = (halves(a), halves(b));
-    pack_half(g(a0.into(), b0.into()), g(a1.into(), b1.into()))
-}
-
-fn on_bfloats(a: u32, b: u32, g: impl Fn(f64, f64) -> f64) -> u32 {
-    let ((a0, a1), (b0, b1)) = (bfloats(a), bfloats(b));
-    pack_bfloat(g(a0.into(), b0.into()), g(a1.into(), b1.into()))
-}
-
-fn half_toward_zero(x: f32) -> u16 {
-    let h = f16::from_f32(x);
-    if x.is_finite() && h.to_f32().abs() > x.abs() { h.to_bits() - 1 } else { h.to_bits() }
 }
 
 /// Smaller of two; of a number and NaN the number, and -0 below +0.

@@ -1,9 +1,8 @@
 //! Barriers in shared memory (`mbarrier`): a phase ends when all arrivals and all announced bytes are in.
 //!
 //! A tile that a tensor copy brings lands as late as it can: only when no warp goes on without it. Until a thread has
-//! seen the phase of its barrier end, the tile is pending. What a thread did before it arrived is ordered before what
-//! those do who saw the phase end; where several threads read one word in between, a write behind the phase is taken for
-//! a race all the same, since the shadow knows only the last of them.
+//! seen the phase of its barrier end, the tile is pending. What a thread did before it arrived, and its warp before their
+//! last barrier, is ordered before what those do who saw the phase end.
 
 use crate::access::Places;
 use crate::approx::mix;
@@ -108,6 +107,22 @@ impl Machine<'_> {
         found
     }
 
+    /// What lies before an arrival of a thread: what it has seen, what its warp did before their last barrier, and what it
+    /// did itself.
+    fn gather(&mut self, into: &mut Vec<u32>, thread: u32) {
+        let warp = thread / LANES as u32;
+        self.clock.now += 1;
+        join(into, self.clock.view(thread));
+        let met = self.clock.warps.get(warp as usize).copied().unwrap_or(0);
+        let lanes = (warp as usize * LANES, warp as usize * LANES + LANES);
+        if into.len() < lanes.1 {
+            into.resize(lanes.1, 0);
+        }
+        for (t, seen) in into.iter_mut().enumerate().take(lanes.1).skip(lanes.0) {
+            *seen = (*seen).max(if t == thread as usize { self.clock.now } else { met });
+        }
+    }
+
     /// Runs an operation; false if it asked for a phase that has not ended.
     pub(crate) fn mbarrier(&mut self, w: &mut Warp, addr: &Addr, op: &BarrierOp, mask: u32) -> bool {
         let first = w.index * LANES as u32;
@@ -121,6 +136,7 @@ impl Machine<'_> {
                 if count == 0 || count >= 1 << 20 {
                     self.violate(w, 1 << lane, ViolationKind::Mbarrier("counts from 1 to 2^20 - 1"), None);
                 }
+                self.clock.has_phases = true;
                 self.barriers.all.insert(at, Barrier { count, missing: count, ..Barrier::default() });
                 self.barriers.version += 1;
                 continue;
@@ -145,9 +161,10 @@ impl Machine<'_> {
                     } else if count > b.missing {
                         fault = Some("has more arrivals than it counts");
                     }
-                    self.clock.now += 1;
-                    join(&mut b.gathered, self.clock.view(thread));
-                    join(&mut b.gathered, &at_thread(thread, self.clock.now));
+                    let mut gathered = std::mem::take(&mut b.gathered);
+                    self.gather(&mut gathered, thread);
+                    let Some(b) = self.barriers.all.get_mut(&at) else { continue };
+                    b.gathered = gathered;
                     b.missing = b.missing.saturating_sub(count);
                     b.settle();
                     self.barriers.version += 1;

@@ -4,6 +4,7 @@ use crate::launch::{Argument, Launch};
 use crate::op::{Elem, Origin, Program};
 use crate::report::ViolationKind;
 use crate::shadow::{ASYNC, Cell, Clock};
+use crate::watch::Watch;
 use rustc_hash::FxHashMap;
 
 /// Bits of an address below the number of its buffer.
@@ -32,6 +33,8 @@ pub(crate) struct Segment {
     parts: FxHashMap<usize, [Cell; 4]>,
     /// Destinations of copies under way, with the issuing thread.
     pub(crate) pending: FxHashMap<usize, u32>,
+    /// Of shared memory, where barriers with phases are in use.
+    pub(crate) watch: Watch,
 }
 
 /// All memory of a launch.
@@ -77,6 +80,7 @@ impl Memory {
                 shadow: vec![Cell::new(initialised, true, true); words],
                 parts: FxHashMap::default(),
                 pending: FxHashMap::default(),
+                watch: Watch::default(),
             };
             memory.segments.push(match s.origin {
                 Origin::Argument(a) => argument(launch.arguments.get(a), s.writable),
@@ -144,6 +148,7 @@ fn argument(a: Option<&Argument>, writable: bool) -> Segment {
         shadow,
         parts: FxHashMap::default(),
         pending: FxHashMap::default(),
+        watch: Watch::default(),
     }
 }
 
@@ -172,6 +177,11 @@ impl Segment {
             return None;
         }
         let order = clock.order(thread, self.kind != Kind::Global);
+        if clock.has_phases && self.kind == Kind::Shared && !atomic {
+            for word in (offset / 4)..(offset + u64::from(size)).div_ceil(4) {
+                self.watch.read(word as usize, thread, clock.now);
+            }
+        }
         self.check(offset, size, thread, |c| c.read(&order, atomic))
     }
     /// Checks a write of `size` aligned bytes at `offset`.
@@ -188,7 +198,20 @@ impl Segment {
             return Some(ViolationKind::WriteOutOfBounds);
         }
         let order = clock.order(thread, self.kind != Kind::Global);
-        self.check(offset, size, thread, |c| c.write(&order, atomic))
+        let fault = self.check(offset, size, thread, |c| c.write(&order, atomic));
+        if !clock.has_phases || self.kind != Kind::Shared {
+            return fault;
+        }
+        // The shadow knows the last reader alone; phases order readers one by one.
+        let words = (offset / 4) as usize..(offset + u64::from(size)).div_ceil(4) as usize;
+        let first = words.clone().find_map(|word| self.watch.reader_in_front(word, &order));
+        words.for_each(|word| self.watch.written(word));
+        match fault {
+            None | Some(ViolationKind::Race { write_write: false, .. }) => {
+                first.map(|reader| ViolationKind::Race { other: Some(reader), write_write: false })
+            }
+            other => other,
+        }
     }
     #[inline]
     fn check(

@@ -2,6 +2,7 @@
 
 use crate::access::Places;
 use crate::approx::mix;
+use crate::halves::to_half;
 use crate::machine::{Machine, Warp};
 use crate::op::{Addr, Elem, LANES, Mma, MmaElem, Reg, Row, Space};
 use crate::report::ViolationKind;
@@ -147,7 +148,7 @@ impl Machine<'_> {
             };
             let sum = sum_of(&row[..k], &col[..k], start, order.as_deref());
             let (bits, ok) = match m.half_out {
-                true => (u32::from(f16::from_f64(sum).to_bits()), f16::from_f64(sum).is_finite()),
+                true => (u32::from(to_half(sum).to_bits()), to_half(sum).is_finite()),
                 false => ((sum as f32).to_bits(), (sum as f32).is_finite()),
             };
             out[reg][lane] |= bits << shift;

@@ -359,6 +359,8 @@ pub(crate) enum Op {
     },
     /// Orders nothing the checks rely on.
     Fence,
+    /// Stores of the thread become visible to asynchronous reads of shared memory.
+    ProxyFence,
     Exit,
     Ldmatrix {
         reg: Reg,
@@ -548,6 +550,7 @@ impl Program {
             | Op::Length { .. }
             | Op::Barrier { .. }
             | Op::Fence
+            | Op::ProxyFence
             | Op::Exit
             | Op::AsyncCommit
             | Op::AsyncWait { .. } => {}

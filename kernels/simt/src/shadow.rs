@@ -19,6 +19,8 @@ pub(crate) struct Clock {
     pub(crate) global: u32,
     /// The same for the last barrier of each warp.
     pub(crate) warps: Vec<u32>,
+    /// Whether barriers with phases are in use in this workgroup.
+    pub(crate) has_phases: bool,
     /// For threads that saw a phase of an `mbarrier` end: what others did before that segment lies behind them.
     views: Vec<Vec<u32>>,
 }
@@ -42,6 +44,7 @@ impl Clock {
         self.warps.clear();
         self.warps.resize(warps, self.now);
         self.views.clear();
+        self.has_phases = false;
     }
     /// What a thread has seen by `mbarrier`s.
     pub(crate) fn view(&self, thread: u32) -> &[u32] {
@@ -70,6 +73,12 @@ impl Clock {
     /// A barrier of one warp.
     pub(crate) fn warp_barrier(&mut self, warp: usize) {
         self.now += 1;
+        let lanes = 32 * warp..32 * warp + 32;
+        if lanes.clone().any(|t| self.views.get(t).is_some_and(|v| !v.is_empty())) {
+            let mut all = Vec::new();
+            lanes.clone().for_each(|t| join(&mut all, self.view(t as u32)));
+            lanes.for_each(|t| self.see(t as u32, &all));
+        }
         if let Some(w) = self.warps.get_mut(warp) {
             *w = self.now;
         }
@@ -101,7 +110,7 @@ pub(crate) struct Order<'c> {
 impl Order<'_> {
     /// Whether an access in segment `at` by `thread` of the same workgroup comes before this one for certain.
     #[inline]
-    fn behind(&self, at: u32, thread: u32) -> bool {
+    pub(crate) fn behind(&self, at: u32, thread: u32) -> bool {
         at < self.start
             || thread == self.thread
             || (thread / 32 == self.warp && at < self.warp_start)

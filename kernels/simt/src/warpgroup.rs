@@ -220,6 +220,11 @@ impl Machine<'_> {
             let again = Places { segment, offsets: turned, mask: good.rotate_right(LANES as u32 / 2) };
             self.permitted(w, &again, 4, 4, false, false);
             let Some(s) = self.memory.segments.get(segment) else { continue };
+            if (0..LANES).any(|i| good >> i & 1 == 1 && s.watch.is_unseen((offsets[i] / 4) as usize)) {
+                let what = "reads what was stored without a proxy fence";
+                self.violate(w, u32::MAX, ViolationKind::Wgmma(what), Some((segment, offsets[0])));
+            }
+            let Some(s) = self.memory.segments.get(segment) else { continue };
             for i in (0..LANES).filter(|i| good >> i & 1 == 1) {
                 if let Some(row) = out.get_mut(four + i / WORDS) {
                     row[i % WORDS] = s.get(offsets[i], Elem::B32, 0).0;

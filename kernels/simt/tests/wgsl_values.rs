@@ -96,6 +96,36 @@ fn packed_words() {
     );
 }
 
+/// Shares of the largest number; packing rounds to the nearest and bounds first.
+#[test]
+fn normalised_parts_and_inserted_bits() {
+    assert_eq!(
+        eval(
+            "putf(unpack4x8unorm(0x00ff3300u).y); putf(unpack4x8snorm(0x81807f00u).y); putf(unpack4x8snorm(0x00800000u).z);
+            putf(unpack2x16unorm(0xffff0000u).y); putf(unpack2x16snorm(0x80007fffu).x);
+            put(pack4x8unorm(vec4<f32>(0.0, 0.2, 1.0, 7.0))); put(pack4x8snorm(vec4<f32>(-1.0, -9.0, 1.0, 0.0)));
+            put(pack2x16unorm(vec2<f32>(1.0, 0.0))); put(pack2x16snorm(vec2<f32>(-1.0, 1.0)));
+            put(insertBits(0xffff0000u, 0xabu, 4u, 8u)); put(insertBits(0x1234u, 0xffffffffu, 7u, 0u));
+            put(insertBits(0u, 0xdeadbeefu, 0u, 32u)); puti(insertBits(0, -1, 31u, 1u));"
+        ),
+        [
+            0.2f32.to_bits(),
+            1f32.to_bits(),
+            (-1f32).to_bits(),
+            1f32.to_bits(),
+            1f32.to_bits(),
+            0xffff_3300,
+            0x007f_8181,
+            0x0000_ffff,
+            0x7fff_8001,
+            0xffff_0ab0,
+            0x1234,
+            0xdead_beef,
+            0x8000_0000
+        ]
+    );
+}
+
 #[test]
 fn control_flow() {
     let body = "var sum = 0u;

@@ -247,6 +247,10 @@ impl<'t> Lower<'t> {
                 self.push(Op::LaunchWait);
                 Ok(())
             }
+            "fence" if mods.starts_with(&["proxy", "async"]) => {
+                self.push(Op::ProxyFence);
+                Ok(())
+            }
             "membar" | "fence" | "griddepcontrol" | "prefetch" | "prefetchu" | "nanosleep" | "setmaxnreg" => {
                 self.push(Op::Fence);
                 Ok(())

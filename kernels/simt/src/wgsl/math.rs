@@ -84,20 +84,6 @@ impl<'m> Lower<'m> {
                 };
                 self.each(h.len(), |d, i| Op::Un { op: Un::HalfToF, d, a: h[i] })
             }
-            F::Unpack4xI8 | F::Unpack4xU8 => {
-                let shifts = [0, 8, 16, 24].map(|s| self.constant(s));
-                let Value::Rows(parts) = self.each(4, |d, i| Op::Bin { op: Bin::ShrU, d, a: a[0], b: shifts[i] })
-                else {
-                    return Err(self.unsupported("unpack4x8"));
-                };
-                let byte = self.constant(255);
-                if fun == F::Unpack4xI8 {
-                    self.each(4, |d, i| Op::Un { op: Un::SignByte, d, a: parts[i] })
-                } else {
-                    self.each(4, |d, i| Op::Bin { op: Bin::And, d, a: parts[i], b: byte })
-                }
-            }
-            F::Pack4xI8 | F::Pack4xU8 | F::Pack4xI8Clamp | F::Pack4xU8Clamp => self.pack_bytes(fun, &a),
             F::ExtractBits => {
                 let op = if signed { Tri::BfeS } else { Tri::BfeU };
                 self.each(a.len(), |d, i| Op::Tri { op, d, a: a[i], b: b[0], c: c[0] })
@@ -115,12 +101,15 @@ impl<'m> Lower<'m> {
                 };
                 self.each(a.len(), |d, i| Op::Sel { d, c: past[i], a: one, b: zero })
             }
-            other => return Err(self.unsupported(format!("the function {other:?}"))),
+            other => match self.packing(other, &a, &b, [&c, &rest.get(2).cloned().unwrap_or_default()]) {
+                Some(v) => v,
+                None => return Err(self.unsupported(format!("the function {other:?}"))),
+            },
         })
     }
 
     /// One operation on each pair of rows; a single right row serves all.
-    fn pairs(&mut self, op: Bin, a: &[Reg], b: &[Reg]) -> Vec<Reg> {
+    pub(super) fn pairs(&mut self, op: Bin, a: &[Reg], b: &[Reg]) -> Vec<Reg> {
         let d = self.registers(a.len() as u32);
         for (i, x) in a.iter().enumerate() {
             let y = b.get(i).or(b.first()).copied().unwrap_or(*x);
@@ -132,26 +121,6 @@ impl<'m> Lower<'m> {
     fn dot(&mut self, float: bool, a: &[Reg], b: &[Reg]) -> Reg {
         let products = self.pairs(if float { Bin::Mul } else { Bin::MulI }, a, b);
         self.fold(if float { Bin::Add } else { Bin::AddI }, &products)
-    }
-
-    fn pack_bytes(&mut self, fun: F, a: &[Reg]) -> Value {
-        let bounded = match fun {
-            F::Pack4xI8Clamp => {
-                let (low, high) = (self.constant(-128i32 as u32), self.constant(127));
-                let low = self.pairs(Bin::MaxS, a, &[low]);
-                self.pairs(Bin::MinS, &low, &[high])
-            }
-            F::Pack4xU8Clamp => {
-                let high = self.constant(255);
-                self.pairs(Bin::MinU, a, &[high])
-            }
-            _ => a.to_vec(),
-        };
-        let byte = self.constant(255);
-        let bytes = self.pairs(Bin::And, &bounded, &[byte]);
-        let shifts = [0, 8, 16, 24].map(|s| self.constant(s));
-        let placed = self.pairs(Bin::Shl, &bytes, &shifts);
-        Value::Rows(vec![self.fold(Bin::Or, &placed)])
     }
 }
 

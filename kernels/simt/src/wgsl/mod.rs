@@ -6,6 +6,7 @@
 
 mod expr;
 mod math;
+mod packing;
 mod place;
 mod stmt;
 mod types;
