@@ -98,6 +98,46 @@ fn outputs_are_the_cpus() {
     }
 }
 
+/// A GPU of compute capability 9.0 runs the kernels of warpgroups, whose matrices it reaches through tensor maps made once;
+/// every other one runs the portable text, which is always there.
+#[test]
+fn warpgroups_compute_what_the_cpu_does() {
+    let targets = vec![Capabilities::cuda(), Capabilities::cuda_warpgroups()];
+    let model = support::compile_with(&support::load("devset/gguf/llama_F16.gguf"), Default::default(), targets);
+    let has_own = |k: &&frit_plan::Kernel| k.ptx((9, 0)).is_some_and(|v| !v.matrices.is_empty());
+    let own: Vec<&str> = model.plan.kernels.iter().filter(has_own).map(|k| k.name.as_str()).collect();
+    assert!(own.len() >= 3, "{own:?}");
+    assert!(model.plan.kernels.iter().all(|k| k.ptx((8, 0)).is_some() && k.ptx((9, 0)).is_some()));
+    assert!(model.plan.kernels.iter().all(|k| k.ptx((10, 0)).is_some_and(|v| v.matrices.is_empty())));
+    let inputs = vec![("input_ids".to_owned(), Random::new(3).ints(&[2, 70], 60))];
+    let device = Interpreted::default().with_capability((9, 0), 13000);
+    let (mut cuda, mut cpu) = (bind(&device, &model).unwrap(), on_cpu(&model));
+    let want = cpu.run(&inputs).unwrap();
+    for _ in 0..2 {
+        for ((name, found), (_, want)) in cuda.run(&inputs).unwrap().iter().zip(&want) {
+            let distance = support::distance(name, found, &support::array(want));
+            assert!(distance <= 1e-2, "{name}: {distance}");
+        }
+    }
+    assert_clean(&device);
+    let ran = device.checks().into_iter().filter(|c| own.contains(&c.name.as_str()) && c.launches > 0).count();
+    assert!(ran >= 2, "{ran} of {own:?} ran");
+}
+
+/// Kernels that may start while the one before them runs, throughout a plan: they read weights early, and nothing else.
+#[test]
+fn kernels_that_overlap_read_only_weights_early() {
+    let source = support::load("devset/llama_gqa");
+    let targets = vec![Capabilities::cuda(), Capabilities::cuda_overlapping()];
+    let model = support::compile_with(&source, Default::default(), targets);
+    assert!(model.plan.kernels.iter().all(|k| k.ptx((9, 0)).is_some_and(|v| v.text.contains("griddepcontrol.wait"))));
+    let device = Interpreted::default().with_capability((9, 0), 13000);
+    let (mut cuda, mut cpu) = (bind(&device, &model).unwrap(), on_cpu(&model));
+    let given = prompts(&[5, 2]);
+    assert_eq!(generate(&mut cuda, &given, 4).unwrap(), generate(&mut cpu, &given, 4).unwrap());
+    assert_clean(&device);
+}
+
 #[test]
 fn decoding_replays_one_graph_and_waits_once_for_several_tokens() {
     let model = model("devset/llama_gqa");

@@ -4,7 +4,8 @@
 mod support;
 
 use frit::verify::{VerifyOptions, verify};
-use frit_kernels::target::Tier;
+use frit_compiler::CompileOptions;
+use frit_kernels::target::{Capabilities, Tier};
 
 fn check(model: &str, options: VerifyOptions) {
     let loaded = support::compile(&support::load(model));
@@ -42,11 +43,21 @@ fn onnx_exports() {
 #[test]
 fn quantised_weights() {
     for model in ["devset/gguf/llama_Q8_0.gguf", "devset/gguf/llama_Q4_0.gguf", "devset/gguf/llama_F16.gguf"] {
-        let loaded = support::compile(&support::load(model));
-        for (tier, tolerance) in [(Tier::Cpu, 1e-4), (Tier::Gpu, 1e-4), (Tier::Cuda, 1e-2)] {
-            let options = VerifyOptions { tokens: 8, tolerance, new_tokens: 0, ..Default::default() };
+        let mut targets = CompileOptions::default().targets;
+        targets.push(Capabilities::cuda_warpgroups());
+        let loaded = support::compile_with(&support::load(model), Default::default(), targets);
+        let apart = loaded.plan.kernels.iter().any(|k| k.ptx((9, 0)) != k.ptx((8, 0)));
+        assert_eq!(apart, model.contains("F16"), "weights of 16 bits have kernels of warpgroups");
+        for (tier, major, tolerance) in
+            [(Tier::Cpu, 8, 1e-4), (Tier::Gpu, 8, 1e-4), (Tier::Cuda, 8, 1e-2), (Tier::Cuda, 9, 1e-2)]
+        {
+            if major == 9 && !apart {
+                continue;
+            }
+            let capability = (major, 0);
+            let options = VerifyOptions { tokens: 8, tolerance, new_tokens: 0, capability, ..Default::default() };
             let found = verify(&loaded, tier, &options).unwrap();
-            assert!(found.passed(), "{model} {}: {:?}", found.tier, found.outputs);
+            assert!(found.passed(), "{model} {} {capability:?}: {:?}", found.tier, found.outputs);
         }
     }
 }

@@ -14,12 +14,13 @@ use crate::passes;
 use crate::passes::validate::Validator;
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::dtype::{Scalar, Storage};
-use frit_kernels::spec::{Anchor, KernelSpec};
+use frit_kernels::ir::TileMap;
+use frit_kernels::spec::{Anchor, ArgId, KernelSpec};
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates;
 use frit_plan::{
-    BufferRef, ExactSearch, FusionReport, InPlace, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, Part, PhaseReport,
-    Placement, Plan, Port, Program, Schedule, StateDecl, Step, Validation, ValueDecl, Variant, WeightDecl,
+    BufferRef, ExactSearch, FusionReport, InPlace, InputFill, Kernel, KvSlotDecl, Matrix, PLAN_VERSION, Part,
+    PhaseReport, Placement, Plan, Port, Program, Schedule, StateDecl, Step, Validation, ValueDecl, Variant, WeightDecl,
     WeightSource, sizes,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -598,6 +599,9 @@ impl Lowering<'_> {
         spec.verify().map_err(|e| Error::Internal { pass: "fusion", fault: e.to_string() })?;
         let mut variants = Vec::new();
         for caps in &self.options.targets {
+            if caps.has_warpgroups() && templates::warpgroup_refusal(spec).is_some() {
+                continue;
+            }
             let r = templates::render(spec, caps)
                 .map_err(|e| Error::Unsupported { region: spec.name.clone(), reason: e.to_string() })?;
             let dynamic_shared_bytes = u32::try_from(r.dynamic_shared_bytes())
@@ -609,6 +613,7 @@ impl Lowering<'_> {
                 architecture: caps.architecture,
                 dynamic_shared_bytes,
                 text: r.text,
+                matrices: r.matrices.iter().map(matrix).collect(),
             });
         }
         let n = self.names.entry(spec.name.clone()).or_insert(0);
@@ -619,6 +624,11 @@ impl Lowering<'_> {
         self.kernel_ids.insert(hash, id);
         Ok(id)
     }
+}
+
+/// A matrix that a kernel reaches through a tensor map, as the plan states it.
+fn matrix((arg, map): &(ArgId, TileMap)) -> Matrix {
+    Matrix { argument: arg.0, columns: map.columns, rows: map.rows, tile_rows: map.tile_rows }
 }
 
 fn weight(

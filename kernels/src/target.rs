@@ -44,6 +44,9 @@ pub enum Architecture {
     /// `sm_90` and every later one, with launches that overlap.
     #[serde(rename = "sm_90")]
     Sm90,
+    /// `sm_90` alone, with warpgroups that work apart.
+    #[serde(rename = "sm_90a")]
+    Sm90a,
 }
 
 impl Architecture {
@@ -52,6 +55,7 @@ impl Architecture {
         match self {
             Architecture::Sm80 => "sm_80",
             Architecture::Sm90 => "sm_90",
+            Architecture::Sm90a => "sm_90a",
         }
     }
     /// Whether a GPU of this compute capability (major, minor) runs such texts.
@@ -59,6 +63,7 @@ impl Architecture {
         match self {
             Architecture::Sm80 => capability >= (8, 0),
             Architecture::Sm90 => capability >= (9, 0),
+            Architecture::Sm90a => capability == (9, 0),
         }
     }
 }
@@ -139,8 +144,21 @@ impl Capabilities {
     pub const fn cuda_overlapping() -> Self {
         Capabilities { architecture: Some(Architecture::Sm90), ..Capabilities::cuda() }
     }
+    /// What GPUs of compute capability 9.0 can do, and no other: warpgroups work apart from each other, over 227 KiB of
+    /// shared memory.
+    pub const fn cuda_warpgroups() -> Self {
+        Capabilities {
+            architecture: Some(Architecture::Sm90a),
+            limit_workgroup_bytes: 227 << 10,
+            ..Capabilities::cuda()
+        }
+    }
+    /// Whether warpgroups can work apart from each other.
+    pub fn has_warpgroups(&self) -> bool {
+        self.architecture == Some(Architecture::Sm90a)
+    }
     /// Whether a kernel may start while the launch before it runs.
     pub fn overlaps(&self) -> bool {
-        self.architecture.is_some_and(|a| a >= Architecture::Sm90)
+        self.architecture == Some(Architecture::Sm90)
     }
 }

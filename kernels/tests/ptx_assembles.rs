@@ -48,6 +48,39 @@ fn every_kernel_fits_in_registers() {
     }
 }
 
+/// The kernels that warpgroups work on, of those sizes.
+fn of_warpgroups(shapes: &corpus::Shapes) -> Vec<(String, Rendered)> {
+    let all = rendered_for(shapes, &Capabilities::cuda_warpgroups());
+    all.into_iter().filter(|(_, r)| r.template == "gemm_warpgroup").collect()
+}
+
+/// Every form of product with 16-bit weights has a kernel for warpgroups, which both assemblers take for `sm_90a` without
+/// spills, and without making its products wait for each other.
+#[test]
+fn warpgroups_work_apart() {
+    let (ptxas, older) = (Ptxas::find(), Ptxas::find_older());
+    let mut table = format!("{:<28} {:>7}  registers\n", "kernel", "shared");
+    for (name, r) in of_warpgroups(&DECODER) {
+        let found = ptxas.assemble(&r.text, "sm_90a");
+        let _ = writeln!(table, "{name:<28} {:>7}  {}", r.module.workgroup_bytes(), found.registers);
+        older.assemble(&r.text, "sm_90a");
+        assert!(found.registers <= 168, "{name}");
+        if name == "gemm_bf16_plain" {
+            insta::assert_snapshot!("gemm_bf16_plain_of_warpgroups", r.text);
+            let code = ptxas.disassemble(&r.text, "sm_90a");
+            let count = |what: &str| code.iter().filter(|l| l.contains(what)).count();
+            assert_eq!(count("HGMMA.64x128x16.F32.BF16"), 4, "{}", code.join("\n"));
+            assert!(count("UTMALDG.2D") == 1 && count("SYNCS") > 0, "{}", code.join("\n"));
+        }
+    }
+    for (_, r) in of_warpgroups(&ODD) {
+        ptxas.assemble(&r.text, "sm_90a");
+    }
+    if ptxas.is_of_goldens() {
+        insta::assert_snapshot!("registers_of_warpgroups", table);
+    }
+}
+
 /// The assembler of the major version before takes the same texts, for the GPUs it knows.
 #[test]
 fn the_assembler_before_takes_every_kernel_too() {

@@ -24,11 +24,13 @@ pub struct VerifyOptions {
     pub tolerance: f64,
     /// Order of warps and workgroups is drawn from this seed.
     pub shuffle: Option<u64>,
+    /// Of PTX, what a GPU of this compute capability runs.
+    pub capability: (u32, u32),
 }
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        VerifyOptions { batch: 1, tokens: 7, new_tokens: 3, tolerance: 1e-4, shuffle: None }
+        VerifyOptions { batch: 1, tokens: 7, new_tokens: 3, tolerance: 1e-4, shuffle: None, capability: (8, 0) }
     }
 }
 
@@ -48,8 +50,10 @@ pub struct OutputCheck {
 /// What was proved for one tier of schedules.
 #[derive(Clone, Debug, Serialize)]
 pub struct TierCheck {
-    /// `cpu` or `gpu`.
+    /// `cpu`, `gpu` or `cuda`.
     pub tier: &'static str,
+    /// Of `cuda`, the compute capability whose kernels ran.
+    pub capability: Option<(u32, u32)>,
     /// Kernels of the plan.
     pub kernels: Vec<KernelCheck>,
     /// Kernels that no program launched at these sizes.
@@ -78,7 +82,7 @@ impl TierCheck {
 /// # Errors
 /// A model that cannot be bound, or a kernel that cannot be executed at all.
 pub fn verify(model: &LoadedModel, tier: Tier, options: &VerifyOptions) -> Result<TierCheck> {
-    let simt = SimtBackend::new(tier, options.shuffle);
+    let simt = SimtBackend::new(tier, options.shuffle).with_capability(options.capability);
     let checks = simt.checks();
     let (plan, weights) = (&model.plan, &*model.weights);
     let mut checked = Session::builder().bind_on(&simt, Arc::clone(plan), weights)?;
@@ -101,7 +105,8 @@ pub fn verify(model: &LoadedModel, tier: Tier, options: &VerifyOptions) -> Resul
     }
     let kernels = checks.kernels();
     let not_launched = kernels.iter().filter(|k| k.launches == 0).count();
-    Ok(TierCheck { tier: tier.name(), kernels, not_launched, outputs, same_tokens })
+    let capability = (tier == Tier::Cuda).then_some(options.capability);
+    Ok(TierCheck { tier: tier.name(), capability, kernels, not_launched, outputs, same_tokens })
 }
 
 /// Sequences and tokens of runs that take each program for few rows: of two programs for at most 8 and 64 rows, say, one

@@ -9,10 +9,11 @@ mod support;
 mod launch;
 
 use cases::gemm::filled;
+use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Storage;
 use frit_kernels::spec::KernelSpec;
 use frit_kernels::target::Capabilities;
-use frit_kernels::templates::render;
+use frit_kernels::templates::{Rendered, render, warpgroup_refusal};
 use support::blocks::Random;
 use support::corpus::{self, Form, ODD, Shapes};
 use support::{Case, compare};
@@ -34,13 +35,16 @@ fn check(case: &Case, options: &frit_simt::Options) -> frit_simt::Counters {
 }
 
 fn check_for(case: &Case, caps: &Capabilities, options: &frit_simt::Options) -> frit_simt::Counters {
-    let r = render(&case.spec, caps).unwrap();
-    let (outcome, args) = launch::run(case, &r, options);
-    launch::clean(&outcome, &r);
+    agrees(case, &render(&case.spec, caps).unwrap(), options)
+}
+
+fn agrees(case: &Case, r: &Rendered, options: &frit_simt::Options) -> frit_simt::Counters {
+    let (outcome, args) = launch::run(case, r, options);
+    launch::clean(&outcome, r);
     assert!(outcome.completed);
-    let (want, tolerance) = launch::expected(case, &r);
+    let (want, tolerance) = launch::expected(case, r);
     for (i, a) in case.spec.args.iter().enumerate().filter(|(_, a)| a.written) {
-        compare(&format!("{} `{}`", case.spec.name, a.name), &want[i], &args[i], tolerance, &r);
+        compare(&format!("{} `{}`", case.spec.name, a.name), &want[i], &args[i], tolerance, r);
     }
     outcome.counters
 }
@@ -79,6 +83,32 @@ fn matrix_units_at_every_edge() {
                 let spec = corpus::matmul(&z, "S", storage, form);
                 check(&case(spec, &sizes(rows.min(z.capacity as i64))), &frit_simt::Options::default());
             }
+        }
+    }
+}
+
+/// Products of warpgroups where rows, columns or the sum end within a tile, at its edge and behind it; on fewer
+/// workgroups than blocks, so that one goes on to the next, with the ring at another stage than at the start.
+#[test]
+fn warpgroups_at_every_edge() {
+    let sizes = |s| [("B", 1), ("S", s), ("T", 1), ("P", 0)];
+    for (storage, form, width, columns, rows, workgroups) in [
+        (Storage::F16, Form::Plain, 64, 64, 1, 132),
+        (Storage::F16, Form::Plain, 328, 200, 130, 1),
+        (Storage::Bf16, Form::Gated, 72, 77, 130, 1),
+        (Storage::Bf16, Form::Gated, 320, 64, 20, 2),
+        (Storage::Bf16, Form::BiasGelu, 136, 129, 129, 3),
+        (Storage::Bf16, Form::Residual, 72, 200, 20, 1),
+        (Storage::F16, Form::NormedKept, 136, 130, 131, 2),
+        (Storage::Bf16, Form::RotaryKv, 72, 64, 130, 1),
+    ] {
+        let z = Shapes { width, columns, kv_heads: 8, capacity: 300, ..ODD };
+        let case = case(corpus::matmul(&z, "S", storage, form), &sizes(rows));
+        let mut r = render(&case.spec, &Capabilities::cuda_warpgroups()).unwrap();
+        assert_eq!(r.template, "gemm_warpgroup", "{:?}", warpgroup_refusal(&case.spec));
+        r.grid[0] = r.grid[0].smaller(&Dim::constant(workgroups));
+        for shuffle in [None, Some(5)] {
+            agrees(&case, &r, &frit_simt::Options { shuffle, ..Default::default() });
         }
     }
 }

@@ -22,13 +22,16 @@ pub mod types;
 pub(crate) mod typing;
 pub mod uniformity;
 pub mod verify;
+mod verify_warpgroup;
+pub mod warpgroup;
 
 pub use arena::{Arena, Handle};
 pub use builder::{Builder, IntoVal, Uniforms, Val, Var};
 pub use error::{BuildError, Error, Rule, Violation};
 pub use expr::{ArrayRef, Axis, BinaryOp, Builtin, Expr, Literal, TernaryOp, UnaryOp};
-pub use module::{Access, Array, Buffer, Field, Local, LocalKind, Module, TEXELS_PER_ROW, UniformBlock};
+pub use module::{Access, Array, Buffer, Field, Local, LocalKind, Module, TEXELS_PER_ROW, TileMap, UniformBlock};
 pub use stmt::{Barrier, Block, Collective, HalfFormat, Stmt, TileOp};
 pub use text::{parse, print};
 pub use types::{Scalar, Type, Width};
 pub use verify::verify;
+pub use warpgroup::{Place, TILE_COLUMNS, WARPGROUP, WarpgroupOp};

@@ -17,6 +17,20 @@ pub enum Access {
     /// Never written, and bound as a two-dimensional texture of `vec4<u32>`, [`TEXELS_PER_ROW`] elements a row; what
     /// lies beyond the last element reads as anything.
     Texels,
+    /// Never written, and reached by copies of tiles alone.
+    Tiles(TileMap),
+}
+
+/// A matrix of 16-bit elements in a buffer, row by row from its start, and the tiles that copies bring of it, each of
+/// [`TILE_COLUMNS`](super::TILE_COLUMNS) columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TileMap {
+    /// Elements of a row, a multiple of 8.
+    pub columns: u64,
+    /// Rows.
+    pub rows: u64,
+    /// Rows of a tile, up to 256.
+    pub tile_rows: u32,
 }
 
 /// Elements in a row of a texture.
@@ -251,6 +265,7 @@ impl Interner<'_> {
                 Stmt::Collective { local: self.local(*local), op: *op, value }
             }
             Stmt::Tile(op) => Stmt::Tile(op.map(self, |s, e| s.expr(e), |s, l| s.local(l))),
+            Stmt::Warpgroup(op) => Stmt::Warpgroup(op.map(self, |s, e| s.expr(e), |s, l| s.local(l))),
             Stmt::UniformLoad { local, array, index } => {
                 let index = self.expr(*index);
                 Stmt::UniformLoad { local: self.local(*local), array: *array, index }

@@ -4,17 +4,20 @@
 use super::arena::Handle;
 use super::expr::{ArrayRef, Expr};
 use super::module::{Array, Buffer, Local};
+use super::warpgroup::WarpgroupOp;
 
 /// Statements in order of execution.
 pub type Block = Vec<Stmt>;
 
-/// What a barrier orders. The first two make the invocations of a workgroup wait for each other.
+/// What a barrier orders. [`Barrier::Workgroup`] and [`Barrier::Storage`] make the invocations of a workgroup wait for each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Barrier {
     /// Workgroup memory.
     Workgroup,
     /// Storage buffers, within the workgroup.
     Storage,
+    /// All memory, within the subgroup alone.
+    Subgroup,
     /// The launch before this one, which may still run in front of it. Stands once, not nested; in front of it nothing is
     /// stored, and only buffers that no kernel writes are read.
     Launch,
@@ -227,6 +230,8 @@ pub enum Stmt {
     },
     /// Work on tiles of matrices.
     Tile(TileOp),
+    /// Work of warpgroups that run apart from each other.
+    Warpgroup(WarpgroupOp),
     /// Names a value of workgroup memory that all invocations read at the same index, with a barrier before and after.
     /// The result is uniform.
     UniformLoad {
@@ -251,6 +256,7 @@ impl Stmt {
             | Stmt::If { cond: value, .. } => vec![*value],
             Stmt::UniformLoad { index, .. } => vec![*index],
             Stmt::Tile(op) => op.exprs(),
+            Stmt::Warpgroup(op) => op.exprs(),
             Stmt::Store { index, value, .. } => vec![*index, *value],
             Stmt::For { start, end, step, .. } => vec![*start, *end, *step],
         }

@@ -7,13 +7,16 @@
 //! statement leaves them early.
 
 use super::arena::Handle;
-use super::expr::{ArrayRef, Builtin, Expr};
+use super::expr::{ArrayRef, Axis, BinaryOp, Builtin, Expr, Literal};
 use super::module::{Access, Array, Local, Module};
 use super::stmt::{Block, Stmt, TileOp};
+use super::warpgroup::WARPGROUP;
 
 /// The result of the analysis.
 #[derive(Clone, Debug)]
 pub struct Uniformity {
+    /// Invocations that follow each other in the workgroup and count as together, if not all of it.
+    team: Option<u32>,
     locals: Vec<bool>,
     private: Vec<bool>,
 }
@@ -21,8 +24,19 @@ pub struct Uniformity {
 impl Uniformity {
     /// Analyses a module whose handles are all in range.
     pub fn of(module: &Module) -> Uniformity {
-        let mut state =
-            Uniformity { locals: vec![true; module.locals.len()], private: vec![true; module.private.len()] };
+        Uniformity::among(module, None)
+    }
+
+    /// As [`of`](Uniformity::of), for each warpgroup by itself: what follows from `local_id.x` shifted by its size is
+    /// uniform too.
+    pub fn of_warpgroups(module: &Module) -> Uniformity {
+        let [_, y, z] = module.workgroup_size;
+        Uniformity::among(module, (y == 1 && z == 1).then_some(WARPGROUP))
+    }
+
+    fn among(module: &Module, team: Option<u32>) -> Uniformity {
+        let (locals, private) = (vec![true; module.locals.len()], vec![true; module.private.len()]);
+        let mut state = Uniformity { team, locals, private };
         while state.block(module, &module.body, true) {}
         state
     }
@@ -38,6 +52,7 @@ impl Uniformity {
             Expr::Literal(_) | Expr::Uniform { .. } => true,
             Expr::Builtin(builtin) => matches!(builtin, Builtin::WorkgroupId(_) | Builtin::NumWorkgroups(_)),
             Expr::Local(local) => self.is_local_uniform(*local),
+            Expr::Binary(BinaryOp::Shr, id, by) if self.is_team(module, *id, *by) => true,
             Expr::Load { array, index } => {
                 let memory = match array {
                     ArrayRef::Buffer(h) => module.buffers[*h].access != Access::ReadWrite,
@@ -47,6 +62,15 @@ impl Uniformity {
                 memory && self.is_uniform(module, *index)
             }
             other => other.operands().iter().all(|o| self.is_uniform(module, *o)),
+        }
+    }
+
+    /// Whether `id >> by` counts teams or several at once.
+    fn is_team(&self, module: &Module, id: Handle<Expr>, by: Handle<Expr>) -> bool {
+        let counts = matches!(module.exprs[id], Expr::Builtin(Builtin::LocalId(Axis::X) | Builtin::LocalIndex));
+        match (self.team, &module.exprs[by]) {
+            (Some(team), Expr::Literal(Literal::U32(by))) => counts && *by >= team.trailing_zeros() && *by < 32,
+            _ => false,
         }
     }
 
@@ -69,6 +93,7 @@ impl Uniformity {
                     self.lower_local(*local, false)
                 }
                 Stmt::Tile(_) => false,
+                Stmt::Warpgroup(op) => op.sums().iter().fold(false, |c, sum| self.lower_local(*sum, false) | c),
                 Stmt::Store { array: ArrayRef::Private(h), index, value } => {
                     let uniform = flow && self.is_uniform(module, *index) && self.is_uniform(module, *value);
                     lower(&mut self.private, h.index(), uniform)

@@ -14,6 +14,7 @@ use super::stmt::{Barrier, Block, Stmt, TileOp};
 use super::types::{Scalar, Type};
 use super::typing;
 use super::uniformity::Uniformity;
+use super::warpgroup::{WARPGROUP, WarpgroupOp};
 use crate::target::Capabilities;
 
 /// Checks every rule of the kernel IR against what `target` can do.
@@ -25,6 +26,8 @@ pub fn verify(module: &Module, target: &Capabilities) -> Result<(), Error> {
         scope: BTreeSet::new(),
         declared: BTreeSet::new(),
         uniformity: None,
+        warpgroups: None,
+        joint: true,
     };
     verifier.handles();
     if verifier.violations.is_empty() {
@@ -32,6 +35,9 @@ pub fn verify(module: &Module, target: &Capabilities) -> Result<(), Error> {
         verifier.limits(target);
         verifier.expressions();
         verifier.uniformity = Some(Uniformity::of(module));
+        if uses_warpgroups(&module.body) {
+            verifier.warpgroups = Some(Uniformity::of_warpgroups(module));
+        }
         verifier.launch_barrier();
         verifier.block(&module.body, true);
     }
@@ -57,17 +63,21 @@ pub fn expr_types(module: &Module) -> Vec<Option<Type>> {
     types
 }
 
-struct Verifier<'m> {
-    module: &'m Module,
+pub(super) struct Verifier<'m> {
+    pub(super) module: &'m Module,
     violations: Vec<Violation>,
     types: Vec<Option<Type>>,
     scope: BTreeSet<Handle<Local>>,
     declared: BTreeSet<Handle<Local>>,
     uniformity: Option<Uniformity>,
+    /// The same among the invocations of each warpgroup.
+    warpgroups: Option<Uniformity>,
+    /// Whether all invocations of a warpgroup arrive together.
+    joint: bool,
 }
 
 impl<'m> Verifier<'m> {
-    fn fault(&mut self, rule: Rule, message: impl Into<String>) {
+    pub(super) fn fault(&mut self, rule: Rule, message: impl Into<String>) {
         self.violations.push(Violation { rule, message: message.into() });
     }
 
@@ -102,6 +112,13 @@ impl<'m> Verifier<'m> {
                     Stmt::Tile(TileOp::Copy { to, .. }) => Some(ArrayRef::Workgroup(*to)),
                     _ => None,
                 };
+                let (places, sums, matrix) = match stmt {
+                    Stmt::Warpgroup(op) => {
+                        let matrix = if let WarpgroupOp::Bring { from, .. } = op { Some(*from) } else { None };
+                        (op.places(), op.sums(), matrix)
+                    }
+                    _ => (Vec::new(), [].as_slice(), None),
+                };
                 let target = match stmt {
                     Stmt::Assign { local, .. } | Stmt::Tile(TileOp::Multiply { sum: local, .. }) => Some(*local),
                     _ => stmt.declares(),
@@ -109,7 +126,10 @@ impl<'m> Verifier<'m> {
                 let ok = stmt.exprs().iter().all(|e| module.exprs.get(*e).is_some())
                     && array.is_none_or(array_ok)
                     && second.is_none_or(array_ok)
-                    && target.is_none_or(|l| module.locals.get(l).is_some());
+                    && target.is_none_or(|l| module.locals.get(l).is_some())
+                    && places.iter().all(|p| module.workgroup.get(p.array).is_some())
+                    && sums.iter().all(|l| module.locals.get(*l).is_some())
+                    && matrix.is_none_or(|b| module.buffers.get(b).is_some());
                 if !ok {
                     self.fault(Rule::Scope, "statement refers to nothing");
                 }
@@ -157,6 +177,7 @@ impl<'m> Verifier<'m> {
         for buffer in module.buffers.values().filter(|b| b.access == Access::Texels && b.elem != Type::VEC4_U32) {
             self.fault(Rule::Type, format!("texture `{}` of {}", buffer.name, buffer.elem));
         }
+        self.tile_maps();
         for array in arrays {
             if !array.elem.is_storable() || array.len == 0 {
                 self.fault(Rule::Type, format!("array `{}` of {} {}", array.name, array.len, array.elem));
@@ -201,6 +222,13 @@ impl<'m> Verifier<'m> {
         if !target.has_matrix && uses_tiles(&module.body) {
             self.fault(Rule::Limit, "tiles of matrices on a target without matrix units");
         }
+        let tiled = module.buffers.values().any(|b| matches!(b.access, Access::Tiles(_)));
+        if !target.has_warpgroups() && (tiled || uses_warpgroups(&module.body)) {
+            self.fault(Rule::Limit, "work of warpgroups on a target without it");
+        }
+        if uses_warpgroups(&module.body) && !module.invocations().is_multiple_of(u64::from(WARPGROUP)) {
+            self.fault(Rule::Limit, format!("{} invocations are no whole warpgroups", module.invocations()));
+        }
         if target.subgroup_size.is_none() && uses_subgroups(module) {
             self.fault(Rule::Limit, "subgroup operation on a target without a fixed subgroup size");
         }
@@ -217,7 +245,17 @@ impl<'m> Verifier<'m> {
                 self.fault(Rule::Type, message);
             }
             match expr {
-                Expr::Load { array, index } => self.in_bounds(*array, *index),
+                Expr::Load { array, index } => {
+                    self.in_bounds(*array, *index);
+                    if let ArrayRef::Buffer(h) = array
+                        && matches!(module.buffers[*h].access, Access::Tiles(_))
+                    {
+                        self.fault(
+                            Rule::Access,
+                            format!("load from `{}`, of which only tiles are brought", module.buffers[*h].name),
+                        );
+                    }
+                }
                 Expr::Literal(l) if !l.is_finite() => self.fault(Rule::Constant, "constant is not finite"),
                 Expr::Binary(BinaryOp::Div | BinaryOp::Rem, _, b) if is_integer_zero(module, *b) => {
                     self.fault(Rule::Constant, "integer division by zero");
@@ -282,8 +320,15 @@ impl<'m> Verifier<'m> {
             Stmt::If { cond, then, otherwise } => {
                 self.expect(*cond, Type::BOOL, "condition");
                 let uniform = flow && self.is_uniform(*cond);
+                let outer = self.joint;
+                self.joint = outer && self.warpgroups.as_ref().is_none_or(|u| u.is_uniform(module, *cond));
                 self.block(then, uniform);
                 self.block(otherwise, uniform);
+                self.joint = outer;
+            }
+            Stmt::Barrier(Barrier::Subgroup) => {
+                let joint = if self.warpgroups.is_some() { self.joint } else { flow };
+                self.together("barrier of a subgroup", joint);
             }
             Stmt::Barrier(_) => self.together("barrier", flow),
             Stmt::Collective { local, op, value } => {
@@ -294,6 +339,7 @@ impl<'m> Verifier<'m> {
                 self.declare(*local, LocalKind::Let, Some(*value));
             }
             Stmt::Tile(op) => self.tile(op, flow),
+            Stmt::Warpgroup(op) => self.warpgroup(op),
             Stmt::UniformLoad { local, array, index } => {
                 let name = module.array_name(*array);
                 self.together("uniform load", flow);
@@ -367,10 +413,11 @@ impl<'m> Verifier<'m> {
             self.fault(Rule::LoopStep, format!("step of loop `{name}` is not known to be positive"));
         }
         let uniform = self.uniformity.as_ref().is_some_and(|u| u.loop_flow(module, flow, bounds));
-        let outer = self.scope.clone();
+        let (outer, joint) = (self.scope.clone(), self.joint);
+        self.joint = self.warpgroups.as_ref().is_none_or(|u| u.loop_flow(module, joint, bounds));
         self.declare(local, LocalKind::Loop, None);
         self.block(body, uniform);
-        self.scope = outer;
+        (self.scope, self.joint) = (outer, joint);
     }
 
     fn declare(&mut self, local: Handle<Local>, kind: LocalKind, value: Option<Handle<Expr>>) {
@@ -401,7 +448,7 @@ impl<'m> Verifier<'m> {
         }
     }
 
-    fn expect(&mut self, expr: Handle<Expr>, wanted: Type, what: &str) {
+    pub(super) fn expect(&mut self, expr: Handle<Expr>, wanted: Type, what: &str) {
         if let Some(ty) = self.types[expr.index()]
             && ty != wanted
         {
@@ -409,7 +456,7 @@ impl<'m> Verifier<'m> {
         }
     }
 
-    fn in_bounds(&mut self, array: ArrayRef, index: Handle<Expr>) {
+    pub(super) fn in_bounds(&mut self, array: ArrayRef, index: Handle<Expr>) {
         let module = self.module;
         let len = match array {
             ArrayRef::Buffer(_) => return,
@@ -462,6 +509,15 @@ impl<'m> Verifier<'m> {
         if !flow {
             self.fault(Rule::Uniformity, format!("{what} in divergent control flow"));
         }
+    }
+
+    /// The same among the invocations of a warpgroup.
+    pub(super) fn jointly(&mut self, what: &str) {
+        self.together(what, self.joint);
+    }
+
+    pub(super) fn is_in_scope(&self, local: Handle<Local>) -> bool {
+        self.scope.contains(&local)
     }
 
     fn is_uniform(&self, expr: Handle<Expr>) -> bool {
@@ -522,6 +578,7 @@ pub(crate) fn uses_subgroups(module: &Module) -> bool {
         let warp = |s: &Stmt| match s {
             Stmt::Collective { .. } => true,
             Stmt::Tile(op) => matches!(op, TileOp::Load { .. } | TileOp::Multiply { .. }),
+            Stmt::Warpgroup(_) | Stmt::Barrier(Barrier::Subgroup) => true,
             _ => false,
         };
         stmts.iter().any(|s| warp(s) || s.blocks().into_iter().any(block))
@@ -532,5 +589,11 @@ pub(crate) fn uses_subgroups(module: &Module) -> bool {
 
 /// Whether a block works on tiles of matrices.
 pub(crate) fn uses_tiles(block: &Block) -> bool {
-    block.iter().any(|s| matches!(s, Stmt::Tile(_)) || s.blocks().into_iter().any(uses_tiles))
+    let tiles = |s: &Stmt| matches!(s, Stmt::Tile(_) | Stmt::Barrier(Barrier::Subgroup));
+    block.iter().any(|s| tiles(s) || s.blocks().into_iter().any(uses_tiles))
+}
+
+/// Whether warpgroups work apart from each other.
+pub(crate) fn uses_warpgroups(block: &Block) -> bool {
+    block.iter().any(|s| matches!(s, Stmt::Warpgroup(_)) || s.blocks().into_iter().any(uses_warpgroups))
 }

@@ -133,6 +133,7 @@ impl Rewriter<'_> {
             }
             Stmt::Tile(op @ TileOp::Load { .. }) => Stmt::Tile(op.map(self, |s, e| s.expr(e), |s, l| s.declare(l))),
             Stmt::Tile(op) => Stmt::Tile(op.map(self, |s, e| s.expr(e), |s, l| s.current(l))),
+            Stmt::Warpgroup(op) => Stmt::Warpgroup(op.map(self, |s, e| s.expr(e), |s, l| s.current(l))),
             Stmt::UniformLoad { local, array, index } => {
                 let index = self.expr(*index);
                 Stmt::UniformLoad { local: self.declare(*local), array: *array, index }

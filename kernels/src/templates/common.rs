@@ -1,4 +1,4 @@
-//! What all templates share: bindings, size expressions, index arithmetic, guarded stores and launch geometry.
+//! What all templates share: bindings, size expressions, index arithmetic and launch geometry.
 //!
 //! A [`KernelCtx`] owns the builder of one kernel. A [`Scope`] says what the axes, accumulators and statistics are at
 //! one place of the kernel, and remembers what was computed there; clone it to enter a loop or a guard. Mistakes are
@@ -9,11 +9,11 @@ use std::collections::HashMap;
 use super::load::View;
 use super::{Rendered, TemplateError, ptx_options};
 use crate::dim::{Atom, Bounds, Dim, Sym};
-use crate::dtype::{Scalar, Storage};
+use crate::dtype::Storage;
 use crate::emit::{Language, ptx, wgsl};
-use crate::ir::{self, Access, ArrayRef, Axis, Builder, Type, Uniforms, Val, Var};
+use crate::ir::{self, Access, ArrayRef, Axis, Builder, Type, Uniforms, Val};
 use crate::opt;
-use crate::spec::{Arg, ArgId, Expr, ExprId, KernelSpec, LeftStore, Space, Store};
+use crate::spec::{Arg, ArgId, Expr, ExprId, KernelSpec, Space};
 use crate::target::Capabilities;
 
 /// Most workgroups along one dimension of a grid, on every target.
@@ -180,7 +180,11 @@ impl<'a> KernelCtx<'a> {
                     b.buffer(&format!("kv{n}"), access, Type::F32)
                 }
                 Space::Weight => {
-                    let access = if matches!(view, View::Texels { .. }) { Access::Texels } else { Access::ReadOnly };
+                    let access = match view {
+                        View::Texels { .. } => Access::Texels,
+                        View::Tiles(map) => Access::Tiles(map),
+                        View::Scalar | View::Vec4 => Access::ReadOnly,
+                    };
                     b.buffer(&a.name, access, view.elem(a.storage))
                 }
             };
@@ -424,95 +428,6 @@ impl<'a> KernelCtx<'a> {
         scope.split.insert(key, (v, rest));
     }
 
-    /// Emits every store of `stores` at the coordinate of `scope`; the caller guards the bounds of the domain.
-    ///
-    /// Values are computed before anything is written where arguments may share storage.
-    pub fn store_all(&self, scope: &Scope, stores: &[&Store]) {
-        let b = &self.b;
-        let early = !self.spec.aliases.is_empty() && stores.len() > 1;
-        let mut scope = scope.clone();
-        let mut pending: Vec<(&Store, Val)> = Vec::new();
-        let mut guarded: Vec<(&Store, Var)> = Vec::new();
-        let mut late: Vec<&Store> = Vec::new();
-        for st in stores.iter().copied() {
-            match (&st.when, early) {
-                (None, _) => pending.push((st, self.stored(&mut scope, st))),
-                (Some(_), false) => late.push(st),
-                (Some(_), true) => {
-                    let ty = if self.scalar_of(st) == Scalar::F32 { Type::F32 } else { Type::I32 };
-                    let v = b.var("kept", ty, b.zero(ty));
-                    let cond = self.when(&mut scope, st);
-                    b.if_(cond, |b| {
-                        let mut inner = scope.clone();
-                        b.set(v, self.stored(&mut inner, st));
-                    });
-                    guarded.push((st, v));
-                }
-            }
-        }
-        for (st, v) in pending {
-            let at = self.address(&mut scope, st.arg, &st.index);
-            self.put(st, at, v);
-        }
-        for (st, v) in guarded {
-            let cond = self.when(&mut scope, st);
-            b.if_(cond, |b| {
-                let at = self.address(&mut scope.clone(), st.arg, &st.index);
-                self.put(st, at, b.get(v));
-            });
-        }
-        for st in late {
-            let cond = self.when(&mut scope, st);
-            b.if_(cond, |_| {
-                let mut inner = scope.clone();
-                let v = self.stored(&mut inner, st);
-                let at = self.address(&mut inner, st.arg, &st.index);
-                self.put(st, at, v);
-            });
-        }
-    }
-    /// Writes the left side of a matmul at the row and k of `scope`.
-    pub fn store_left(&self, scope: &mut Scope, lhs: ExprId, to: &LeftStore) {
-        let v = self.expr(scope, lhs);
-        let at = self.address(scope, to.arg, &to.index);
-        match self.buffer(to.arg) {
-            Some(array) => self.b.store(array, at, v),
-            None => self.b.error(format!("store to argument {}", to.arg.0)),
-        }
-    }
-    fn scalar_of(&self, st: &Store) -> Scalar {
-        self.arg(st.arg).map_or(Scalar::F32, |a| a.storage.scalar())
-    }
-    /// The value of a store in the type of its buffer.
-    fn stored(&self, scope: &mut Scope, st: &Store) -> Val {
-        let v = self.expr(scope, st.value);
-        match self.scalar_of(st) {
-            Scalar::Bool => self.b.select(v, self.b.i32(1), self.b.i32(0)),
-            _ => v,
-        }
-    }
-    fn put(&self, st: &Store, at: Val, v: Val) {
-        match self.buffer(st.arg) {
-            Some(array) => self.b.store(array, at, v),
-            None => self.b.error(format!("store to argument {}", st.arg.0)),
-        }
-    }
-    /// The condition of a store; `true` without one.
-    pub fn when(&self, scope: &mut Scope, st: &Store) -> Val {
-        let b = &self.b;
-        let Some(w) = &st.when else { return b.bool(true) };
-        let (i, k) = (scope.axis(w.axis as usize), w.axis as usize);
-        let i = i.unwrap_or_else(|| self.poison(format!("axis {k} of a range is not bound here")));
-        let hi = if self.spec.domain.get(k) == Some(&w.hi) {
-            b.bool(true)
-        } else {
-            let hi = self.dim(scope, &w.hi);
-            b.lt(i, hi)
-        };
-        let lo = self.dim(scope, &w.lo);
-        b.and(b.ge(i, lo), hi)
-    }
-
     /// The number of this workgroup in a grid folded by [`dispatch`].
     pub fn group(&self, groups: &Dim) -> Val {
         let b = &self.b;
@@ -556,7 +471,7 @@ impl<'a> KernelCtx<'a> {
         tile: &[(&str, u32)],
         grid: [Dim; 3],
     ) -> Result<Rendered, TemplateError> {
-        let KernelCtx { b, spec, caps, workgroup, .. } = self;
+        let KernelCtx { b, spec, caps, workgroup, views, .. } = self;
         let mut module = b.finish()?;
         let waits = |s: &ir::Stmt| matches!(s, ir::Stmt::Barrier(ir::Barrier::Launch));
         if caps.overlaps() && !module.body.iter().any(waits) {
@@ -576,7 +491,12 @@ impl<'a> KernelCtx<'a> {
         };
         let text = text.map_err(|reason| TemplateError::Emit { kernel: spec.name.clone(), reason })?;
         let tile = tile.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
-        Ok(Rendered { template, workgroup, tile, grid, module, language, text })
+        let matrix = |(i, view): (usize, &View)| match view {
+            View::Tiles(map) => Some((ArgId(i as u16), *map)),
+            _ => None,
+        };
+        let matrices = views.iter().enumerate().filter_map(matrix).collect();
+        Ok(Rendered { template, workgroup, tile, grid, module, language, text, matrices })
     }
 }
 

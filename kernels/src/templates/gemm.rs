@@ -9,7 +9,9 @@
 
 use super::common::{KernelCtx, Scope, dispatch};
 use super::stats::Team;
-use super::{Rendered, TemplateError, View, contiguous_rows, depends_on_axis, gemm_matrix, multiple_of};
+use super::{
+    Rendered, TemplateError, View, contiguous_rows, depends_on_axis, gemm_matrix, gemm_warpgroup, multiple_of,
+};
 use crate::dim::{Dim, Sym, product};
 use crate::dtype::Storage;
 use crate::ir::{ArrayRef, Builder, Type, Val, Var};
@@ -23,6 +25,11 @@ const DEPTH: u32 = 16;
 
 pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
     let problem = Problem::new(spec)?;
+    if caps.has_warpgroups()
+        && let Ok(plan) = gemm_warpgroup::plan(&problem)
+    {
+        return gemm_warpgroup::render(&problem, caps, &plan);
+    }
     if caps.has_matrix
         && let Some(format) = gemm_matrix::format_of(&problem)
     {
@@ -183,6 +190,18 @@ impl<'a> Problem<'a> {
         column: Val,
         (me, threads): (Val, u32),
     ) -> RowStats {
+        self.row_stats_where(ctx, base, (first, rows), column, (me, threads), ctx.b.bool(true))
+    }
+    /// As [`row_stats`](Self::row_stats) by the `threads` invocations that are `active`, all others waiting.
+    pub(super) fn row_stats_where(
+        &self,
+        ctx: &KernelCtx<'a>,
+        base: &Scope,
+        (first, rows): (Val, u32),
+        column: Val,
+        (me, threads): (Val, u32),
+        active: Val,
+    ) -> RowStats {
         let b = &ctx.b;
         if self.stats.is_empty() && self.spec.left.is_none() {
             return Vec::new();
@@ -200,7 +219,7 @@ impl<'a> Problem<'a> {
             let local = b.let_("local", b.add(team, turn * teams));
             let row = b.let_("at", b.add(first, local));
             let mut scope = self.bare_row(ctx, base, row);
-            let team = Team { lanes, teams, lane, team, active: b.bool(true) };
+            let team = Team { lanes, teams, lane, team, active };
             ctx.row_stats(&mut scope, self.stats, self.k_axis(), k, &team);
             let write = |b: &Builder| {
                 for (j, array) in arrays.iter().enumerate() {
@@ -209,13 +228,10 @@ impl<'a> Problem<'a> {
                     }
                 }
             };
-            if lanes == 1 {
-                write(b)
-            } else {
-                b.if_(b.eq(lane, 0), write)
-            }
+            let writes = if lanes == 1 { active } else { b.and(active, b.eq(lane, 0)) };
+            b.if_(writes, write);
             if let Some(left) = &self.spec.left {
-                let mine = b.and(b.eq(column, 0), b.lt(row, ctx.extent(&self.rows())));
+                let mine = b.and(active, b.and(b.eq(column, 0), b.lt(row, ctx.extent(&self.rows()))));
                 b.if_(mine, |b| {
                     b.for_("i", lane, k, lanes, |_, i| {
                         ctx.store_left(&mut scope.with(self.k_axis(), i), self.lhs, left);

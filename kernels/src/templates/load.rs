@@ -17,13 +17,15 @@ pub enum View {
         /// They do.
         aligned: bool,
     },
+    /// A matrix of which tiles are brought, and nothing else is read.
+    Tiles(ir::TileMap),
 }
 
 impl View {
     /// The element type of a buffer of that storage.
     pub fn elem(self, s: Storage) -> Type {
         match (s, self) {
-            (_, View::Texels { .. }) => Type::VEC4_U32,
+            (_, View::Texels { .. } | View::Tiles(_)) => Type::VEC4_U32,
             (Storage::F32, View::Scalar) => Type::F32,
             (Storage::F32, View::Vec4) => Type::VEC4_F32,
             (Storage::I32 | Storage::Bool, _) => Type::I32,
@@ -178,6 +180,7 @@ impl KernelCtx<'_> {
         match self.view(arg) {
             View::Scalar => b.load(buffer, at),
             View::Vec4 => self.pick(b.load(buffer, b.shr(at, 2)), b.bit_and(at, 3)),
+            View::Tiles(_) => self.poison("a matrix of which tiles are brought is not read"),
             View::Texels { .. } => {
                 let at = b.let_("word", at);
                 self.pick(b.load(buffer, b.shr(at, 2)), b.bit_and(at, 3))

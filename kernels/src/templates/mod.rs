@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`Anchor::Map`] | `map` |
 //! | [`Anchor::Row`] | `row` |
-//! | [`Anchor::MatMul`] | `lanes` on CPU drivers where it covers the kernel, else `gemv` where [`uses_gemv`] says so, else `gemm` |
+//! | [`Anchor::MatMul`] | `lanes` on CPU drivers where it covers the kernel, else `gemv` where [`uses_gemv`] says so, else `gemm`, which on GPUs with matrix units is `gemm_warpgroup` or `gemm_matrix` where they cover the kernel |
 //! | [`Anchor::Attention`] | `attention_tile`, on CPU drivers `attention_lanes`, on NVIDIA cards `attention_warp` |
 //!
 //! Every template binds its buffers through [`KernelCtx`], so that all kernels follow one convention: storage buffers
@@ -19,8 +19,10 @@ mod attention_lanes;
 mod attention_tile;
 mod attention_warp;
 mod common;
+mod fragments;
 mod gemm;
 mod gemm_matrix;
+mod gemm_warpgroup;
 mod gemv;
 mod gemv_warp;
 mod lanes;
@@ -33,6 +35,7 @@ mod precision;
 mod reduce;
 mod row;
 mod stats;
+mod stores;
 mod super_blocks;
 
 pub use common::{KernelCtx, Scope, dispatch};
@@ -43,7 +46,7 @@ use crate::dim::{Dim, Sym};
 use crate::dtype::Storage;
 use crate::emit::{Language, ptx};
 use crate::ir;
-use crate::spec::{Anchor, Expr, ExprId, KernelSpec};
+use crate::spec::{Anchor, ArgId, Expr, ExprId, KernelSpec};
 use crate::target::{Capabilities, Tier};
 
 /// A kernel in the form a target runs.
@@ -63,6 +66,8 @@ pub struct Rendered {
     pub language: Language,
     /// The kernel in the target's language, entry point `main`.
     pub text: String,
+    /// Arguments that are bound as tensor maps of these matrices.
+    pub matrices: Vec<(ArgId, ir::TileMap)>,
 }
 
 impl Rendered {
@@ -123,6 +128,20 @@ pub fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, Templa
         Anchor::Row { .. } => row::render(spec, caps),
         Anchor::MatMul { .. } => matmul(spec, caps),
         Anchor::Attention(_) => attention::render(spec, caps),
+    }
+}
+
+/// Why [`render`] has nothing for warpgroups that work apart, of a kernel that runs on GPUs which have them; `None` where
+/// it has.
+pub fn warpgroup_refusal(spec: &KernelSpec) -> Option<&'static str> {
+    match &spec.anchor {
+        Anchor::MatMul { .. } if uses_gemv(spec) => Some("there are few rows"),
+        Anchor::MatMul { .. } => match gemm::Problem::new(spec) {
+            Ok(problem) => gemm_warpgroup::plan(&problem).err(),
+            Err(_) => Some("it is no product of matrices"),
+        },
+        Anchor::Attention(_) => Some("attention runs on the matrix units of every GPU"),
+        _ => Some("it is no product of matrices"),
     }
 }
 

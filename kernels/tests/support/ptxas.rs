@@ -95,6 +95,7 @@ impl Ptxas {
         std::fs::remove_file(&path).unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arch}: {said}\n{text}");
+        assert!(!said.contains("serialized"), "{arch}: {said}");
         let words: Vec<&str> = said.split_whitespace().collect();
         let before = |unit: &[&str]| -> u32 {
             let found = words

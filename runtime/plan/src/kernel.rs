@@ -43,6 +43,23 @@ pub struct Variant {
     pub dynamic_shared_bytes: u32,
     /// The kernel in the tier's language, entry point `main`.
     pub text: String,
+    /// Arguments that the kernel reaches through tensor maps, in place of their addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub matrices: Vec<Matrix>,
+}
+
+/// A matrix of 16-bit elements, row by row from the start of an argument's buffer, of which a kernel brings tiles of
+/// [`TILE_COLUMNS`](frit_kernels::ir::TILE_COLUMNS) columns in 128-byte swizzle; zeros beyond its edges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Matrix {
+    /// Which argument of the kernel.
+    pub argument: u16,
+    /// Elements of a row, a multiple of 8.
+    pub columns: u64,
+    /// Rows.
+    pub rows: u64,
+    /// Rows of a tile, up to 256.
+    pub tile_rows: u32,
 }
 
 /// A schedule in readable form: the template's name and its parameters.

@@ -18,7 +18,7 @@ mod weights;
 
 pub use buffer::{BufferRef, KvPart, KvSlotDecl, SlotLayout, StateDecl, ValueDecl};
 pub use cost::Rates;
-pub use kernel::{Kernel, Schedule, Variant};
+pub use kernel::{Kernel, Matrix, Schedule, Variant};
 pub use lock::lock_changes;
 pub use model::{ChatInfo, InputFill, ModelInfo, Port, Task};
 pub use plan::{Instead, PLAN_VERSION, Plan, Program, RAN, SizeDecl, Step, sizes};

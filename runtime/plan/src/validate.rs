@@ -4,12 +4,14 @@
 
 use crate::limits;
 use crate::{
-    BufferRef, Kernel, KvPart, PLAN_VERSION, Placement, Plan, Port, Program, Step, Variant, WeightDecl, WeightSource,
+    BufferRef, Kernel, KvPart, Matrix, PLAN_VERSION, Placement, Plan, Port, Program, Step, Variant, WeightDecl,
+    WeightSource,
 };
 use frit_kernels::dim::{Dim, Sym, product};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::emit::Language;
-use frit_kernels::spec::{Anchor, Arg, Space};
+use frit_kernels::spec::{Anchor, Arg, KernelSpec, Space};
+use frit_kernels::target::Architecture;
 use std::collections::{HashMap, HashSet};
 
 /// The broken rules of a plan, the first few of them.
@@ -22,6 +24,15 @@ pub struct PlanError {
 
 fn target_name(v: &Variant) -> String {
     v.architecture.map_or_else(|| v.tier.name().to_owned(), |a| format!("{} {}", v.tier.name(), a.name()))
+}
+
+/// Whether an argument is a weight of 16-bit elements that holds a matrix, which the driver takes in tiles.
+fn is_matrix(spec: &KernelSpec, m: &Matrix) -> bool {
+    let Some(a) = spec.args.get(usize::from(m.argument)) else { return false };
+    let elements = m.columns.checked_mul(m.rows).and_then(|n| i64::try_from(n).ok());
+    let held = a.len.as_const().zip(elements).is_some_and(|(held, used)| used > 0 && used <= held);
+    let halves = matches!(a.storage, Storage::F16 | Storage::Bf16);
+    a.space == Space::Weight && halves && held && m.columns % 8 == 0 && (1..=256).contains(&m.tile_rows)
 }
 
 /// Faults reported at most; further ones follow from these more often than not.
@@ -253,6 +264,13 @@ impl Check<'_> {
             self.ensure(is_ptx == v.architecture.is_some(), || {
                 format!("{place}: the text for {} has the wrong instruction set", target_name(v))
             });
+            for m in &v.matrices {
+                self.ensure(v.architecture == Some(Architecture::Sm90a) && is_matrix(s, m), || {
+                    let (argument, rows, columns) = (m.argument, m.rows, m.columns);
+                    let target = target_name(v);
+                    format!("{place}: argument {argument} is no matrix of {rows} rows of {columns} for {target}")
+                });
+            }
             let shared = u64::from(v.dynamic_shared_bytes);
             self.ensure(shared <= limits::SHARED_BYTES && (is_ptx || shared == 0), || {
                 format!("{place}: {shared} bytes of workgroup memory for {}", target_name(v))

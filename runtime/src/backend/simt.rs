@@ -8,11 +8,11 @@ use super::{Backend, Counters, Executor, Extent, Progress};
 use crate::tensor::Data;
 use crate::{Error, Result, Tensor};
 use frit_kernels::emit;
-use frit_kernels::ir::TEXELS_PER_ROW;
+use frit_kernels::ir::{TEXELS_PER_ROW, TILE_COLUMNS};
 use frit_kernels::spec::Space;
 use frit_kernels::target::Tier;
 use frit_plan::{Placement, Plan, Port, Step, TensorSource};
-use frit_simt::{Argument, Buffer, Language, Launch, Options, Region, Texture, Violation};
+use frit_simt::{Argument, Buffer, Language, Launch, Options, Region, Swizzle, TensorMap, Texture, Violation};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -53,6 +53,7 @@ impl Checks {
 #[derive(Clone, Debug)]
 pub struct SimtBackend {
     tier: Tier,
+    capability: (u32, u32),
     options: Options,
     checks: Checks,
 }
@@ -61,7 +62,14 @@ impl SimtBackend {
     /// Executes the WGSL that was scheduled for `tier`, or the PTX for [`Tier::Cuda`]; warps and workgroups in an order
     /// drawn from `shuffle`.
     pub fn new(tier: Tier, shuffle: Option<u64>) -> SimtBackend {
-        SimtBackend { tier, options: Options { shuffle, ..Options::default() }, checks: Checks::default() }
+        let options = Options { shuffle, ..Options::default() };
+        SimtBackend { tier, capability: (8, 0), options, checks: Checks::default() }
+    }
+    /// Of PTX, executes what a GPU of this compute capability runs: (8, 0) unless told otherwise.
+    #[must_use]
+    pub fn with_capability(mut self, capability: (u32, u32)) -> SimtBackend {
+        self.capability = capability;
+        self
     }
     /// What its executors find.
     pub fn checks(&self) -> Checks {
@@ -103,6 +111,7 @@ impl Backend for SimtBackend {
         let tier = tier_of(&plan, self.tier);
         let e = SimtExecutor {
             tier,
+            capability: self.capability,
             options: self.options.clone(),
             checks: self.checks.clone(),
             own,
@@ -138,6 +147,7 @@ impl Memory {
 
 struct SimtExecutor {
     tier: Tier,
+    capability: (u32, u32),
     options: Options,
     checks: Checks,
     plan: Arc<Plan>,
@@ -175,7 +185,10 @@ impl SimtExecutor {
         let at = step.kernel as usize;
         let kernel = plan.kernels.get(at).ok_or_else(|| super::layout::no_kernel(step))?;
         let refused = |reason: String| Error::Kernel { backend: "simt", kernel: kernel.name.clone(), reason };
-        let text = variant(kernel, self.tier)?;
+        let text = match self.tier {
+            Tier::Cuda => kernel.ptx(self.capability).map_or_else(|| variant(kernel, self.tier), Ok)?,
+            tier => variant(kernel, tier)?,
+        };
         let language = match text.tier.language() {
             emit::Language::Wgsl => Language::Wgsl,
             emit::Language::Ptx => Language::Ptx,
@@ -216,6 +229,24 @@ impl SimtExecutor {
             arguments.push(argument);
             homes.push(home);
         }
+        let mut matrices = Vec::new();
+        for m in &text.matrices {
+            let is_arg = |s: &Slot| matches!(s, Slot::Storage { arg, .. } if *arg == usize::from(m.argument));
+            let at = slots(&kernel.spec, self.tier).iter().position(is_arg);
+            let slot =
+                at.and_then(|i| arguments.get_mut(i)).ok_or_else(|| refused("a matrix of no argument".into()))?;
+            let map = TensorMap {
+                argument: homes.len() + matrices.len(),
+                start: 0,
+                element_bytes: 2,
+                extents: [m.columns, m.rows],
+                row_bytes: 2 * m.columns,
+                tile: [TILE_COLUMNS, m.tile_rows],
+                swizzle: Swizzle::Bytes128,
+            };
+            matrices.push(std::mem::replace(slot, Argument::TensorMap(map)));
+        }
+        arguments.extend(matrices);
         let mut grid = [0u32; 3];
         for (g, d) in grid.iter_mut().zip(&text.grid) {
             let v = plan.eval(d, sizes)?;

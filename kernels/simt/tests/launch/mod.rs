@@ -7,11 +7,13 @@ use crate::support::eval::{evaluate, evaluate_rounded, to_bf16, to_f16};
 use crate::support::layout::{Layout, bytes};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::emit;
-use frit_kernels::ir::{Access, TEXELS_PER_ROW};
+use frit_kernels::ir::{Access, TEXELS_PER_ROW, TILE_COLUMNS, TileMap};
 use frit_kernels::spec::Space;
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates::Rendered;
-use frit_simt::{Argument, Buffer, Error, Language, Launch, Options, Outcome, Region, Texture, run as execute};
+use frit_simt::{
+    Argument, Buffer, Error, Language, Launch, Options, Outcome, Region, Swizzle, TensorMap, Texture, run as execute,
+};
 
 /// The targets whose kernels are executed here.
 pub fn targets() -> Vec<Capabilities> {
@@ -82,6 +84,20 @@ pub fn try_run(case: &Case, r: &Rendered, options: &Options) -> Result<(Outcome,
         Language::Wgsl => Argument::Bytes(bytes(&layout.sizes)),
         Language::Ptx => Argument::Buffer(Buffer::input("sizes", bytes(&layout.sizes))),
     });
+    for (b, map) in maps(r) {
+        let argument = arguments.len();
+        let map = Argument::TensorMap(TensorMap {
+            argument,
+            start: 0,
+            element_bytes: 2,
+            extents: [map.columns, map.rows],
+            row_bytes: 2 * map.columns,
+            tile: [TILE_COLUMNS, map.tile_rows],
+            swizzle: Swizzle::Bytes128,
+        });
+        let matrix = std::mem::replace(&mut arguments[b], map);
+        arguments.push(matrix);
+    }
     let launch = Launch {
         kernel: &spec.name,
         text: &r.text,
@@ -111,12 +127,21 @@ pub fn try_run(case: &Case, r: &Rendered, options: &Options) -> Result<(Outcome,
     Ok((outcome, numbers))
 }
 
+/// The matrices of which a kernel brings tiles, by binding.
+fn maps(r: &Rendered) -> Vec<(usize, TileMap)> {
+    let map = |b: &frit_kernels::ir::Buffer| match b.access {
+        Access::Tiles(map) => Some((b.binding as usize, map)),
+        _ => None,
+    };
+    r.module.buffers.values().filter_map(map).collect()
+}
+
 /// What matrix units round their operands to.
 pub fn rounding(case: &Case, r: &Rendered) -> Option<fn(f64) -> f64> {
     let halves = case.spec.args.iter().any(|a| a.space == Space::Weight && a.storage == Storage::F16);
     match r.template {
-        "gemm_matrix" if halves => Some(to_f16),
-        "gemm_matrix" => Some(to_bf16),
+        "gemm_matrix" | "gemm_warpgroup" if halves => Some(to_f16),
+        "gemm_matrix" | "gemm_warpgroup" => Some(to_bf16),
         _ => None,
     }
 }

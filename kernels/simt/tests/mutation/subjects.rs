@@ -39,6 +39,11 @@ pub fn all() -> Vec<Subject> {
     ]
 }
 
+/// A product whose sum goes around a ring of tiles more than once, in two blocks.
+pub fn ring() -> Vec<Case> {
+    product(200, 328, Storage::Bf16, &[20])
+}
+
 fn map() -> Vec<Case> {
     let mut s = SpecBuilder::new("map", &["B", "S", "70"], &["B", "S"]);
     let x = s.arg("x", Space::Arena, Storage::F32, "70*B*S");
@@ -54,35 +59,7 @@ fn map() -> Vec<Case> {
 }
 
 fn layer_norm() -> Vec<Case> {
-    let mut s = SpecBuilder::new("layer_norm", &["S", "N"], &["S", "N"]);
-    let x = s.arg("x", Space::Arena, Storage::F32, "N*S");
-    let (g, h) = (s.arg("gain", Space::Side, Storage::F32, "N"), s.arg("bias", Space::Side, Storage::F32, "N"));
-    let y = s.out("y", Space::Arena, Storage::F32, "N*S");
-    let deviation = s.out("deviation", Space::Arena, Storage::F32, "S");
-    let v = s.load(x, "N*i0 + i1");
-    let count = s.spec.exprs.coord(dim("N"));
-    let count = s.spec.exprs.cast(Scalar::F32, count);
-    let (sum, sum1) = (s.stat(0, Scalar::F32), s.stat(1, Scalar::F32));
-    let mean = s.bin(BinaryOp::Div, sum, count);
-    let centred = s.bin(BinaryOp::Sub, v, sum);
-    let square = s.bin(BinaryOp::Mul, centred, centred);
-    let var = s.bin(BinaryOp::Div, sum1, count);
-    let eps = s.f(1e-5);
-    let var = s.bin(BinaryOp::Add, var, eps);
-    let scale = s.un(UnaryOp::Rsqrt, var);
-    s.spec.anchor = Anchor::Row {
-        stats: vec![
-            Stat { op: ReduceOp::Sum, value: v, finish: Some(mean) },
-            Stat { op: ReduceOp::Sum, value: square, finish: Some(scale) },
-        ],
-    };
-    let (g, h) = (s.load(g, "i1"), s.load(h, "i1"));
-    let value = s.bin(BinaryOp::Mul, centred, sum1);
-    let value = s.bin(BinaryOp::Mul, value, g);
-    let value = s.bin(BinaryOp::Add, value, h);
-    s.store(y, "N*i0 + i1", value);
-    s.store(deviation, "i0", sum1).per_row = true;
-    let spec = s.done();
+    let spec = crate::cases::row::layer_norm("N");
     let case = |(rows, n)| {
         let mut case = filled(spec.clone(), &[("S", rows), ("N", n)], 10);
         case.tolerance = 1e-4;

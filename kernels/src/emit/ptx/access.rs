@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::asm::Kind;
-use super::writer::{Overlap, Value, Writer, Written, displaced, in_registers, mem_type};
+use super::declare::in_registers;
+use super::writer::{Overlap, Value, Writer, Written, displaced, mem_type};
 use crate::ir::{Access, ArrayRef, BinaryOp, Block, Expr, Handle, Literal, Module, Stmt, TileOp};
 
 /// Terms of an index.
@@ -109,6 +110,7 @@ impl Effects {
             Stmt::Tile(TileOp::Copy { to, .. }) => {
                 self.written.insert(ArrayRef::Workgroup(*to));
             }
+            Stmt::Warpgroup(op) => self.barrier |= op.orders_memory(),
             Stmt::Barrier(_) | Stmt::UniformLoad { .. } | Stmt::Tile(TileOp::Wait(_)) => self.barrier = true,
             _ => {}
         }
@@ -354,7 +356,7 @@ impl Writer<'_> {
         Ok(displaced(&address, u64::from(offset) * u64::from(size)))
     }
 
-    fn address(&mut self, array: ArrayRef, base: Base, size: u32) -> Written<String> {
+    pub(super) fn address(&mut self, array: ArrayRef, base: Base, size: u32) -> Written<String> {
         let key = (array, base);
         if let Some(address) = self.known.scopes.iter().rev().find_map(|s| s.addresses.get(&key)) {
             return Ok(address.clone());

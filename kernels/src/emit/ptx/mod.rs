@@ -11,6 +11,7 @@
 //!   value, member `i` at byte `4 i`.
 //! - Addresses are multiples of 16 bytes. A buffer holds fewer than 2³¹ elements. Members of a block named in
 //!   [`Options::multiples`] are multiples of that number.
+//! - A matrix of which tiles are brought is a tensor map by value ([`Parameter::Map`]); such kernels are for `sm_90a` alone.
 //! - Workgroup memory of up to 48 KiB is static. A kernel with more asks for [`dynamic_shared_bytes`] at its launch, for
 //!   which the driver wants the function's limit raised first.
 //!
@@ -18,6 +19,7 @@
 
 mod access;
 mod asm;
+mod declare;
 mod expr;
 mod math;
 mod multiples;
@@ -25,12 +27,15 @@ mod names;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod warpgroup;
 mod writer;
 
-use crate::ir::{Access, Module};
+use crate::ir::{Access, Module, TileMap};
 
 /// Name of the kernel.
 pub const ENTRY_POINT: &str = "main";
+/// Bytes of a tensor map, which a launch passes by value.
+pub const MAP_BYTES: u32 = 128;
 /// Bytes of workgroup memory that a kernel may declare with a fixed size.
 pub const STATIC_SHARED_BYTES: u64 = 48 << 10;
 
@@ -94,23 +99,37 @@ pub enum Parameter {
         /// Its size, a multiple of 16.
         size_bytes: u32,
     },
+    /// A matrix of which tiles are brought: the tensor map of 16-bit elements that the driver encodes for
+    /// [`TileMap`], with tiles of [`TILE_COLUMNS`](crate::ir::TILE_COLUMNS) columns in 128-byte swizzle, by value.
+    Map {
+        /// Binding number.
+        binding: u32,
+        /// Name of the buffer in the module.
+        name: String,
+        /// The matrix.
+        map: TileMap,
+    },
 }
 
 impl Parameter {
     /// Binding number.
     pub fn binding(&self) -> u32 {
         match self {
-            Parameter::Address { binding, .. } | Parameter::Block { binding, .. } => *binding,
+            Parameter::Address { binding, .. } | Parameter::Block { binding, .. } | Parameter::Map { binding, .. } => {
+                *binding
+            }
         }
     }
 }
 
 /// The parameters of the kernel in the order a launch passes them.
 pub fn parameters(module: &Module, options: &Options) -> Vec<Parameter> {
-    let buffers = module.buffers.values().map(|b| Parameter::Address {
-        binding: b.binding,
-        name: b.name.clone(),
-        written: b.access == Access::ReadWrite,
+    let buffers = module.buffers.values().map(|b| match b.access {
+        Access::Tiles(map) => Parameter::Map { binding: b.binding, name: b.name.clone(), map },
+        access => {
+            let written = access == Access::ReadWrite;
+            Parameter::Address { binding: b.binding, name: b.name.clone(), written }
+        }
     });
     let blocks = module.uniforms.values().map(|u| match options.by_address.contains(&u.name) {
         true => Parameter::Address { binding: u.binding, name: u.name.clone(), written: false },

@@ -77,6 +77,7 @@ impl Writer<'_> {
                 Access::ReadOnly => format!("var<storage, read> {name}: array<{}>", buffer.elem),
                 Access::ReadWrite => format!("var<storage, read_write> {name}: array<{}>", buffer.elem),
                 Access::Texels => format!("var {name}: texture_2d<u32>"),
+                Access::Tiles(_) => continue,
             };
             self.line(&format!("@group(0) @binding({}) {declared};", buffer.binding));
         }
@@ -212,6 +213,9 @@ impl Writer<'_> {
             }
             Stmt::Tile(_) => {
                 return Err(Error::Unsupported { kernel: module.name.clone(), what: "tiles of matrices" });
+            }
+            Stmt::Warpgroup(_) | Stmt::Barrier(Barrier::Subgroup) => {
+                return Err(Error::Unsupported { kernel: module.name.clone(), what: "work of single warps" });
             }
             Stmt::UniformLoad { local, array, index } => {
                 let index = self.exprs.write(*index)?;

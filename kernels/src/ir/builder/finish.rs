@@ -169,6 +169,8 @@ impl Analysis<'_> {
             Stmt::Store { array, .. } => vec![Place::Array(*array)],
             Stmt::Tile(TileOp::Copy { to, .. }) => vec![Place::Array(ArrayRef::Workgroup(*to))],
             Stmt::Tile(TileOp::Multiply { sum, .. }) => vec![Place::Local(*sum)],
+            Stmt::Warpgroup(op) if op.orders_memory() => shared_places(self.module),
+            Stmt::Warpgroup(op) => op.sums().iter().copied().map(Place::Local).collect(),
             Stmt::Barrier(_) | Stmt::UniformLoad { .. } | Stmt::Tile(TileOp::Wait(_)) => shared_places(self.module),
             _ => return,
         };
@@ -272,6 +274,7 @@ impl Lowering<'_> {
                 Stmt::Collective { local: *local, op: *op, value: self.expr(*value) }
             }
             Stmt::Tile(op) => Stmt::Tile(op.map(self, |s, e| s.expr(e), |_, l| l)),
+            Stmt::Warpgroup(op) => Stmt::Warpgroup(op.map(self, |s, e| s.expr(e), |_, l| l)),
             Stmt::UniformLoad { local, array, index } => {
                 Stmt::UniformLoad { local: *local, array: *array, index: self.expr(*index) }
             }

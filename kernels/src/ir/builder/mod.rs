@@ -12,6 +12,7 @@ mod decls;
 mod finish;
 mod functions;
 mod ops;
+mod warpgroup;
 
 use std::cell::RefCell;
 use std::panic::Location;

@@ -7,6 +7,7 @@ mod random;
 mod text;
 mod tiles;
 mod verify;
+mod warpgroups;
 
 use super::Module;
 use crate::target::{Capabilities, Tier};

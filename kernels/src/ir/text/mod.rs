@@ -19,6 +19,7 @@
 mod lex;
 mod parse;
 mod print;
+mod warpgroup;
 
 pub use parse::parse;
 pub use print::print;

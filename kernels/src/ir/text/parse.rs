@@ -7,7 +7,7 @@ use super::{builtin_name, builtins};
 use crate::ir::arena::Handle;
 use crate::ir::error::Error;
 use crate::ir::expr::{ArrayRef, BinaryOp, Expr, Literal, TernaryOp, UnaryOp};
-use crate::ir::module::{Access, Array, Buffer, Field, Local, LocalKind, Module, UniformBlock};
+use crate::ir::module::{Access, Array, Buffer, Field, Local, LocalKind, Module, TileMap, UniformBlock};
 use crate::ir::stmt::{Barrier, Block, Collective, HalfFormat, Stmt, TileOp};
 use crate::ir::types::{Scalar, Type, Width};
 
@@ -29,20 +29,20 @@ pub fn parse(source: &str) -> Result<Module, Error> {
     Ok(parser.module.compact())
 }
 
-struct Parser {
+pub(super) struct Parser {
     tokens: Vec<(u32, Token)>,
     at: usize,
     depth: u32,
-    module: Module,
-    arrays: BTreeMap<String, ArrayRef>,
+    pub(super) module: Module,
+    pub(super) arrays: BTreeMap<String, ArrayRef>,
     uniforms: BTreeMap<String, Handle<UniformBlock>>,
     locals: BTreeMap<String, Handle<Local>>,
 }
 
-type Parsed<T> = Result<T, Error>;
+pub(super) type Parsed<T> = Result<T, Error>;
 
 impl Parser {
-    fn fail<T>(&self, message: impl Into<String>) -> Parsed<T> {
+    pub(super) fn fail<T>(&self, message: impl Into<String>) -> Parsed<T> {
         let line = self.tokens.get(self.at.saturating_sub(1)).map_or(1, |(line, _)| *line);
         Err(Error::Parse { line, message: message.into() })
     }
@@ -61,27 +61,27 @@ impl Parser {
         }
     }
 
-    fn mark(&mut self, wanted: char) -> Parsed<()> {
+    pub(super) fn mark(&mut self, wanted: char) -> Parsed<()> {
         match self.next()? {
             Token::Mark(c) if c == wanted => Ok(()),
             other => self.fail(format!("expected `{wanted}`, found {other:?}")),
         }
     }
 
-    fn take_mark(&mut self, wanted: char) -> bool {
+    pub(super) fn take_mark(&mut self, wanted: char) -> bool {
         let found = self.peek() == Some(&Token::Mark(wanted));
         self.at += usize::from(found);
         found
     }
 
-    fn word(&mut self) -> Parsed<String> {
+    pub(super) fn word(&mut self) -> Parsed<String> {
         match self.next()? {
             Token::Word(word) => Ok(word),
             other => self.fail(format!("expected a word, found {other:?}")),
         }
     }
 
-    fn keyword(&mut self, wanted: &str) -> Parsed<()> {
+    pub(super) fn keyword(&mut self, wanted: &str) -> Parsed<()> {
         let word = self.word()?;
         if word == wanted { Ok(()) } else { self.fail(format!("expected `{wanted}`, found `{word}`")) }
     }
@@ -92,7 +92,7 @@ impl Parser {
         found
     }
 
-    fn name(&mut self, sigil: char) -> Parsed<String> {
+    pub(super) fn name(&mut self, sigil: char) -> Parsed<String> {
         match self.next()? {
             Token::Name(c, name) if c == sigil => Ok(name),
             other => self.fail(format!("expected a `{sigil}` name, found {other:?}")),
@@ -187,6 +187,16 @@ impl Parser {
             "read" => Access::ReadOnly,
             "read_write" => Access::ReadWrite,
             "texels" => Access::Texels,
+            "tiles" => {
+                self.mark('(')?;
+                let columns = u64::from(self.count()?);
+                self.mark(',')?;
+                let rows = u64::from(self.count()?);
+                self.mark(',')?;
+                let tile_rows = self.count()?;
+                self.mark(')')?;
+                Access::Tiles(TileMap { columns, rows, tile_rows })
+            }
             other => return self.fail(format!("unknown access `{other}`")),
         };
         let elem = self.ty()?;
@@ -281,11 +291,15 @@ impl Parser {
             "barrier" => match self.word()?.as_str() {
                 "workgroup" => Ok(Stmt::Barrier(Barrier::Workgroup)),
                 "storage" => Ok(Stmt::Barrier(Barrier::Storage)),
+                "subgroup" => Ok(Stmt::Barrier(Barrier::Subgroup)),
                 "launch" => Ok(Stmt::Barrier(Barrier::Launch)),
                 other => self.fail(format!("unknown barrier `{other}`")),
             },
             "collective" => self.collective(),
             "copy" | "commit" | "wait" | "load_matrix" | "multiply" => self.tile(&word),
+            "make_barrier" | "arrive" | "await" | "bring" | "publish" | "multiply_tiles" | "settle" => {
+                self.warpgroup(&word)
+            }
             "uniform_load" => {
                 let local = self.declare(LocalKind::Let)?;
                 let (array, index) = self.element()?;
@@ -385,7 +399,7 @@ impl Parser {
         Ok(Stmt::Tile(op))
     }
 
-    fn local(&mut self) -> Parsed<Handle<Local>> {
+    pub(super) fn local(&mut self) -> Parsed<Handle<Local>> {
         let name = self.name('%')?;
         match self.locals.get(&name) {
             Some(local) => Ok(*local),
@@ -393,7 +407,7 @@ impl Parser {
         }
     }
 
-    fn element(&mut self) -> Parsed<(ArrayRef, Handle<Expr>)> {
+    pub(super) fn element(&mut self) -> Parsed<(ArrayRef, Handle<Expr>)> {
         let name = self.name('@')?;
         let Some(array) = self.arrays.get(&name).copied() else {
             return self.fail(format!("`@{name}` is not declared"));
@@ -404,7 +418,7 @@ impl Parser {
         Ok((array, index))
     }
 
-    fn expr(&mut self) -> Parsed<Handle<Expr>> {
+    pub(super) fn expr(&mut self) -> Parsed<Handle<Expr>> {
         self.enter()?;
         let expr = match self.peek() {
             Some(Token::Name('@', _)) => {

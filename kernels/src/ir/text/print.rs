@@ -7,6 +7,7 @@ use crate::ir::arena::Handle;
 use crate::ir::expr::{ArrayRef, Expr, Literal};
 use crate::ir::module::{Access, Array, Local, Module};
 use crate::ir::stmt::{Barrier, Block, Collective, Stmt, TileOp};
+use crate::ir::warpgroup::{Place, WarpgroupOp};
 
 /// The text form of a module.
 pub fn print(module: &Module) -> String {
@@ -19,9 +20,10 @@ pub fn print(module: &Module) -> String {
     line(&mut out, 0, &format!("workgroup_size {x} {y} {z}"));
     for b in module.buffers.values() {
         let access = match b.access {
-            Access::ReadOnly => "read",
-            Access::ReadWrite => "read_write",
-            Access::Texels => "texels",
+            Access::ReadOnly => "read".to_owned(),
+            Access::ReadWrite => "read_write".to_owned(),
+            Access::Texels => "texels".to_owned(),
+            Access::Tiles(t) => format!("tiles({}, {}, {})", t.columns, t.rows, t.tile_rows),
         };
         line(&mut out, 0, &format!("buffer @{} binding {} {access} {}", b.name, b.binding, b.elem));
     }
@@ -67,6 +69,7 @@ fn stmt(out: &mut String, module: &Module, stmt: &Stmt, depth: usize) {
         Stmt::Store { array, index, value } => format!("store {} = {}", element(module, *array, *index), e(*value)),
         Stmt::Barrier(Barrier::Workgroup) => "barrier workgroup".to_owned(),
         Stmt::Barrier(Barrier::Storage) => "barrier storage".to_owned(),
+        Stmt::Barrier(Barrier::Subgroup) => "barrier subgroup".to_owned(),
         Stmt::Barrier(Barrier::Launch) => "barrier launch".to_owned(),
         Stmt::Collective { local, op, value } => {
             let mask = match op {
@@ -76,6 +79,7 @@ fn stmt(out: &mut String, module: &Module, stmt: &Stmt, depth: usize) {
             format!("collective {} = {}({}{mask})", declare(*local), op.name(), e(*value))
         }
         Stmt::Tile(op) => tile(module, op),
+        Stmt::Warpgroup(op) => warpgroup(module, op),
         Stmt::UniformLoad { local, array, index } => {
             format!("uniform_load {} = {}", declare(*local), element(module, *array, *index))
         }
@@ -116,6 +120,26 @@ fn tile(module: &Module, op: &TileOp) -> String {
         TileOp::Multiply { sum, a, b, format } => {
             format!("multiply %{} = {}({}, {})", module.locals[*sum].name, format.name(), e(*a), e(*b))
         }
+    }
+}
+
+fn warpgroup(module: &Module, op: &WarpgroupOp) -> String {
+    let e = |h: Handle<Expr>| expr(module, h);
+    let at = |p: &Place| element(module, ArrayRef::Workgroup(p.array), p.index);
+    match op {
+        WarpgroupOp::Init { barrier, arrivals } => format!("make_barrier {} of {arrivals}u", at(barrier)),
+        WarpgroupOp::Arrive { barrier, bytes } => format!("arrive {} with {bytes}u", at(barrier)),
+        WarpgroupOp::Await { barrier, parity } => format!("await {} parity {}", at(barrier), e(*parity)),
+        WarpgroupOp::Bring { to, from, corner: [column, row], barrier } => {
+            let matrix = module.array_name(ArrayRef::Buffer(*from));
+            format!("bring {} = @{matrix} from {}, {} at {}", at(to), e(*column), e(*row), at(barrier))
+        }
+        WarpgroupOp::Publish => "publish".to_owned(),
+        WarpgroupOp::Multiply { sums, a, b, format } => {
+            let sums: Vec<String> = sums.iter().map(|s| format!("%{}", module.locals[*s].name)).collect();
+            format!("multiply_tiles {} = {}({}, {})", sums.join(", "), format.name(), at(a), at(b))
+        }
+        WarpgroupOp::Settle(pending) => format!("settle {pending}u"),
     }
 }
 

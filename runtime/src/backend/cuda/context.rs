@@ -4,6 +4,7 @@ use super::cache::Cache;
 use super::driver::{Address, DeviceInfo, Driver, DriverError, DriverResult, Function, Graph, Launch};
 use crate::backend::Counters;
 use crate::{Error, Result};
+use frit_plan::Matrix;
 
 /// A driver and what it did.
 pub(super) struct Context {
@@ -114,6 +115,9 @@ impl Context {
             Err(e) if e.is_sticky() => Err(self.failed(&e)),
             Err(e) => Err(Error::Kernel { backend: "cuda", kernel: name.into(), reason: e.to_string() }),
         }
+    }
+    pub fn tensor_map(&mut self, at: Address, matrix: &Matrix) -> Result<Vec<u8>> {
+        self.call(|d| d.tensor_map(at, matrix))
     }
     pub fn launch(&mut self, l: &Launch) -> Result<()> {
         self.call(|d| d.launch(l))

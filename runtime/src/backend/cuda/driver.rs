@@ -4,6 +4,8 @@
 //! [`Driver::read`] and [`Driver::wait`] come back when everything before them is done. What goes wrong in a kernel is
 //! reported by a later call, and by every call after that ([`DriverError::is_sticky`]).
 
+use frit_plan::Matrix;
+
 /// An address in device memory.
 pub(crate) type Address = u64;
 
@@ -58,8 +60,10 @@ pub(crate) type DriverResult<T> = std::result::Result<T, DriverError>;
 /// A parameter of a launch as the kernel's text declares it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Parameter {
-    /// `.param .u64`: a device address.
+    /// `.param .u64`: the address of memory that kernels write.
     Address(Address),
+    /// `.param .u64`: the address of memory that no kernel writes.
+    Constant(Address),
     /// `.param .b8 NAME[n]`: n bytes by value.
     Block(Vec<u8>),
 }
@@ -106,6 +110,8 @@ pub(crate) trait Driver: Send {
     fn assemble(&mut self, ptx: &str) -> DriverResult<Vec<u8>>;
     /// Loads the kernel `entry` of some machine code, and lets it ask for so much shared memory.
     fn load(&mut self, code: &[u8], entry: &str, shared_bytes: u32) -> DriverResult<Function>;
+    /// The tensor map of a matrix at an address, of [`MAP_BYTES`](frit_kernels::emit::ptx::MAP_BYTES), to be passed by value.
+    fn tensor_map(&mut self, at: Address, matrix: &Matrix) -> DriverResult<Vec<u8>>;
     /// Launches a kernel, or records it between [`Driver::begin`] and [`Driver::end`].
     fn launch(&mut self, launch: &Launch) -> DriverResult<()>;
     /// Begins to record launches. Nothing but launches may be asked for until [`Driver::end`].

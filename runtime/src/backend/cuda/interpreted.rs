@@ -7,7 +7,10 @@
 
 use super::super::simt::KernelCheck;
 use super::driver::{Address, DeviceInfo, Driver, DriverError, DriverResult, Function, Graph, Launch, Parameter};
-use frit_simt::{Argument, Buffer, Language, Options, Violation};
+use frit_kernels::emit::ptx::MAP_BYTES;
+use frit_kernels::ir::TILE_COLUMNS;
+use frit_plan::Matrix;
+use frit_simt::{Argument, Buffer, Language, Options, Swizzle, TensorMap, Violation};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,6 +68,7 @@ impl Interpreted {
     #[must_use]
     pub fn with_capability(mut self, capability: (u32, u32), driver: i32) -> Interpreted {
         self.info.capability = capability;
+        self.info.shared_bytes = if capability >= (9, 0) { 227 << 10 } else { 163 << 10 };
         self.info.driver = driver;
         self
     }
@@ -170,6 +174,30 @@ fn error(call: &'static str, code: u32, text: impl Into<String>) -> DriverError 
     DriverError { call, code, name: name.into(), text: text.into() }
 }
 
+/// How a tensor map of this driver begins; address, columns, rows and rows of a tile follow.
+const MAP: u64 = 0x7061_6d20_736f_7266;
+
+/// The matrix of a tensor map of this driver.
+fn decode(bytes: &[u8]) -> Option<(Address, TensorMap)> {
+    let words: Vec<u64> =
+        bytes.chunks_exact(8).map(|c| c.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b))).collect();
+    match words.as_slice() {
+        [MAP, at, columns, rows, tile_rows, ..] if bytes.len() == MAP_BYTES as usize => {
+            let map = TensorMap {
+                argument: 0,
+                start: 0,
+                element_bytes: 2,
+                extents: [*columns, *rows],
+                row_bytes: 2 * columns,
+                tile: [TILE_COLUMNS, *tile_rows as u32],
+                swizzle: Swizzle::Bytes128,
+            };
+            Some((*at, map))
+        }
+        _ => None,
+    }
+}
+
 /// The parameters that a text declares: of each the bytes by value, or `None` for an address.
 fn parameters(text: &str) -> Vec<Option<usize>> {
     let declared = text.lines().map(str::trim).filter_map(|l| l.strip_prefix(".param"));
@@ -231,17 +259,25 @@ impl InterpretedDriver {
     fn execute(&mut self, call: &'static str, l: &Launch) -> DriverResult<()> {
         let unknown = || error(call, INVALID, "no such kernel");
         let f = self.functions.get(l.function.0 as usize).ok_or_else(unknown)?;
-        let mut arguments = Vec::new();
+        let bytes_at = |at: Address| {
+            let gone = || error(call, ILLEGAL_ADDRESS, format!("{}: nothing begins at {at:#x}", f.name));
+            self.memory.get(&at).cloned().ok_or_else(gone)
+        };
+        let (mut arguments, mut matrices) = (Vec::new(), Vec::new());
         for p in &l.parameters {
             arguments.push(match p {
-                Parameter::Block(bytes) => Argument::Bytes(bytes.clone()),
-                Parameter::Address(at) => {
-                    let gone = || error(call, ILLEGAL_ADDRESS, format!("{}: nothing begins at {at:#x}", f.name));
-                    let bytes = self.memory.get(at).ok_or_else(gone)?.clone();
-                    Argument::Buffer(Buffer::inout(&format!("{at:#x}"), bytes))
-                }
+                Parameter::Block(bytes) => match decode(bytes) {
+                    Some((at, map)) => {
+                        matrices.push(bytes_at(at)?);
+                        Argument::TensorMap(TensorMap { argument: l.parameters.len() + matrices.len() - 1, ..map })
+                    }
+                    None => Argument::Bytes(bytes.clone()),
+                },
+                Parameter::Address(at) => Argument::Buffer(Buffer::inout(&format!("{at:#x}"), bytes_at(*at)?)),
+                Parameter::Constant(at) => Argument::Buffer(Buffer::input(&format!("{at:#x}"), bytes_at(*at)?)),
             });
         }
+        arguments.extend(matrices.into_iter().map(|m| Argument::Buffer(Buffer::input("matrix", m))));
         let launch = frit_simt::Launch {
             kernel: &f.name,
             text: &f.text,
@@ -289,7 +325,7 @@ impl InterpretedDriver {
             .parameters
             .iter()
             .map(|p| match p {
-                Parameter::Address(_) => None,
+                Parameter::Address(_) | Parameter::Constant(_) => None,
                 Parameter::Block(b) => Some(b.len()),
             })
             .collect();
@@ -384,6 +420,17 @@ impl Driver for InterpretedDriver {
         let name = text.lines().next().unwrap_or_default().trim_start_matches("// ").to_owned();
         self.functions.push(Loaded { parameters: parameters(text), text: text.to_owned(), name, shared_bytes });
         Ok(Function(self.functions.len() as u64 - 1))
+    }
+    fn tensor_map(&mut self, at: Address, m: &Matrix) -> DriverResult<Vec<u8>> {
+        self.begin_call("cuTensorMapEncodeTiled", false)?;
+        if !m.columns.is_multiple_of(8) || m.rows == 0 || !(1..=256).contains(&m.tile_rows) || at % 16 != 0 {
+            return Err(error("cuTensorMapEncodeTiled", INVALID, format!("{m:?} at {at:#x}")));
+        }
+        self.range("cuTensorMapEncodeTiled", at, 2 * m.columns * m.rows)?;
+        let words = [MAP, at, m.columns, m.rows, u64::from(m.tile_rows)];
+        let mut bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        bytes.resize(MAP_BYTES as usize, 0);
+        Ok(bytes)
     }
     fn launch(&mut self, launch: &Launch) -> DriverResult<()> {
         self.begin_call("cuLaunchKernelEx", true)?;

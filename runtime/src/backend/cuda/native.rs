@@ -3,6 +3,8 @@
 use super::driver::{Address, DeviceInfo, Driver, DriverError, DriverResult, Function, Graph, Launch, Parameter};
 use crate::{Error, Result};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUjit_option as Jit, CUresult};
+use frit_kernels::ir::TILE_COLUMNS;
+use frit_plan::Matrix;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr;
@@ -249,6 +251,32 @@ impl Driver for Native {
         }
         Ok(Function(self.modules.len() as u64 - 1))
     }
+    fn tensor_map(&mut self, at: Address, m: &Matrix) -> DriverResult<Vec<u8>> {
+        self.current()?;
+        // The driver wants the map itself aligned; launches copy it.
+        #[repr(C, align(128))]
+        struct Aligned(sys::CUtensorMap);
+        let mut map = Aligned(sys::CUtensorMap { opaque: [0; 16] });
+        let extents = [m.columns, m.rows];
+        let row_bytes = [2 * m.columns];
+        let tile = [TILE_COLUMNS, m.tile_rows];
+        call!(cuTensorMapEncodeTiled(
+            &mut map.0,
+            // The bits of both 16-bit formats are brought alike; so are zeros beyond the edges.
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT16,
+            2,
+            ptr::without_provenance_mut(at as usize),
+            extents.as_ptr(),
+            row_bytes.as_ptr(),
+            tile.as_ptr(),
+            [1, 1].as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        ))?;
+        Ok(map.0.opaque.iter().flat_map(|w| w.to_ne_bytes()).collect())
+    }
     fn launch(&mut self, l: &Launch) -> DriverResult<()> {
         self.current()?;
         let Some((_, function)) = self.modules.get(l.function.0 as usize) else {
@@ -256,7 +284,7 @@ impl Driver for Native {
             return Err(DriverError { call: "cuLaunchKernelEx", code: 400, name, text });
         };
         let address = |p: &Parameter| match p {
-            Parameter::Address(a) => ptr::from_ref(a).cast_mut().cast::<c_void>(),
+            Parameter::Address(a) | Parameter::Constant(a) => ptr::from_ref(a).cast_mut().cast::<c_void>(),
             Parameter::Block(b) => b.as_ptr().cast_mut().cast::<c_void>(),
         };
         let mut parameters: Vec<*mut c_void> = l.parameters.iter().map(address).collect();

@@ -2,7 +2,7 @@
 //! graph where the same launches come again.
 
 use super::super::bindings::{Slot, slots};
-use super::super::layout::{Layout, Place, no_kernel, record};
+use super::super::layout::{Home, Layout, Place, no_kernel, record};
 use super::super::ports::port_places;
 use super::context::Context;
 use super::driver::{Function, Graph, Launch, Parameter};
@@ -121,7 +121,12 @@ impl Prepared {
                 parameters.push(match slot {
                     Slot::Storage { arg, .. } | Slot::Texels { arg } => {
                         let place = places.get(arg).ok_or_else(|| no_kernel(step))?;
-                        Parameter::Address(memory.get(place.home)?)
+                        let at = memory.get(place.home)?;
+                        match v.matrices.iter().find(|m| usize::from(m.argument) == arg) {
+                            Some(m) => Parameter::Block(gpu.tensor_map(at, m)?),
+                            None if matches!(place.home, Home::Own(_) | Home::Side) => Parameter::Constant(at),
+                            None => Parameter::Address(at),
+                        }
                     }
                     Slot::Record => Parameter::Block(bytemuck::cast_slice(&record(&places)?).to_vec()),
                     Slot::Sizes => Parameter::Address(memory.sizes),

@@ -46,6 +46,7 @@ fn kernel(name: &str, args: Vec<Arg>, wgsl: &str) -> Kernel {
         architecture: None,
         dynamic_shared_bytes: 0,
         text: wgsl.into(),
+        matrices: Vec::new(),
     };
     Kernel { name: name.into(), spec, variants: vec![variant(Tier::Gpu)] }
 }

@@ -5,7 +5,8 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use frit::Depth;
 use frit_kernels::dim::{Dim, product};
-use frit_kernels::target::Tier;
+use frit_kernels::target::{Architecture, Tier};
+use frit_kernels::templates::warpgroup_refusal;
 use frit_plan::{Plan, WeightSource, sizes};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,6 +17,9 @@ enum Emit {
     Wgsl,
     /// The PTX text.
     Ptx,
+    /// The PTX text for `sm_90a` alone, or why there is none.
+    #[value(name = "ptx-sm90a")]
+    PtxSm90a,
     /// What the kernel computes, as JSON.
     Spec,
 }
@@ -101,6 +105,13 @@ pub fn main(a: &Args) -> Result<()> {
         };
         let tier = if let Emit::Ptx = a.emit { Tier::Cuda } else { tier };
         match (a.emit, k.variant(tier)) {
+            (Emit::PtxSm90a, _) => match k.variants.iter().find(|v| v.architecture == Some(Architecture::Sm90a)) {
+                Some(v) => print!("{}", v.text),
+                None => {
+                    let why = warpgroup_refusal(&k.spec).unwrap_or("the plan was made without");
+                    bail!("`{name}` has no text of its own for sm_90a: {why}")
+                }
+            },
             (Emit::Spec, _) => println!("{}", serde_json::to_string_pretty(&k.spec)?),
             (_, Some(v)) => print!("{}", v.text),
             (_, None) => bail!("`{name}` has no text for the tier {}", tier.name()),

@@ -33,6 +33,9 @@ pub struct Args {
     json: bool,
 }
 
+/// GPUs for which some kernels have a text of their own.
+const WARPGROUPS: (u32, u32) = (9, 0);
+
 pub fn main(a: &Args) -> Result<()> {
     let path = model::path(a.model.as_deref())?;
     let progress = Progress::new();
@@ -44,6 +47,7 @@ pub fn main(a: &Args) -> Result<()> {
         new_tokens: a.new_tokens,
         tolerance: a.tolerance,
         shuffle: a.shuffle,
+        ..VerifyOptions::default()
     };
     let tiers: &[Tier] = match a.target.as_str() {
         "wgsl-cpu" => &[Tier::Cpu],
@@ -52,7 +56,11 @@ pub fn main(a: &Args) -> Result<()> {
         "ptx" => &[Tier::Cuda],
         _ => &[Tier::Cpu, Tier::Gpu, Tier::Cuda],
     };
-    let done = tiers.iter().map(|t| Ok(verify(&loaded, *t, &options)?)).collect::<Result<Vec<_>>>()?;
+    let mut done = tiers.iter().map(|t| Ok(verify(&loaded, *t, &options)?)).collect::<Result<Vec<_>>>()?;
+    let apart = |k: &frit_plan::Kernel| k.ptx(WARPGROUPS).is_some_and(|v| Some(v) != k.ptx((8, 0)));
+    if tiers.contains(&Tier::Cuda) && loaded.plan.kernels.iter().any(apart) {
+        done.push(verify(&loaded, Tier::Cuda, &VerifyOptions { capability: WARPGROUPS, ..options })?);
+    }
     let passed = done.iter().all(TierCheck::passed);
     if a.json {
         let report = serde_json::json!({ "model": loaded.plan.model.name, "passed": passed, "tiers": done });
@@ -64,7 +72,7 @@ pub fn main(a: &Args) -> Result<()> {
 }
 
 fn print(t: &TierCheck) {
-    println!("{}: checked for bounds, alignment, races, uniform barriers, finite values", heading(t.tier));
+    println!("{}: checked for bounds, alignment, races, uniform barriers, finite values", heading(t));
     for k in &t.kernels {
         let state = if k.launches == 0 {
             "not launched"
@@ -99,10 +107,11 @@ fn print(t: &TierCheck) {
     );
 }
 
-fn heading(tier: &str) -> &'static str {
-    match tier {
-        "cpu" => "WGSL for software drivers",
-        "gpu" => "WGSL for graphics cards",
+fn heading(t: &TierCheck) -> &'static str {
+    match (t.tier, t.capability) {
+        ("cpu", _) => "WGSL for software drivers",
+        ("gpu", _) => "WGSL for graphics cards",
+        (_, Some(WARPGROUPS)) => "PTX for sm_90a where there is one",
         _ => "PTX for sm_80 and later",
     }
 }
