@@ -110,6 +110,27 @@ fn every_model_matches_its_goldens_on_wgpu() {
     all(BackendChoice::Wgpu);
 }
 
+#[test]
+fn a_text_of_full_length_ends_with_the_token_that_the_settings_force() {
+    let from = fixtures().join("families/bart");
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(from.join(name), folder.path().join(name)).unwrap();
+    }
+    std::fs::write(folder.path().join("generation_config.json"), r#"{"forced_eos_token_id": [7, 9]}"#).unwrap();
+    let file = arrays(&from.join("gen.npz"));
+    let source: Vec<(String, Tensor)> =
+        file.iter().filter_map(|(n, t)| Some((n.strip_prefix("prompt_")?.to_owned(), t.clone()))).collect();
+    let mut want: Vec<u32> = file["tokens"].as_i32().unwrap().iter().map(|t| *t as u32).collect();
+    let options = GenerateOptions { max_new_tokens: want.len(), ..Default::default() };
+    let mut session = Session::builder().backend(BackendChoice::Cpu).load(folder.path()).unwrap();
+    let made = session.generate_from(&source, &[], &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_ne!(want.last(), Some(&7));
+    want.pop();
+    want.push(7);
+    assert_eq!(made.rows[0].tokens, want);
+}
+
 /// Pools, length limit and normalisation are those of the directory; batches of any size give the same.
 #[test]
 fn vectors_of_texts_are_those_that_the_directory_declares() {

@@ -9,7 +9,7 @@ use crate::sampler::{Sampler, argmax};
 use crate::session::Session;
 use crate::{Error, Result, Tensor};
 use frit_kernels::dtype::Storage;
-use frit_plan::{Plan, Program};
+use frit_plan::{Plan, Program, WritingRules};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -64,7 +64,7 @@ pub(crate) fn generate(
         }
         let outputs = session.run(&inputs)?;
         let logits = outputs.iter().find(|(n, _)| n == LOGITS).map(|(_, t)| t);
-        let next = choose(logits, ids.rows.len(), &mut samplers)?;
+        let next = choose(logits, ids.rows.len(), &mut samplers, &suppressed(&plan.model.rules, step == 0))?;
         let seconds = start.elapsed().as_secs_f64();
         let taken = rows.take(&next, on_token);
         if step == 0 {
@@ -137,8 +137,14 @@ impl Ids {
     }
 }
 
-/// The next token of each row from logits `[rows, tokens, vocabulary]`.
-fn choose(logits: Option<&Tensor>, rows: usize, samplers: &mut [Sampler]) -> Result<Vec<i32>> {
+/// Tokens that must not come next.
+fn suppressed(rules: &WritingRules, is_first: bool) -> Vec<u32> {
+    let first = rules.suppressed_first.iter().filter(|_| is_first);
+    rules.suppressed.iter().chain(first).copied().collect()
+}
+
+/// The next token of each row from logits `[rows, tokens, vocabulary]`, none of those in `never`.
+fn choose(logits: Option<&Tensor>, rows: usize, samplers: &mut [Sampler], never: &[u32]) -> Result<Vec<i32>> {
     let Some((values, &[found, tokens, vocab])) = logits.and_then(|t| Some((t.as_f32()?, t.shape()))) else {
         return Err(Error::Device("the model gave no logits".into()));
     };
@@ -148,11 +154,31 @@ fn choose(logits: Option<&Tensor>, rows: usize, samplers: &mut [Sampler]) -> Res
     let mut next = Vec::with_capacity(rows);
     for (row, all) in values.chunks_exact((tokens * vocab) as usize).enumerate() {
         let last = all.chunks_exact(vocab as usize).next_back().unwrap_or_default();
+        let mut allowed = last.to_vec();
+        for token in never {
+            if let Some(logit) = allowed.get_mut(*token as usize) {
+                *logit = f32::MIN;
+            }
+        }
         let token = match samplers.get_mut(row) {
-            Some(s) => s.sample(last)?,
-            None => argmax(last),
+            Some(s) => s.sample(&allowed)?,
+            None => argmax(&allowed),
         };
         next.push(token as i32);
     }
     Ok(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suppressed_tokens_are_not_chosen() {
+        let rules = WritingRules { suppressed: vec![1], suppressed_first: vec![3, 99], last: Vec::new() };
+        let logits = Tensor::f32(&[2, 1, 4], vec![0.5, 3.0, 1.0, 2.0, 0.0, 1.0, -1.0, 4.0]).unwrap();
+        let next = |is_first| choose(Some(&logits), 2, &mut [], &suppressed(&rules, is_first)).unwrap();
+        assert_eq!((next(true), next(false)), (vec![2, 0], vec![3, 3]));
+        assert_eq!(choose(Some(&logits), 2, &mut [], &[]).unwrap(), [1, 3]);
+    }
 }

@@ -8,6 +8,8 @@ use std::ops::ControlFlow;
 pub(crate) struct Rows {
     rows: Vec<Row>,
     ends: Vec<u32>,
+    /// What a row of `most` tokens ends with.
+    last: Option<u32>,
     most: usize,
 }
 
@@ -29,7 +31,8 @@ impl Rows {
     pub fn new(count: usize, plan: &Plan, options: &GenerateOptions) -> Rows {
         let eos = if options.ignore_eos { &[][..] } else { &plan.model.eos };
         let ends = eos.iter().chain(&options.stop).copied().collect();
-        Rows { rows: vec![Row::default(); count], ends, most: options.max_new_tokens }
+        let last = plan.model.rules.last.first().copied().filter(|_| !options.ignore_eos);
+        Rows { rows: vec![Row::default(); count], ends, last, most: options.max_new_tokens }
     }
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -43,14 +46,14 @@ impl Rows {
     pub fn going(&self) -> Vec<bool> {
         self.rows.iter().map(|r| r.finish.is_none()).collect()
     }
-    /// Gives each row that goes on its token, and the caller too.
+    /// Gives each row that goes on its token, or the one that it has to end with, and the caller too.
     pub fn take(&mut self, next: &[i32], on_token: &mut dyn FnMut(NewToken) -> ControlFlow<()>) -> Taken {
         let mut tokens = 0;
         for (row, (r, t)) in self.rows.iter_mut().zip(next).enumerate() {
             if r.finish.is_some() {
                 continue;
             }
-            let id = *t as u32;
+            let id = self.last.filter(|_| r.tokens.len() + 1 >= self.most).unwrap_or(*t as u32);
             r.tokens.push(id);
             tokens += 1;
             if self.ends.contains(&id) {
@@ -74,5 +77,27 @@ impl Rows {
     pub fn completions(self) -> Vec<Completion> {
         let done = |r: Row| Completion { tokens: r.tokens, finish: r.finish.unwrap_or(Finish::Length) };
         self.rows.into_iter().map(done).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_model;
+
+    #[test]
+    fn a_row_of_full_length_ends_with_the_token_that_it_has_to_end_with() {
+        let mut plan = test_model::decoder(32, &[4]);
+        plan.model.rules.last = vec![7, 9];
+        let said = |ignore_eos: bool| {
+            let options = GenerateOptions { max_new_tokens: 3, ignore_eos, ..GenerateOptions::default() };
+            let mut rows = Rows::new(2, &plan, &options);
+            for next in [[1, 2], [3, 4], [5, 6]] {
+                rows.take(&next, &mut |_| ControlFlow::Continue(()));
+            }
+            rows.completions().into_iter().map(|r| r.tokens).collect::<Vec<_>>()
+        };
+        assert_eq!(said(false), [vec![1, 3, 7], vec![2, 4]]);
+        assert_eq!(said(true), [[1, 3, 5], [2, 4, 6]]);
     }
 }

@@ -97,6 +97,9 @@ impl<'a> SpecBuilder<'a> {
                 clean.push(c);
             }
         }
+        while clean.ends_with('_') {
+            clean.pop();
+        }
         if !clean.starts_with(|c: char| c.is_ascii_alphabetic()) {
             clean.insert(0, 'x');
         }

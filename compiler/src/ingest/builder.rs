@@ -56,6 +56,7 @@ impl ModelBuilder {
                 start: Vec::new(),
                 tokenizer: None,
                 cache_obstacle: None,
+                rules: Default::default(),
                 chat: None,
             },
             rules: GenerationRules::default(),

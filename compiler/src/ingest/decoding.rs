@@ -6,7 +6,7 @@ use crate::graph::{StateId, ValueId};
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{BinaryOp, ReduceOp};
-use frit_plan::sizes;
+use frit_plan::{WritingRules, sizes};
 
 /// A way to run a decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct GenerationRules {
     pub suppressed_first: Vec<u32>,
     /// What the decoder of an encoder-decoder begins with, behind its own first token.
     pub begin: Vec<u32>,
+    /// What a text ends with that becomes as long as was asked for.
+    pub last: Vec<u32>,
 }
 
 /// What is added to the logit of a suppressed token: lower than any other, and finite, as kernels need it.
@@ -37,6 +39,11 @@ impl GenerationRules {
     /// Whether a token that follows a run of that phase may be any.
     fn is_free(&self, phase: Phase) -> bool {
         self.suppressed.is_empty() && (phase == Phase::Decode || self.suppressed_first.is_empty())
+    }
+    /// What the token loop has to keep to.
+    pub fn for_host(&self) -> WritingRules {
+        let GenerationRules { suppressed, suppressed_first, last, .. } = self.clone();
+        WritingRules { suppressed, suppressed_first, last }
     }
     /// What is added to the logits behind a run of that phase. Tokens beyond the vocabulary are passed over.
     fn offsets(&self, phase: Phase, vocab: u64) -> Vec<f32> {
@@ -88,9 +95,19 @@ pub fn visible(b: &mut GraphBuilder<'_>) -> ValueId {
 
 /// `[B, S]` I32: the positions of this run's tokens, counted from the first token of a row that is no padding.
 pub fn positions(b: &mut GraphBuilder<'_>) -> ValueId {
+    counted(b, Dim::size(sizes::PAST), Dim::size(sizes::TOKENS))
+}
+
+/// `[B, P + S]` I32: the positions of all keys, counted as [`positions`] are.
+pub fn key_positions(b: &mut GraphBuilder<'_>) -> ValueId {
+    counted(b, Dim::zero(), Dim::size(sizes::PAST) + Dim::size(sizes::TOKENS))
+}
+
+/// `[B, count]` I32: the positions of tokens from column `first` on.
+fn counted(b: &mut GraphBuilder<'_>, first: Dim, count: Dim) -> ValueId {
     let batch = Dim::size(sizes::BATCH);
     let state = b.model().state("pos_offset", Storage::I32, std::slice::from_ref(&batch));
-    let at = b.iota(&[batch.clone(), Dim::size(sizes::TOKENS)], 1, Dim::size(sizes::PAST));
+    let at = b.iota(&[batch.clone(), count], 1, first);
     let offset = b.state(state);
     let offset = b.reshape(offset, &[batch, Dim::one()]);
     let at = b.add(at, offset);

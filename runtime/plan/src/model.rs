@@ -79,6 +79,30 @@ pub struct ModelInfo {
     /// How a conversation is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<ChatInfo>,
+    /// What the token loop keeps to.
+    #[serde(default, skip_serializing_if = "WritingRules::is_empty")]
+    pub rules: WritingRules,
+}
+
+/// What a model's settings say of the tokens that it writes, as far as no program does it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WritingRules {
+    /// Tokens that are never written. Programs that choose tokens hold them too.
+    #[serde(default)]
+    pub suppressed: Vec<u32>,
+    /// Tokens that are not written first. Programs that choose tokens hold them too.
+    #[serde(default)]
+    pub suppressed_first: Vec<u32>,
+    /// The token that a row ends with where it becomes as long as was asked for; of several the first.
+    #[serde(default)]
+    pub last: Vec<u32>,
+}
+
+impl WritingRules {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        *self == WritingRules::default()
+    }
 }
 
 /// How a conversation is written for a model.

@@ -186,7 +186,7 @@ impl Check<'_> {
             self.dims(&format!("state `{}`", s.name), &s.shape);
         }
         let known = |t: u32| p.model.vocab == 0 || u64::from(t) < p.model.vocab;
-        for t in p.model.eos.iter().chain(&p.model.bos) {
+        for t in p.model.eos.iter().chain(&p.model.bos).chain(&p.model.rules.last) {
             self.ensure(known(*t), || format!("token {t} is not in the vocabulary of {}", p.model.vocab));
         }
         for k in &p.kernels {

@@ -20,9 +20,9 @@ pub(crate) struct Attention {
     pub name: &'static str,
     pub heads: u64,
     pub kv_heads: u64,
-    /// Elements of a query or key head.
+    /// Elements of a query or key head; with latent rows, of a row.
     pub head_dim: u64,
-    /// Elements of a value head.
+    /// Elements of a value head; with latent rows, their rank.
     pub value_dim: u64,
     /// Factor on the scores.
     pub scale: f32,
@@ -131,6 +131,10 @@ impl Attention {
                 }
             }
         }
+        let own_v = match &self.qkv {
+            Qkv::Latent(latent) => own_k.map(|rows| latent.values(b, rows)),
+            _ => own_v,
+        };
         let mut made = Made { q: Some(q), k: own_k, v: own_v, new_k, new_v, probs: None, y: None };
         let is_above = sharing::above(&self.sources, layer);
         let k = source.and_then(|m| m.k).or_else(|| self.taken(b, shared, layer, KvPart::K)).or(own_k).unwrap_or(x);
@@ -182,10 +186,14 @@ impl Attention {
         made
     }
 
-    /// Heads `[B, h, S, D]` side by side, `[B, S, h·D]`.
+    /// Heads `[B, h, S, D]` side by side, `[B, S, h·D]`; those of latent rows as the values that they stand for.
     fn joined(&self, b: &mut GraphBuilder<'_>, shared: &Shared, y: ValueId) -> ValueId {
+        let (y, value_dim) = match &self.qkv {
+            Qkv::Latent(latent) => (latent.raise(b, y, self.heads), latent.value),
+            _ => (y, self.value_dim),
+        };
         let y = b.transpose(y, &[0, 2, 1, 3]);
-        let width = Dim::from(self.heads * self.value_dim);
+        let width = Dim::from(self.heads * value_dim);
         b.reshape(y, &[shared.batch.clone(), shared.tokens.clone(), width])
     }
 
@@ -274,7 +282,10 @@ impl Attention {
                 let part = linear.as_ref()?.apply(b, x);
                 Some(self.clipped(b, part))
             }),
-            Qkv::Latent(latent) => return latent.apply(b, x, self.heads, self.value_dim).map(Some),
+            Qkv::Latent(latent) => {
+                let [q, k] = latent.apply(b, x, self.heads);
+                return [Some(q), Some(k), None];
+            }
             Qkv::Fused(all, Packing::Parts) => {
                 let all = all.apply(b, x);
                 let all = self.clipped(b, all);

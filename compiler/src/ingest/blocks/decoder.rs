@@ -1,5 +1,6 @@
 //! A decoder: embedding, layers, head, and the ways to run it.
 
+use super::alibi::Alibi;
 use super::anchors::Anchors;
 use super::attention::Attention;
 use super::depth::Gate;
@@ -29,8 +30,8 @@ pub(crate) struct Decoder {
     pub embedding: Embedding,
     /// Rotary tables, which attentions choose by number.
     pub ropes: Vec<Rope>,
-    /// Slopes of the bias on the scores that falls with the distance of query and key, one a head.
-    pub alibi: Option<Vec<f32>>,
+    /// The bias on the scores that falls with the distance of query and key.
+    pub alibi: Option<Alibi>,
     /// What the list of layers is called.
     pub layers_name: &'static str,
     pub layers: Vec<Layer>,
@@ -128,7 +129,8 @@ struct Declared {
     slots: Vec<Slots>,
     /// The constants of each rope.
     growing: Vec<Option<[WeightId; 2]>>,
-    slopes: Option<WeightId>,
+    /// The constant of [`Decoder::alibi`].
+    alibi: Option<WeightId>,
     /// Which tokens are anchors.
     anchors: Option<KvSlotId>,
 }
@@ -282,8 +284,8 @@ impl Decoder {
         let slots = sharing::declare(m, &self.layers, |i| self.runs(i), self.merged_from());
         let anchors = self.policy.kv_keep.as_ref().map(|_| m.kv_slot("anchors", 1, 1, 0));
         let growing = self.ropes.iter().enumerate().map(|(i, rope)| rope.constants(m, i)).collect();
-        let slopes = self.alibi.as_ref().map(|slopes| m.constant("alibi.slopes", &[slopes.len() as u64, 1, 1], slopes));
-        let declared = Declared { slots, growing, slopes, anchors };
+        let alibi = self.alibi.as_ref().map(|alibi| alibi.constant(m, self.context));
+        let declared = Declared { slots, growing, alibi, anchors };
         m.graph("forward", |b| self.graph(b, Phase::Forward, &declared));
         m.graph("prefill", |b| self.graph(b, Phase::Prefill, &declared));
         let one = [(sizes::TOKENS, 1)];
@@ -302,7 +304,16 @@ impl Decoder {
 
         let tables = self.ropes.iter().zip(&declared.growing);
         let rotations = tables.map(|(rope, growing)| rope.tables(b, &keys, *growing)).collect();
-        let bias = declared.slopes.map(|slopes| distances(b, slopes, &keys));
+        let bias = declared.alibi.map(|constant| {
+            if !self.alibi.as_ref().is_some_and(Alibi::is_by_position) {
+                return Alibi::distances(b, constant, &keys);
+            }
+            let positions = match phase {
+                Phase::Forward => visible_before(b, key_mask, &batch, [&Dim::zero(), &keys], &keys),
+                _ => decoding::key_positions(b),
+            };
+            Alibi::at(b, constant, positions)
+        });
         let anchors = self.policy.kv_keep.as_ref().zip(declared.anchors).map(|(keep, slot)| {
             let shape = [batch.clone(), Dim::one(), tokens.clone(), keys.clone()];
             Anchors::new(b, keep, slot, ids, mask, &shape)
@@ -322,8 +333,11 @@ impl Decoder {
             made: Default::default(),
         };
 
-        let counted = self.embedding.positions.is_some_and(|p| p.masked) && phase == Phase::Forward;
-        let learned = if counted { visible_before(b, key_mask, &batch, &tokens, &keys) } else { positions };
+        let masked = self.embedding.positions.is_some_and(|p| p.masked) && phase == Phase::Forward;
+        let learned = match masked {
+            true => visible_before(b, key_mask, &batch, [&past, &tokens], &keys),
+            false => positions,
+        };
         let x = self.embedding.apply(b, ids, learned);
         let (x, is_last) = self.stack(b, shared, x, phase == Phase::Prefill);
         let mixed_norms = self.policy.layer_mix.as_ref().is_some_and(|mix| mix.normed);
@@ -341,25 +355,17 @@ impl Decoder {
     }
 }
 
-/// `slope · (t − last key)` for head and key, `[1, H, 1, T]`. Against a bias by the distance of query and key this is
-/// off by the same for all keys of a query, which a softmax does not see.
-fn distances(b: &mut GraphBuilder<'_>, slopes: WeightId, keys: &Dim) -> ValueId {
-    b.scope("alibi", |b| {
-        let back = b.iota(&[Dim::one(), Dim::one(), keys.clone()], 2, Dim::one() - keys.clone());
-        let back = b.cast(back, Scalar::F32);
-        let slopes = b.weight(slopes);
-        let bias = b.mul(back, slopes);
-        let mut shape = b.ty(bias).shape.to_vec();
-        shape.insert(0, Dim::one());
-        b.reshape(bias, &shape)
-    })
-}
-
-/// The number of visible keys before each token, `[B, S]`, at least 0.
-fn visible_before(b: &mut GraphBuilder<'_>, key_mask: ValueId, batch: &Dim, tokens: &Dim, keys: &Dim) -> ValueId {
+/// The number of visible keys before each of `count` columns from `first` on, `[B, count]`.
+fn visible_before(
+    b: &mut GraphBuilder<'_>,
+    key_mask: ValueId,
+    batch: &Dim,
+    [first, count]: [&Dim; 2],
+    keys: &Dim,
+) -> ValueId {
     b.scope("positions", |b| {
-        let square = [Dim::one(), tokens.clone(), keys.clone()];
-        let query = b.iota(&square, 1, keys.clone() - tokens.clone());
+        let square = [Dim::one(), count.clone(), keys.clone()];
+        let query = b.iota(&square, 1, first.clone());
         let key = b.iota(&square, 2, Dim::zero());
         let before = b.binary(BinaryOp::Lt, key, query);
         let visible = b.reshape(key_mask, &[batch.clone(), Dim::one(), keys.clone()]);

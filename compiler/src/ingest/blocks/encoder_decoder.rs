@@ -153,6 +153,43 @@ impl SignalStem {
     }
 }
 
+/// The encoder of tokens by itself.
+#[derive(Clone, Debug)]
+pub(crate) struct TokenEncoder {
+    pub embedding: TokenEmbedding,
+    pub vocab: u64,
+    pub encoder: Stack,
+    pub bias: RelativeBias,
+}
+
+impl TokenEncoder {
+    /// Declares sizes and adds the one way to run the model.
+    pub fn build(&self, m: &mut ModelBuilder) {
+        m.size(sizes::BATCH, 1, None);
+        m.size(sizes::TOKENS, 1, None);
+        m.info.task = Task::Encoder;
+        m.info.layers = u32::try_from(self.encoder.layers.len()).unwrap_or(u32::MAX);
+        m.info.vocab = self.vocab;
+        let classes = self.bias.constant(m, "encoder.classes");
+        m.graph("forward", |b| {
+            let (batch, len) = (Dim::size(sizes::BATCH), Dim::size(sizes::TOKENS));
+            let shape = [batch, len.clone()];
+            let ids = b.input("input_ids", Scalar::I32, &shape);
+            let attended = b.input_or("attention_mask", Scalar::I32, &shape, InputFill::Ones);
+            let visible = b.cast(attended, Scalar::Bool);
+            let mask = Some(key_mask(b, visible));
+            let classes = Some(self.bias.classes(b, classes, Dim::zero(), len.clone(), len));
+            let bias = shared_bias(b, Some(&self.bias), classes);
+            let scores = ScoreTerms { mask, bias, causal: None };
+            let states = b.scope("encoder", |b| {
+                let x = b.scope("embedding", |b| self.embedding.apply(b, ids, Dim::zero()));
+                self.encoder.apply(b, &Scene { scores, classes, ..Scene::default() }, x)
+            });
+            b.output("last_hidden_state", states);
+        });
+    }
+}
+
 impl EncoderDecoder {
     /// Rows of the encoder.
     fn source_len(&self) -> Dim {

@@ -2,12 +2,13 @@
 //! order of operations is decided here, once.
 //!
 //! One file is one part: `linear` and `norm` (the leaves), `attention` (with `latent` projections and
-//! `sinks`), `ffn` and `moe`, `rotary` (position tables), `shared` (what the layers of one graph have in common),
+//! `sinks`), `ffn` and `moe`, `rotary` (position tables) and `alibi`, `shared` (what the layers of one graph have in common),
 //! `sharing` and `probs` (what layers take from each other), `merged` and `anchors` (what caches keep), `decoder` (layers,
 //! and the ways to run a decoder), `depth` and `halting` (which layers run for whom), `layer_attention` (reads along
 //! layers). Encoders are made of `multi_head`, `relative` and `disentangled` (positions in scores),
 //! `stack` (layers), `patches` (windows of pictures and signals) and `encoder_decoder` (the ways to run a pair of both).
 
+mod alibi;
 mod anchors;
 mod attention;
 mod decoder;
@@ -32,15 +33,17 @@ mod sharing;
 mod sinks;
 mod stack;
 
+pub(crate) use alibi::Alibi;
 pub(crate) use attention::{Attention, Packing, QkNorm, Qkv};
 pub(crate) use decoder::{Decoder, Embedding, Feed, Head, Layer, Positions, Residual};
 pub(crate) use depth::{Gate, GateKind};
 pub(crate) use disentangled::{Disentangled, Distances, distance_row};
 pub(crate) use encoder_decoder::{
-    Counting, EncoderDecoder, PositionTable, SignalStem, Source, TokenEmbedding, counted_positions, key_mask,
+    Counting, EncoderDecoder, PositionTable, SignalStem, Source, TokenEmbedding, TokenEncoder, counted_positions,
+    key_mask,
 };
 pub(crate) use ffn::{Ffn, Up};
-pub(crate) use latent::{Latent, LatentQuery};
+pub(crate) use latent::{Latent, LatentQuery, LatentUp};
 pub(crate) use layer_attention::LayerAttention;
 pub(crate) use linear::{Factor, Linear};
 pub(crate) use moe::{ExpertAct, ExpertLinear, ExpertUp, Experts, Groups, Mixture, Router, Scores};

@@ -4,14 +4,15 @@
 //! that rotary pairs lie side by side; gains with 1 added; packed projections sorted into queries, keys and values.
 
 use super::keys::Keys;
+use super::mixtures::{self, mixed, mixture};
 use super::reader::GgufFile;
 use crate::graph::RopeStyle;
 use crate::ingest::activation::Activation;
-use crate::ingest::blocks::{Packing, Residual, Scores};
+use crate::ingest::blocks::{Alibi, Packing, Residual};
 use crate::ingest::error::Gap;
 use crate::ingest::recipe::{
-    Biases, COMMON_NAMES, EmbeddingForm, ExpertTensors, FfnForm, HeadForm, MixtureForm, Names, NormForm, PositionForm,
-    QkPlace, QkvForm, Recipe, SharedForm, SizeFields, Sizes, alibi,
+    Biases, COMMON_NAMES, EmbeddingForm, FfnForm, HeadForm, Names, NormForm, PositionForm, QkPlace, QkvForm, Recipe,
+    SizeFields, Sizes, alibi,
 };
 use crate::ingest::rope::{RopeConfig, RopeScaling};
 
@@ -35,9 +36,6 @@ const fn family(
 
 const CAPS: &[&str] = &["attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window_pattern"];
 const FACTORS: &[&str] = &["embedding_scale", "residual_scale", "logit_scale", "attention.scale"];
-const EXPERTS: &[&str] =
-    &["expert_feed_forward_length", "expert_shared_feed_forward_length", "expert_weights_norm", "expert_weights_scale"];
-
 /// Every architecture that is read.
 pub(super) const FAMILIES: &[Family] = &[
     family("llama", &[], llama),
@@ -47,6 +45,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("bloom", &[], bloom),
     family("cohere2", &["logit_scale"], cohere2),
     family("command-r", &["logit_scale"], command_r),
+    family("deepseek2", mixtures::DEEPSEEK, mixtures::deepseek2),
     family("ernie4_5", &[], ernie),
     family("exaone4", &[], exaone4),
     family("falcon", &[], falcon),
@@ -56,6 +55,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("glm4", &[], glm4),
     family("gpt2", &[], gpt2),
     family("gptneox", &["use_parallel_residual"], gptneox),
+    family("gpt-oss", mixtures::EXPERTS, mixtures::gpt_oss),
     family("granite", FACTORS, granite),
     family("granitemoe", FACTORS, granite),
     family("hunyuan-dense", &[], hunyuan),
@@ -63,11 +63,11 @@ pub(super) const FAMILIES: &[Family] = &[
     family("nemotron", &[], nemotron),
     family("olmo", &["attention.clamp_kqv"], olmo),
     family("olmo2", &[], olmo2),
-    family("olmoe", EXPERTS, olmoe),
+    family("olmoe", mixtures::EXPERTS, mixtures::olmoe),
     family("phi2", &[], phi2),
     family("phi3", &[], phi3),
-    family("qwen2moe", EXPERTS, qwen2moe),
-    family("qwen3moe", EXPERTS, qwen3moe),
+    family("qwen2moe", mixtures::EXPERTS, mixtures::qwen2moe),
+    family("qwen3moe", mixtures::EXPERTS, mixtures::qwen3moe),
     family("seed_oss", &[], seed_oss),
     family("smollm3", &[], smollm3),
     family("stablelm", &["use_parallel_residual"], stablelm),
@@ -76,7 +76,7 @@ pub(super) const FAMILIES: &[Family] = &[
 ];
 
 /// The format's names.
-const NAMES: Names = Names {
+pub(super) const NAMES: Names = Names {
     fields: SizeFields {
         hidden: "embedding_length",
         inner: "feed_forward_length",
@@ -94,6 +94,7 @@ const NAMES: Names = Names {
     qkv: ["attn_q", "attn_k", "attn_v"],
     packed_qkv: "attn_qkv",
     qk_norm: ["attn_q_norm", "attn_k_norm"],
+    sinks: "attn_sinks.weight",
     output: "attn_output",
     ffn: "",
     gate: "ffn_gate",
@@ -140,7 +141,7 @@ fn base(k: &mut Keys<'_>, file: &GgufFile, norm: NormForm, act: Activation, rota
     }
 }
 
-fn rms(k: &mut Keys<'_>) -> NormForm {
+pub(super) fn rms(k: &mut Keys<'_>) -> NormForm {
     NormForm::rms(k.positive("attention.layer_norm_rms_epsilon", None))
 }
 
@@ -149,7 +150,7 @@ fn layer_norm(k: &mut Keys<'_>) -> NormForm {
 }
 
 /// RMS norms, a gated feed-forward with SiLU.
-fn plain(k: &mut Keys<'_>, file: &GgufFile) -> Recipe {
+pub(super) fn plain(k: &mut Keys<'_>, file: &GgufFile) -> Recipe {
     let norm = rms(k);
     base(k, file, norm, Activation::Silu, true)
 }
@@ -160,37 +161,8 @@ fn old(k: &mut Keys<'_>, file: &GgufFile, act: Activation, rotary: bool) -> Reci
     Recipe { ffn: FfnForm::Plain, ..base(k, file, norm, act, rotary) }
 }
 
-fn interleaved(recipe: Recipe) -> Recipe {
+pub(super) fn interleaved(recipe: Recipe) -> Recipe {
     Recipe { style: RopeStyle::Interleaved, ..recipe }
-}
-
-/// The mixture of a model whose experts' projections are one tensor each.
-fn mixture(k: &mut Keys<'_>, inner: &'static str, normalise: bool) -> Option<MixtureForm> {
-    let experts = k.u64("expert_count").filter(|n| *n > 0)?;
-    let chosen = k.size("expert_used_count", None, experts);
-    Some(MixtureForm {
-        name: "",
-        router: "ffn_gate_inp",
-        router_bias: false,
-        experts,
-        chosen,
-        inner: k.size(inner, None, k.limits.dim),
-        fields: ["expert_count", inner],
-        scores: Scores::Softmax,
-        correction: None,
-        groups: None,
-        normalise,
-        scale: 1.0,
-        tensors: ExpertTensors::Stacked(["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]),
-        shared: None,
-    })
-}
-
-fn mixed(mut recipe: Recipe, mixture: Option<MixtureForm>) -> Recipe {
-    for layer in &mut recipe.layers {
-        layer.mixed = mixture.is_some();
-    }
-    Recipe { mixture, ..recipe }
 }
 
 fn llama(k: &mut Keys<'_>, file: &GgufFile) -> Recipe {
@@ -206,37 +178,10 @@ fn qwen2(k: &mut Keys<'_>, file: &GgufFile) -> Recipe {
     Recipe { biases: Biases { qkv: true, ..recipe.biases }, ..recipe }
 }
 
-fn qwen3(k: &mut Keys<'_>, file: &GgufFile) -> Recipe {
+pub(super) fn qwen3(k: &mut Keys<'_>, file: &GgufFile) -> Recipe {
     let recipe = plain(k, file);
     k.no_window(&recipe);
     Recipe { qk_norm: Some((QkPlace::Heads, recipe.norm)), ..recipe }
-}
-
-fn qwen2moe(k: &mut Keys<'_>, file: &GgufFile) -> Recipe {
-    let recipe = plain(k, file);
-    k.no_window(&recipe);
-    let inner = k.size("expert_shared_feed_forward_length", None, k.limits.dim);
-    let shared = SharedForm {
-        name: "",
-        parts: Some(["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"]),
-        inner,
-        gate: Some("ffn_gate_inp_shexp"),
-        flat_gate: true,
-    };
-    let mixture = mixture(k, "expert_feed_forward_length", false).map(|m| MixtureForm { shared: Some(shared), ..m });
-    mixed(recipe, mixture)
-}
-
-fn qwen3moe(k: &mut Keys<'_>, file: &GgufFile) -> Recipe {
-    let recipe = qwen3(k, file);
-    let mixture = mixture(k, "expert_feed_forward_length", true);
-    mixed(recipe, mixture)
-}
-
-fn olmoe(k: &mut Keys<'_>, file: &GgufFile) -> Recipe {
-    let recipe = plain(k, file);
-    let mixture = mixture(k, "feed_forward_length", false);
-    mixed(Recipe { qk_norm: Some((QkPlace::Whole, recipe.norm)), ..recipe }, mixture)
 }
 
 fn arcee(k: &mut Keys<'_>, file: &GgufFile) -> Recipe {
@@ -408,7 +353,7 @@ fn bloom(k: &mut Keys<'_>, file: &GgufFile) -> Recipe {
     let recipe = old(k, file, Activation::GeluTanh, false);
     Recipe {
         embedding: EmbeddingForm { norm: true, ..recipe.embedding },
-        alibi: Some(slopes(k, recipe.sizes.heads, alibi::bloom_slopes)),
+        alibi: Some(Alibi::Exact(slopes(k, recipe.sizes.heads, alibi::bloom_slopes))),
         qkv: QkvForm::Packed(Packing::Parts),
         ..recipe
     }
@@ -423,7 +368,7 @@ fn mpt(k: &mut Keys<'_>, file: &GgufFile) -> Recipe {
     let clip = k.positive_or_none("attention.clamp_kqv").map(|clip| clip as f32);
     Recipe {
         norm: NormForm { bias: file.get("output_norm.bias").is_some(), ..recipe.norm },
-        alibi: Some(slopes(k, recipe.sizes.heads, alibi::mpt_slopes)),
+        alibi: Some(Alibi::Exact(slopes(k, recipe.sizes.heads, alibi::mpt_slopes))),
         qkv: QkvForm::Packed(Packing::Parts),
         clip,
         ..recipe

@@ -139,11 +139,16 @@ impl Keys<'_> {
             let problem = format!("is {value_dim}, but key_length is {head_dim}; they must be equal");
             self.gap("attention.value_length", problem, Self::CONVERT);
         }
+        self.sizes_of(file, [context, hidden, heads, kv_heads, head_dim])
+    }
+
+    /// The sizes of a decoder whose heads are known.
+    pub fn sizes_of(&mut self, file: &GgufFile, [context, hidden, heads, kv_heads, head_dim]: [u64; 5]) -> Sizes {
         let rows = file.get("token_embd.weight").and_then(|t| t.shape.first().copied());
         Sizes {
             vocab: rows.unwrap_or(1).min(self.limits.vocabulary),
             hidden,
-            inner: self.size("feed_forward_length", None, dim),
+            inner: self.size("feed_forward_length", None, self.limits.dim),
             layers: self.size("block_count", None, self.limits.layers),
             heads,
             kv_heads,
@@ -222,6 +227,7 @@ impl Keys<'_> {
             .iter()
             .map(|(key, _)| key.to_owned())
             .filter(|key| key.contains(".rope.scaling.yarn_"))
+            .filter(|key| k.prefix != "deepseek2" || !key.ends_with(".yarn_log_multiplier"))
             .collect();
         let scaling = match kind.as_deref() {
             None if k.gaps.len() > faults => RopeScaling::Default,

@@ -4,6 +4,7 @@ mod config;
 mod families;
 mod keys;
 pub mod metadata;
+mod mixtures;
 mod model;
 mod pretokenizer;
 pub mod quant;

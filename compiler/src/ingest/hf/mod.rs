@@ -81,6 +81,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
         let begin = m.rules.begin.clone();
         m.info.start.extend(begin);
     }
+    m.info.rules = m.rules.for_host();
     (m.info.tokenizer, m.info.eos, m.info.bos, m.info.chat) = (text.tokenizer, text.eos, text.bos, text.chat);
     m.source(Arc::new(weights));
     m.finish().map_err(|e| Error::Internal { path: path.to_owned(), problem: e.to_string() })

@@ -67,7 +67,7 @@ pub fn read(dir: &ModelDir, config: &Map<String, Value>, limits: &Limits) -> Res
 
 /// Tokens that must not be written, and those that a decoder begins with behind its own first token:
 /// `forced_bos_token_id`, else those of `forced_decoder_ids`, pairs of a place and a token, as far as they follow each
-/// other from place 1 on.
+/// other from place 1 on. The token that a text ends with where it becomes as long as was asked for.
 fn rules(object: &Map<String, Value>, limits: &Limits, file: &str) -> (GenerationRules, Vec<Gap>) {
     const FORCED: &str = "forced_decoder_ids";
     let mut f = Fields::new(file, object, limits);
@@ -84,7 +84,8 @@ fn rules(object: &Map<String, Value>, limits: &Limits, file: &str) -> (Generatio
             None => f.gap(FORCED, "is no list of pairs of a place and a token", "correct it"),
         }
     }
-    (GenerationRules { suppressed, suppressed_first, begin }, f.into_gaps().0)
+    let last = f.token_ids("forced_eos_token_id");
+    (GenerationRules { suppressed, suppressed_first, begin, last }, f.into_gaps().0)
 }
 
 /// The chat template: a file of its own, or a field of the tokenizer's settings, where of several the one named
@@ -136,10 +137,12 @@ mod tests {
 
     #[test]
     fn rules_of_generation_are_read() {
-        let text = r#"{"suppress_tokens": [1, 2], "begin_suppress_tokens": [220], "forced_decoder_ids": [[1, 50362], [2, null], [3, 9]]}"#;
+        let text = r#"{"suppress_tokens": [1, 2], "begin_suppress_tokens": [220], "forced_decoder_ids": [[1, 50362], [2, null], [3, 9]],
+            "forced_eos_token_id": 7}"#;
         let object: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
         let (read, gaps) = rules(&object, &Limits::default(), "generation_config.json");
-        let want = GenerationRules { suppressed: vec![1, 2], suppressed_first: vec![220], begin: vec![50_362] };
+        let want =
+            GenerationRules { suppressed: vec![1, 2], suppressed_first: vec![220], begin: vec![50_362], last: vec![7] };
         assert_eq!((read, gaps.len()), (want, 0));
     }
 

@@ -119,7 +119,7 @@ impl Stock {
                 let zero = part(&zeros, d.default_zero)? + shift as f32;
                 let mut quants = [0u8; RUN as usize];
                 for (i, quant) in (0..RUN).zip(&mut quants) {
-                    let v = q.get((first + i * step) as usize).ok_or("too few quantised values")? + shift;
+                    let v = q.at(first + i * step).ok_or("too few quantised values")? + shift;
                     *quant = v as u8;
                 }
                 write(storage, factors(part(&scales, 1.0)?, zero), &quants, &mut out);

@@ -15,6 +15,7 @@ mod error;
 mod external_data;
 mod fold;
 mod import;
+mod integers;
 mod node;
 mod ops;
 pub(crate) mod proto;
@@ -83,6 +84,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
     drop(constants);
     let mut m = made.map_err(|gaps| Error::Unsupported { path: path.to_owned(), gaps })?;
     m.info.cache_obstacle = obstacle;
+    m.info.rules = text.settings.rules.for_host();
     (m.info.tokenizer, m.info.eos, m.info.bos) = (text.settings.tokenizer, text.settings.eos, text.settings.bos);
     m.source(Arc::new(stock));
     m.finish().map_err(|e| Error::Internal { path: path.to_owned(), problem: e.to_string() })

@@ -2,6 +2,7 @@
 
 use super::elem::{Elem, Values, code_name, decode};
 use super::external_data::{ExternalFiles, Range, short};
+use super::integers::{Integers, Packed};
 use super::proto::TensorProto;
 use crate::ingest::Limits;
 use bytes::Bytes;
@@ -181,10 +182,15 @@ impl Stock {
                 return Err(format!("has {} bytes, {elem}{dims:?} asks for {size}", raw.len()));
             }
             Place::Bytes(raw.clone())
+        } else if matches!(elem, Elem::Int8 | Elem::Uint8 | Elem::Int4 | Elem::Uint4) {
+            let bytes: Vec<u8> = proto.int32_data.iter().map(|x| *x as u8).collect();
+            if bytes.len() as u64 != size {
+                return Err(format!("has {} elements, its shape {dims:?} asks for {elems}", bytes.len()));
+            }
+            Place::Bytes(Bytes::from(bytes))
         } else {
             let (values, found) = typed(proto, elem);
-            let whole = if elem.bits() == 4 { elems.div_ceil(2) } else { elems };
-            if found != whole {
+            if found != elems {
                 return Err(format!("has {found} elements, its shape {dims:?} asks for {elems}"));
             }
             Place::Values(Arc::new(values))
@@ -249,15 +255,14 @@ impl Stock {
     fn dequantized(&self, d: &Dequantize) -> Result<Vec<f32>, String> {
         let (q, zero, scale) = (self.integers(d)?, self.zeros(d)?, self.scales(d)?);
         let count = d.view.iter().product::<u64>();
-        let mut out = Vec::with_capacity(q.len());
-        let mut values = q.into_iter();
+        let mut out = Vec::new();
         for flat in 0..count {
             let at = d.scale_at(flat);
             let part = |v: &Option<Vec<f32>>, default: f32| match v {
                 Some(v) => v.get(at).copied().ok_or("too few scales or zero points"),
                 None => Ok(default),
             };
-            let v = values.next().ok_or("too few quantised values")? as f32;
+            let v = q.at(flat).ok_or("too few quantised values")? as f32;
             out.push((v - part(&zero, d.default_zero)?) * part(&scale, 1.0)?);
         }
         Ok(out)
@@ -273,10 +278,21 @@ impl Stock {
     ///
     /// # Errors
     /// A file that cannot be read any more.
-    pub fn integers(&self, d: &Dequantize) -> Result<Vec<i64>, String> {
-        match &*self.values(d.q)? {
-            Values::Ints(q) => Ok(d.unpacked(q, d.view)),
-            Values::Floats(_) => Err("quantised values that are floats".into()),
+    pub fn integers(&self, d: &Dequantize) -> Result<Integers, String> {
+        let t = self.get(d.q).ok_or("a constant that does not exist")?;
+        let packed = d.packed_bits.map(|bits| Packed {
+            bits,
+            per_row: d.view[1].saturating_mul(d.view[2]),
+            row_bytes: t.elems() / d.view[0].max(1),
+        });
+        let bytes = match t.place {
+            Place::Bytes(_) | Place::File(_) => Integers::of_bytes(t.bytes()?, t.elem, packed),
+            Place::Values(_) | Place::Quantised(_) => None,
+        };
+        match bytes {
+            Some(bytes) => Ok(bytes),
+            None if t.elem.is_float() => Err("quantised values that are floats".into()),
+            None => Ok(Integers::of_values(self.values(d.q)?, packed)),
         }
     }
     /// Zero points, if they are stored.
@@ -405,7 +421,7 @@ fn typed(p: &TensorProto, elem: Elem) -> (Values, u64) {
         Elem::Float16 | Elem::Bfloat16 => {
             (decode(elem, &small(&p.int32_data), p.int32_data.len()), p.int32_data.len() as u64)
         }
-        Elem::Float8E4M3Fn | Elem::Float8E5M2 | Elem::Int4 | Elem::Uint4 => {
+        Elem::Float8E4M3Fn | Elem::Float8E5M2 => {
             let bytes: Vec<u8> = p.int32_data.iter().map(|x| *x as u8).collect();
             let elems = p.dims.iter().map(|d| usize::try_from(*d).unwrap_or(0)).product();
             (decode(elem, &bytes, elems), bytes.len() as u64)

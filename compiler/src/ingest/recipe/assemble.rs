@@ -5,8 +5,8 @@ use super::{FfnForm, LayerForm, NormForm, QkPlace, QkvForm, Recipe};
 use crate::graph::WeightId;
 use crate::ingest::bind::{Binder, Extent};
 use crate::ingest::blocks::{
-    Attention, Decoder, Embedding, Factor, Feed, Ffn, Gate, Head, Layer, LayerAttention, Linear, Norm, Positions,
-    QkNorm, Qkv, Rope, Up,
+    Attention, Decoder, Embedding, Factor, Feed, Ffn, Gate, Head, Latent, Layer, LayerAttention, Linear, Norm,
+    Positions, QkNorm, Qkv, Rope, Up,
 };
 use crate::ingest::error::Gap;
 use crate::transform::extension::{EMBEDDING_PROJECTION, Extension, LINEAR, LORA_A, LORA_B};
@@ -228,7 +228,7 @@ impl<'r> Site<'r, '_, '_> {
     fn attention(&mut self, form: &LayerForm, i: u32, own: LayerSizes, stem: &str) -> Attention {
         let Recipe { sizes, names, biases, extension, .. } = self.recipe;
         let hidden = self.hidden;
-        let sources = extend::sources(extension, i);
+        let mut sources = extend::sources(extension, i);
         let [own_k, own_v] = sources.own();
         let queries = (own.heads * sizes.head_dim, "num_attention_heads × head_dim");
         let keys = (own.kv_heads * sizes.head_dim, "num_key_value_heads × head_dim");
@@ -269,20 +269,33 @@ impl<'r> Site<'r, '_, '_> {
                 match place {
                     QkPlace::Heads | QkPlace::RotatedHeads => self.norm_of(name, &stem, norm, &[head]),
                     QkPlace::EachHead => self.norm_of(name, &stem, norm, &[(heads, "number of heads"), head]),
+                    QkPlace::ListedHeads => {
+                        let gain = |i: u64| format!("{stem}.norms.{i}.weight");
+                        let gain = self.t.take_stacked(&format!("{stem}.norms.*.weight"), heads, gain, &[head]);
+                        let NormForm { kind, eps, one_plus, .. } = norm;
+                        Norm { name, kind, eps, gain: Some(gain), one_plus, bias: None }
+                    }
                     QkPlace::Whole => self.norm_of(name, &stem, norm, &[whole]),
                 }
             });
             match place {
-                QkPlace::Heads | QkPlace::EachHead => QkNorm::Heads(norms),
+                QkPlace::Heads | QkPlace::EachHead | QkPlace::ListedHeads => QkNorm::Heads(norms),
                 QkPlace::RotatedHeads => QkNorm::RotatedHeads(norms),
                 QkPlace::Whole => QkNorm::Whole(norms),
             }
         });
+        let (kv_heads, head_dim, value_dim) = match self.recipe.latent {
+            Some(latent) => {
+                sources.lacks = [false, true];
+                (1, Latent::row(latent.kv_rank, latent.rotated), latent.kv_rank)
+            }
+            None => (own.kv_heads, sizes.head_dim, value_dim),
+        };
         Attention {
             name: shown(names.attention, "self_attn"),
             heads: own.heads,
-            kv_heads: own.kv_heads,
-            head_dim: sizes.head_dim,
+            kv_heads,
+            head_dim,
             value_dim,
             scale: form.scale,
             window: form.window,
@@ -294,7 +307,7 @@ impl<'r> Site<'r, '_, '_> {
             sinks: self
                 .recipe
                 .sinks
-                .then(|| self.t.take(&format!("{stem}.sinks"), &[(sizes.heads, "number of heads")])),
+                .then(|| self.t.take(&format!("{stem}.{}", names.sinks), &[(sizes.heads, "number of heads")])),
             output,
             sources,
             maps: extend::maps(extension, i),

@@ -59,7 +59,7 @@ pub(super) fn check(e: &Extension, recipe: &Recipe) -> Vec<Gap> {
     if recipe.alibi.is_some() && e.heads.iter().any(|h| h.q != recipe.sizes.heads) {
         fault("heads", "has other query heads than the model, whose slopes are one for each".into());
     }
-    let separate = recipe.qkv == QkvForm::Separate;
+    let separate = recipe.qkv == QkvForm::Separate && recipe.latent.is_none();
     if !separate && (!e.kv_map.is_empty() || !e.probs_from.is_empty() || !e.heads.is_empty()) {
         fault("kv_map", "shares parts of a projection that this family stores as one tensor".into());
     }
@@ -68,6 +68,9 @@ pub(super) fn check(e: &Extension, recipe: &Recipe) -> Vec<Gap> {
     }
     if !e.value_residual.is_empty() && (idle(0) || e.kv_map.first().is_some_and(|s| s.v != 0)) {
         fault("value_residual", "needs the values of layer 0, which takes others".into());
+    }
+    if !e.value_residual.is_empty() && recipe.latent.is_some() {
+        fault("value_residual", "needs values, and this family keeps the rows that they are made of".into());
     }
     if !e.layer_attention.is_empty() && !recipe.sizes.hidden.is_multiple_of(recipe.sizes.heads.max(1)) {
         fault("layer_attention", "needs a hidden size that the heads divide".into());

@@ -10,7 +10,7 @@ pub(crate) use assemble::decoder;
 
 use crate::graph::{NormKind, RopeStyle};
 use crate::ingest::activation::Activation;
-use crate::ingest::blocks::{Groups, Packing, Residual, Scores};
+use crate::ingest::blocks::{Alibi, Groups, Packing, Residual, Scores};
 use crate::ingest::rope::RopeConfig;
 use crate::transform::extension::Extension;
 
@@ -23,8 +23,8 @@ pub(crate) struct Recipe {
     /// Rotary tables, by number.
     pub ropes: Vec<RopeConfig>,
     pub style: RopeStyle,
-    /// Slopes of the bias on the scores, one a head.
-    pub alibi: Option<Vec<f32>>,
+    /// The bias on the scores that falls with distance.
+    pub alibi: Option<Alibi>,
     /// What differs from layer to layer.
     pub layers: Vec<LayerForm>,
     /// Of the norms around attention and feed-forward part, and of the last one.
@@ -42,7 +42,7 @@ pub(crate) struct Recipe {
     pub mixture: Option<MixtureForm>,
     /// Low-rank projections of queries, keys and values, in place of `qkv`.
     pub latent: Option<LatentForm>,
-    /// Whether each head has a score that takes part in the softmax and adds no value, as tensor `sinks`.
+    /// Whether each head has a score that takes part in the softmax and adds no value.
     pub sinks: bool,
     pub biases: Biases,
     pub residual: Residual,
@@ -141,6 +141,8 @@ pub(crate) enum QkPlace {
     Heads,
     /// Each head, with a gain of its own.
     EachHead,
+    /// As [`QkPlace::EachHead`], with gains that files hold apart, as `norms.{head}`.
+    ListedHeads,
     /// Each head, after the rotation.
     RotatedHeads,
     /// All heads together.
@@ -192,6 +194,8 @@ pub(crate) enum ExpertTensors {
     Packed([&'static str; 2]),
     /// Those of all experts as one: gate, up and down.
     Stacked([&'static str; 3]),
+    /// As [`ExpertTensors::Stacked`], with biases and the activation of [`ExpertTensors::Interleaved`].
+    StackedClamped([&'static str; 3]),
     /// Those of all experts as one, stored `[K, N]`, gate and up in turns, with biases.
     Interleaved,
 }
@@ -225,6 +229,24 @@ pub(crate) struct LatentForm {
     pub bias: bool,
     /// Of the norms between the projections.
     pub eps: f32,
+    pub names: LatentNames,
+    /// Whether the maps from the rank to keys and to values are tensors of their own, see
+    /// [`crate::ingest::blocks::LatentUp::Apart`].
+    pub apart: bool,
+}
+
+/// The names of low-rank projections and of the norms between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LatentNames {
+    pub q: &'static str,
+    pub q_down: &'static str,
+    pub q_norm: &'static str,
+    pub q_up: &'static str,
+    pub kv_down: &'static str,
+    pub kv_norm: &'static str,
+    pub kv_up: &'static str,
+    /// Keys and values, where they are apart.
+    pub ups: [&'static str; 2],
 }
 
 /// Which projections have a bias.
@@ -263,6 +285,8 @@ pub(crate) struct Names {
     pub qkv: [&'static str; 3],
     pub packed_qkv: &'static str,
     pub qk_norm: [&'static str; 2],
+    /// The whole name.
+    pub sinks: &'static str,
     pub output: &'static str,
     pub ffn: &'static str,
     pub gate: &'static str,
@@ -291,6 +315,7 @@ pub(crate) const COMMON_NAMES: Names = Names {
     qkv: ["q_proj", "k_proj", "v_proj"],
     packed_qkv: "qkv_proj",
     qk_norm: ["q_norm", "k_norm"],
+    sinks: "sinks",
     output: "o_proj",
     ffn: "mlp",
     gate: "gate_proj",

@@ -4,7 +4,7 @@ use super::assemble::{Site, inside, shown};
 use super::{ExpertTensors, LatentForm, MixtureForm};
 use crate::ingest::bind::Extent;
 use crate::ingest::blocks::{
-    ExpertAct, ExpertLinear, ExpertUp, Experts, Latent, LatentQuery, Linear, Mixture, Norm, Router,
+    ExpertAct, ExpertLinear, ExpertUp, Experts, Latent, LatentQuery, LatentUp, Linear, Mixture, Norm, Router,
 };
 
 /// The slope and the bound of the activation between interleaved projections.
@@ -56,6 +56,15 @@ impl Site<'_, '_, '_> {
                 let act = ExpertAct::Plain(self.recipe.act);
                 Experts { up: ExpertUp::Gated { gate, up }, act, down: all(down, hidden, inner) }
             }
+            ExpertTensors::StackedClamped([gate, up, down]) => {
+                let mut all = |name: &str, out: Extent<'_>, from: Extent<'_>| {
+                    let weight = self.t.take(&inside(stem, &format!("{name}.weight")), &[experts, out, from]);
+                    let bias = self.t.take(&inside(stem, &format!("{name}.bias")), &[experts, out]);
+                    ExpertLinear { weight, transposed: false, bias: Some(bias) }
+                };
+                let (gate, up) = (all(gate, inner, hidden), all(up, inner, hidden));
+                Experts { up: ExpertUp::Gated { gate, up }, act: CLAMPED, down: all(down, hidden, inner) }
+            }
             ExpertTensors::Interleaved => {
                 let mut all = |name: &str, out: Extent<'_>, from: Extent<'_>| {
                     let weight = self.t.take(&format!("{stem}.experts.{name}"), &[experts, from, out]);
@@ -94,27 +103,34 @@ impl Site<'_, '_, '_> {
         let norm = |site: &mut Self, name: &'static str, size: Extent<'_>| {
             Norm::rms(name, form.eps, site.t.take(&format!("{stem}.{name}.weight"), &[size]))
         };
+        let n = form.names;
+        let at = |name: &str| format!("{stem}.{name}");
         let query = match form.q_rank {
-            None => LatentQuery::Direct(self.linear("q_proj", &format!("{stem}.q_proj"), queries, hidden, false)),
+            None => LatentQuery::Direct(self.linear(n.q, &at(n.q), queries, hidden, false)),
             Some(q_rank) => {
                 let rank = (q_rank, "q_lora_rank");
                 LatentQuery::Low {
-                    down: self.linear("q_a_proj", &format!("{stem}.q_a_proj"), rank, hidden, form.bias),
-                    norm: norm(self, "q_a_layernorm", rank),
-                    up: self.linear("q_b_proj", &format!("{stem}.q_b_proj"), queries, rank, false),
+                    down: self.linear(n.q_down, &at(n.q_down), rank, hidden, form.bias),
+                    norm: norm(self, n.q_norm, rank),
+                    up: self.linear(n.q_up, &at(n.q_up), queries, rank, false),
                 }
             }
         };
         let low = (form.kv_rank + form.rotated, "kv_lora_rank + qk_rope_head_dim");
         let high = (heads * (form.plain + form.value), "num_attention_heads × (qk_nope_head_dim + v_head_dim)");
-        Latent {
-            query,
-            kv_down: self.linear("kv_a_proj_with_mqa", &format!("{stem}.kv_a_proj_with_mqa"), low, hidden, form.bias),
-            kv_norm: norm(self, "kv_a_layernorm", rank),
-            kv_up: self.linear("kv_b_proj", &format!("{stem}.kv_b_proj"), high, rank, false),
-            kv_rank: form.kv_rank,
-            plain: form.plain,
-            rotated: form.rotated,
-        }
+        let kv_down = self.linear(n.kv_down, &at(n.kv_down), low, hidden, form.bias);
+        let kv_norm = norm(self, n.kv_norm, rank);
+        let mut up = |name: &str, shape: &[Extent<'_>]| self.t.take(&format!("{stem}.{name}.weight"), shape);
+        let kv_up = match form.apart {
+            false => LatentUp::Joint(up(n.kv_up, &[high, rank])),
+            true => {
+                let [keys, values] = n.ups;
+                let heads = (heads, "number of heads");
+                let keys = up(keys, &[heads, rank, (form.plain, "elements that are not rotated")]);
+                LatentUp::Apart { keys, values: up(values, &[heads, (form.value, "elements of a value"), rank]) }
+            }
+        };
+        let LatentForm { kv_rank, plain, rotated, value, .. } = *form;
+        Latent { query, kv_down, kv_norm, kv_up, kv_rank, plain, rotated, value }
     }
 }

@@ -89,6 +89,7 @@ fn model() -> (Plan, Tensors) {
             start: Vec::new(),
             tokenizer: Some("{\"tokens\": [\"ä\"]}".into()),
             cache_obstacle: None,
+            rules: Default::default(),
             chat: Some(ChatInfo { template: "{{ messages }}".into(), bos: None, eos: Some("</s>".into()) }),
         },
         sizes: vec![

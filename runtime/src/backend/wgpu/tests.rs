@@ -82,6 +82,7 @@ fn plan(kernels: Vec<Kernel>, programs: Vec<Program>) -> Plan {
             start: Vec::new(),
             tokenizer: None,
             cache_obstacle: None,
+            rules: Default::default(),
             chat: None,
         },
         sizes: vec![size("B"), size("T")],

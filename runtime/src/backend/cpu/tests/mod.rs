@@ -331,6 +331,7 @@ pub fn empty_plan(sizes: &[(&str, u64)]) -> Plan {
             start: Vec::new(),
             tokenizer: None,
             cache_obstacle: None,
+            rules: Default::default(),
             chat: None,
         },
         sizes: sizes.iter().map(decl).collect(),

@@ -2,7 +2,7 @@
 
 use super::falcon;
 use crate::ingest::activation::Activation;
-use crate::ingest::blocks::{Packing, Residual};
+use crate::ingest::blocks::{Alibi, Packing, Residual};
 use crate::ingest::hf::common_fields::{even_head_dim, only, only_text, renamed};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
@@ -13,7 +13,7 @@ use crate::ingest::recipe::{
 };
 
 /// The number of heads, for which slopes are made: bounded, since it comes from the file.
-fn slopes(f: &mut Fields<'_>, field: &str, heads: u64, of: fn(u64) -> Vec<f32>) -> Vec<f32> {
+pub(super) fn slopes(f: &mut Fields<'_>, field: &str, heads: u64, of: fn(u64) -> Vec<f32>) -> Vec<f32> {
     const MOST: u64 = 1 << 16;
     if heads > MOST {
         f.size_gap(field, format!("is {heads}, more than {MOST}"), "correct it");
@@ -38,7 +38,7 @@ pub(super) fn bloom(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     };
     let norm = NormForm::layer(f.positive("layer_norm_epsilon", Some(1e-5)));
     let normed = f.flag("apply_residual_connection_post_layernorm", false);
-    let alibi = slopes(f, "n_head", heads, bloom_slopes);
+    let alibi = Alibi::Exact(slopes(f, "n_head", heads, bloom_slopes));
     Box::new(Recipe {
         names: Names {
             fields: SizeFields { inner: "hidden_size", layers: "n_layer", heads: "n_head", ..COMMON_FIELDS },
@@ -90,7 +90,7 @@ pub(super) fn mpt(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     let norm = NormForm { bias: false, ..NormForm::layer(f.positive("layer_norm_epsilon", Some(1e-5))) };
     let scale = f.positive_or_none("attn_config.softmax_scale").unwrap_or((sizes.head_dim as f64).powf(-0.5));
     let clip = f.positive_or_none("attn_config.clip_qkv").map(|clip| clip as f32);
-    let alibi = slopes(f, "n_heads", heads, mpt_slopes);
+    let alibi = Alibi::Exact(slopes(f, "n_heads", heads, mpt_slopes));
     Box::new(Recipe {
         names: Names {
             fields: SizeFields {

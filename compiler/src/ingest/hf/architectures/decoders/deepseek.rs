@@ -8,8 +8,21 @@ use crate::ingest::hf::common_fields::{activation, even_rotation, only};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::rope;
-use crate::ingest::recipe::{Biases, HeadForm, LatentForm, MixtureForm, NormForm, Recipe, SharedForm, Sizes};
+use crate::ingest::recipe::{
+    Biases, HeadForm, LatentForm, LatentNames, MixtureForm, NormForm, Recipe, SharedForm, Sizes,
+};
 use crate::ingest::rope::RopeScaling;
+
+const NAMES: LatentNames = LatentNames {
+    q: "q_proj",
+    q_down: "q_a_proj",
+    q_norm: "q_a_layernorm",
+    q_up: "q_b_proj",
+    kv_down: "kv_a_proj_with_mqa",
+    kv_norm: "kv_a_layernorm",
+    kv_up: "kv_b_proj",
+    ups: ["k_b_proj", "v_b_proj"],
+};
 
 fn recipe(f: &mut Fields<'_>, context: u64) -> Recipe {
     let limits = f.limits();
@@ -30,6 +43,8 @@ fn recipe(f: &mut Fields<'_>, context: u64) -> Recipe {
         value: f.size("v_head_dim", Some(128)),
         bias: f.flag("attention_bias", false),
         eps: 1e-6,
+        names: NAMES,
+        apart: false,
     };
     even_rotation(f, "qk_rope_head_dim", latent.rotated);
     let sizes = Sizes {

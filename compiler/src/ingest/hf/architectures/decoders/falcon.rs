@@ -1,11 +1,13 @@
-//! Falcon with rotary positions: the first design (one key head, or one for each head), and the second (grouped keys,
+//! Falcon, with rotary positions or a bias by distance: the first design (one key head, or one for each head), and the second (grouped keys,
 //! a norm for each of the parallel parts).
 
-use crate::ingest::blocks::{Packing, Residual};
-use crate::ingest::hf::common_fields::{activation, even_head_dim, even_rotation, only, renamed};
+use super::alibi::slopes;
+use crate::ingest::blocks::{Alibi, Packing, Residual};
+use crate::ingest::hf::common_fields::{activation, even_head_dim, even_rotation, renamed};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::rope;
+use crate::ingest::recipe::alibi::bloom_slopes;
 use crate::ingest::recipe::{
     Biases, COMMON_FIELDS, COMMON_NAMES, FfnForm, HeadForm, Names, NormForm, QkvForm, Recipe, SizeFields, Sizes,
 };
@@ -15,7 +17,10 @@ pub(super) fn read(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     let hidden = renamed(f, "hidden_size", "n_embed", None, limits.dim);
     let heads = f.size("num_attention_heads", None);
     let head_dim = even_head_dim(f, "num_attention_heads", hidden, heads);
-    even_rotation(f, "num_attention_heads", head_dim);
+    let has_alibi = f.flag("alibi", false);
+    if !has_alibi {
+        even_rotation(f, "num_attention_heads", head_dim);
+    }
     let second = f.flag("new_decoder_architecture", false);
     let one_key = f.flag("multi_query", true);
     let kv_heads = match (second, one_key) {
@@ -36,8 +41,6 @@ pub(super) fn read(f: &mut Fields<'_>) -> Box<dyn Architecture> {
         head_dim,
         context: f.size("max_position_embeddings", Some(2048)),
     };
-    // Slopes and products are rounded to 16 bits there.
-    only(f, "alibi", false);
     let parallel = f.flag("parallel_attn", true);
     let norms = f.size("num_ln_in_parallel_attn", Some(if second { 2 } else { 1 }));
     if !matches!((second, parallel, norms), (true, true, 1 | 2) | (false, true, 1) | (false, false, _)) {
@@ -47,7 +50,8 @@ pub(super) fn read(f: &mut Fields<'_>) -> Box<dyn Architecture> {
             "correct one of them",
         );
     }
-    let rope = rope(f, head_dim, sizes.context);
+    let rope = (!has_alibi).then(|| rope(f, head_dim, sizes.context));
+    let alibi = has_alibi.then(|| alibi(f, &sizes));
     let norm = NormForm::layer(f.positive("layer_norm_epsilon", Some(1e-5)));
     let act = activation(f, "activation", "gelu");
     let bias = f.flag("bias", false);
@@ -63,13 +67,26 @@ pub(super) fn read(f: &mut Fields<'_>) -> Box<dyn Architecture> {
             ffn_norm,
             ..NAMES
         },
+        alibi,
         qkv: QkvForm::Packed(Packing::Groups),
         ffn: FfnForm::Plain,
         biases: Biases { qkv: bias, output: bias, ffn: bias, head: false },
         residual: if parallel { Residual::Parallel } else { Residual::Sequential },
         head: HeadForm { tied: f.flag("tie_word_embeddings", true), ..HeadForm::default() },
-        ..Recipe::new(sizes, sizes.depth(f), norm, act, Some(rope))
+        ..Recipe::new(sizes, sizes.depth(f), norm, act, rope)
     })
+}
+
+/// The bias of a head on keys at each position, rounded to 16 bits and divided as the scores are.
+fn alibi(f: &mut Fields<'_>, sizes: &Sizes) -> Alibi {
+    const MOST: u64 = 1 << 24;
+    let slopes = slopes(f, "num_attention_heads", sizes.heads, bloom_slopes);
+    let entries = sizes.context.saturating_mul(sizes.heads);
+    if entries > MOST {
+        let problem = format!("makes a table of {entries} positions and heads; the most is {MOST}");
+        f.size_gap("max_position_embeddings", problem, "correct it");
+    }
+    Alibi::Rounded { slopes, scale: sizes.scale() }
 }
 
 pub(super) const NAMES: Names = Names {

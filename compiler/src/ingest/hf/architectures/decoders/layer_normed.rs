@@ -2,11 +2,11 @@
 
 use super::sizes::SizeDefaults;
 use crate::ingest::blocks::Residual;
-use crate::ingest::hf::common_fields::{activation, only, rotary_part, whole_rotation, window};
+use crate::ingest::hf::common_fields::{activation, rotary_part, whole_rotation, window};
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 use crate::ingest::hf::rope_fields::rope;
-use crate::ingest::recipe::{Biases, FfnForm, HeadForm, Names, NormForm, Recipe, Sizes};
+use crate::ingest::recipe::{Biases, FfnForm, HeadForm, Names, NormForm, QkPlace, Recipe, Sizes};
 
 /// Norms by `1 + gain`, half of each head rotated, a plain feed-forward.
 pub(super) fn nemotron(f: &mut Fields<'_>) -> Box<dyn Architecture> {
@@ -32,11 +32,16 @@ pub(super) fn stablelm(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     let rope = rope(f, rotated, sizes.context);
     let norm = NormForm::layer(f.positive("layer_norm_eps", Some(1e-5)));
     let act = activation(f, "hidden_act", "silu");
-    only(f, "qk_layernorm", false);
+    let head_norm = NormForm { bias: false, ..norm };
+    let qk_norm = f.flag("qk_layernorm", false).then_some((QkPlace::ListedHeads, head_norm));
+    let recipe = Recipe::new(sizes, sizes.depth(f), norm, act, Some(rope));
+    let names = Names { qk_norm: ["q_layernorm", "k_layernorm"], ..recipe.names };
     let recipe = Recipe {
+        names,
+        qk_norm,
         biases: Biases { qkv: f.flag("use_qkv_bias", false), ..Biases::default() },
         head: HeadForm { tied: f.flag("tie_word_embeddings", false), ..HeadForm::default() },
-        ..Recipe::new(sizes, sizes.depth(f), norm, act, Some(rope))
+        ..recipe
     };
     Box::new(match f.flag("use_parallel_residual", false) {
         false => recipe,

@@ -137,8 +137,9 @@ impl TextEncoder {
         let outputs = if headless {
             Vec::new()
         } else {
+            let there: Vec<&Output> = r.head.outputs.iter().filter(|o| !lacks_pooler(o, t, p)).collect();
             let bound = |o: &Output| (o.clone(), o.steps.iter().map(|s| step(r, t, words, p, s)).collect());
-            r.head.outputs.iter().map(bound).collect()
+            there.into_iter().map(bound).collect()
         };
         TextEncoder {
             recipe: r.clone(),
@@ -154,6 +155,15 @@ impl TextEncoder {
             states: r.head.states || headless,
         }
     }
+}
+
+/// Whether the file of an encoder has no pooler, which some are saved without: then there is no such output.
+fn lacks_pooler(o: &Output, t: &Binder<'_>, prefix: &str) -> bool {
+    let stored = |s: &Step| match s {
+        Step::Linear { name, inner: true, .. } => t.has(&format!("{prefix}{name}.weight")),
+        _ => true,
+    };
+    o.name == "pooler_output" && !o.steps.iter().all(stored)
 }
 
 /// Whether the file has a tensor of the head.

@@ -1,11 +1,27 @@
 //! ELECTRA: BERT with an embedding of its own width and no pooler.
 
-use super::recipe::{Head, Kind, Pool, Recipe, Step, absolute_positions, labels, like_bert};
+use super::recipe::{Head, Kind, Output, Pool, Recipe, Step, absolute_positions, labels, like_bert};
 use crate::ingest::activation::Activation;
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
 
 pub(super) fn read(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
+    Box::new(recipe(f, kind))
+}
+
+/// Whether each token was put in place of another: one logit a token.
+pub(super) fn discriminator(f: &mut Fields<'_>) -> Box<dyn Architecture> {
+    let r = recipe(f, Kind::Tokens);
+    let steps = vec![
+        Step::linear("discriminator_predictions.dense", r.hidden, r.hidden),
+        Step::Act(r.act),
+        Step::linear("discriminator_predictions.dense_prediction", r.hidden, 1),
+    ];
+    let output = Output { column: Some(0), ..Output::of("logits", Pool::Each, steps) };
+    Box::new(Recipe { head: Head { states: false, outputs: vec![output] }, ..r })
+}
+
+fn recipe(f: &mut Fields<'_>, kind: Kind) -> Recipe {
     absolute_positions(f);
     let types = f.size("type_vocab_size", Some(2));
     let tied = f.flag("tie_word_embeddings", true);
@@ -38,5 +54,5 @@ pub(super) fn read(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
         Kind::Model => &["embeddings.position_ids", "discriminator_predictions.", "generator_"],
         _ => &["embeddings.position_ids", "generator_lm_head.weight"],
     };
-    Box::new(Recipe { prefixes, types: Some(types), embedding, head, ignored, ..r })
+    Recipe { prefixes, types: Some(types), embedding, head, ignored, ..r }
 }

@@ -19,6 +19,7 @@ use recipe::Kind::{Answer, MaskedLm, Model, Sequence, Tokens};
 pub(super) const CLASSES: &[Class] = &[
     Class::new("BertModel", "bert", |f| bert::read(f, Model)),
     Class::new("BertForMaskedLM", "bert", |f| bert::read(f, MaskedLm)),
+    Class::new("BertForPreTraining", "bert", bert::pretraining),
     Class::new("BertForSequenceClassification", "bert", |f| bert::read(f, Sequence)),
     Class::new("BertForTokenClassification", "bert", |f| bert::read(f, Tokens)),
     Class::new("BertForQuestionAnswering", "bert", |f| bert::read(f, Answer)),
@@ -44,6 +45,7 @@ pub(super) const CLASSES: &[Class] = &[
     Class::new("DistilBertForQuestionAnswering", "distilbert", |f| distilbert::read(f, Answer)),
     Class::new("ElectraModel", "electra", |f| electra::read(f, Model)),
     Class::new("ElectraForMaskedLM", "electra", |f| electra::read(f, MaskedLm)),
+    Class::new("ElectraForPreTraining", "electra", electra::discriminator),
     Class::new("ElectraForSequenceClassification", "electra", |f| electra::read(f, Sequence)),
     Class::new("ElectraForTokenClassification", "electra", |f| electra::read(f, Tokens)),
     Class::new("ElectraForQuestionAnswering", "electra", |f| electra::read(f, Answer)),

@@ -203,20 +203,23 @@ impl Step {
     }
 }
 
+impl Output {
+    /// All columns of what `steps` make of the rows of `pool`.
+    pub fn of(name: &'static str, pool: Pool, steps: Vec<Step>) -> Output {
+        Output { name, pool, steps, column: None }
+    }
+}
+
 impl Head {
     /// The rows, and what the pooler makes of the first one, where the model has such a projection.
     pub fn states(pooler: Option<Step>) -> Head {
-        let pooled = pooler.map(|dense| Output {
-            name: "pooler_output",
-            pool: Pool::First,
-            steps: vec![dense, Step::Act(Activation::Tanh)],
-            column: None,
-        });
+        let steps = |dense| vec![dense, Step::Act(Activation::Tanh)];
+        let pooled = pooler.map(|dense| Output::of("pooler_output", Pool::First, steps(dense)));
         Head { states: true, outputs: pooled.into_iter().collect() }
     }
     /// One output from `pool`.
     pub fn logits(pool: Pool, steps: Vec<Step>) -> Head {
-        Head { states: false, outputs: vec![Output { name: "logits", pool, steps, column: None }] }
+        Head { states: false, outputs: vec![Output::of("logits", pool, steps)] }
     }
     /// The two ends of an answer.
     pub fn answer(steps: Vec<Step>) -> Head {

@@ -7,7 +7,7 @@ mod t5;
 mod whisper;
 
 use super::super::registry::{Class, Network};
-use crate::ingest::blocks::EncoderDecoder;
+use crate::ingest::blocks::{EncoderDecoder, TokenEncoder};
 use crate::ingest::builder::ModelBuilder;
 use bart::Family;
 
@@ -16,6 +16,9 @@ pub(super) const CLASSES: &[Class] = &[
     both("T5ForConditionalGeneration", "t5", |f| t5::read(f, t5::Family::T5)),
     both("MT5ForConditionalGeneration", "mt5", |f| t5::read(f, t5::Family::T5)),
     both("UMT5ForConditionalGeneration", "umt5", |f| t5::read(f, t5::Family::Umt5)),
+    both("T5EncoderModel", "t5", |f| t5::encoder(f, t5::Family::T5)),
+    both("MT5EncoderModel", "mt5", |f| t5::encoder(f, t5::Family::T5)),
+    both("UMT5EncoderModel", "umt5", |f| t5::encoder(f, t5::Family::Umt5)),
     both("BartForConditionalGeneration", "bart", |f| bart::read(f, Family::Bart)),
     both("MBartForConditionalGeneration", "mbart", |f| bart::read(f, Family::MBart)),
     both("MarianMTModel", "marian", |f| bart::read(f, Family::Marian)),
@@ -28,6 +31,12 @@ pub(super) const CLASSES: &[Class] = &[
 
 const fn both(class: &'static str, model_type: &'static str, read: super::super::registry::Reader) -> Class {
     Class { class, model_type, read, encoder_decoder: true }
+}
+
+impl Network for TokenEncoder {
+    fn build(&self, m: &mut ModelBuilder) {
+        TokenEncoder::build(self, m);
+    }
 }
 
 impl Network for EncoderDecoder {

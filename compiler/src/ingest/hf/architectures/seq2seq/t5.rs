@@ -6,7 +6,7 @@ use crate::ingest::activation::Activation;
 use crate::ingest::bind::{Binder, Extent};
 use crate::ingest::blocks::{
     Buckets, EncoderDecoder, Ffn, Linear, MultiHead, Norm, Part, Place, Projections, RelativeBias, Source, Stack,
-    StackLayer, TokenEmbedding, Up,
+    StackLayer, TokenEmbedding, TokenEncoder, Up,
 };
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::{Architecture, Network};
@@ -39,6 +39,19 @@ struct Config {
 }
 
 pub(super) fn read(f: &mut Fields<'_>, family: Family) -> Box<dyn Architecture> {
+    Box::new(config(f, family))
+}
+
+/// The encoder by itself.
+pub(super) fn encoder(f: &mut Fields<'_>, family: Family) -> Box<dyn Architecture> {
+    Box::new(EncoderConfig(config(f, family)))
+}
+
+/// The configuration of an encoder by itself.
+#[derive(Clone, Debug)]
+struct EncoderConfig(Config);
+
+fn config(f: &mut Fields<'_>, family: Family) -> Config {
     let limits = f.limits();
     let vocab = f.size_to("vocab_size", None, limits.vocabulary);
     let encoder_layers = f.size_to("num_layers", Some(6), limits.layers);
@@ -74,7 +87,7 @@ pub(super) fn read(f: &mut Fields<'_>, family: Family) -> Box<dyn Architecture> 
         let problem = format!("is {}, too near for {} classes", config.max_distance, config.buckets);
         f.gap("relative_attention_max_distance", problem, "correct one of them");
     }
-    Box::new(config)
+    config
 }
 
 impl Config {
@@ -131,6 +144,22 @@ impl Config {
         let norm = Some(self.norm(t, "final_layer_norm", &format!("{side}.final_layer_norm")));
         let shared = (!own).then(|| table(t, 0));
         (Stack { name: "block", place: Place::Before, layers, norm }, self.bias(shared, !is_decoder))
+    }
+}
+
+impl Architecture for EncoderConfig {
+    fn bind(&self, t: &mut Binder<'_>) -> Box<dyn Network> {
+        let EncoderConfig(config) = self;
+        let vocab: Extent<'_> = (config.vocab, "vocab_size");
+        // Files hold the table under either name, or under both.
+        let name = if t.has("shared.weight") { "shared.weight" } else { "encoder.embed_tokens.weight" };
+        let words = t.take(name, &[vocab, config.width()]);
+        let (encoder, bias) = config.side(t, "encoder", config.encoder_layers);
+        let embedding = TokenEmbedding { words, scale: None, positions: None, norm: None, positions_after_norm: false };
+        Box::new(TokenEncoder { embedding, vocab: config.vocab, encoder, bias })
+    }
+    fn ignorable(&self, name: &str) -> bool {
+        name == "encoder.embed_tokens.weight" || name.starts_with("decoder.") || name == "lm_head.weight"
     }
 }
 

@@ -6,8 +6,8 @@ use crate::graph::{ValueId, WeightId};
 use crate::ingest::activation::Activation;
 use crate::ingest::bind::{Binder, Extent};
 use crate::ingest::blocks::{
-    Ffn, Linear, MultiHead, Norm, Part, Place, Projections, Scene, ScoreTerms, Stack, StackLayer, Up, embed_patches,
-    per_head,
+    Ffn, Linear, Memory, MultiHead, Norm, Part, Place, Projections, Scene, ScoreTerms, Stack, StackLayer, Up,
+    embed_patches, per_head,
 };
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
 use crate::ingest::hf::registry::{Architecture, Network};
@@ -24,6 +24,7 @@ pub(super) struct Tower {
     hidden: u64,
     patches: Linear,
     tokens: Vec<WeightId>,
+    registers: Option<WeightId>,
     positions: Option<WeightId>,
     first_norm: Option<Norm>,
     stack: Stack,
@@ -33,7 +34,7 @@ pub(super) struct Tower {
 }
 
 /// A vision transformer with its head.
-struct Vision {
+pub(super) struct Vision {
     tower: Tower,
     states: bool,
     outputs: Vec<(&'static str, Vec<(Pool, Vec<Bound>)>)>,
@@ -43,19 +44,20 @@ enum Bound {
     Linear(Linear),
     Act(Activation),
     Norm(Norm),
+    Attend(Box<Probe>),
+}
+
+/// From all rows to one: attention of a learned query, and a feed-forward part.
+struct Probe {
+    query: WeightId,
+    attention: MultiHead,
+    norm: Norm,
+    ffn: Ffn,
 }
 
 impl Architecture for Recipe {
     fn bind(&self, t: &mut Binder<'_>) -> Box<dyn Network> {
-        let p = t.prefix(&self.prefixes, &format!("{}.weight", self.names.patches));
-        let tower = Tower::bind(self, t, p);
-        let bound = |t: &mut Binder<'_>, o: &Output| {
-            let parts =
-                o.parts.iter().map(|(pool, steps)| (*pool, steps.iter().map(|s| step(self, t, p, s)).collect()));
-            (o.name, parts.collect())
-        };
-        let outputs = self.head.outputs.iter().map(|o| bound(t, o)).collect();
-        Box::new(Vision { tower, states: self.head.states, outputs })
+        Box::new(Vision::bind(self, t))
     }
     fn ignorable(&self, name: &str) -> bool {
         self.ignored.iter().any(|part| name.contains(part))
@@ -65,14 +67,15 @@ impl Architecture for Recipe {
 fn step(r: &Recipe, t: &mut Binder<'_>, prefix: &str, step: &Step) -> Bound {
     let hidden: Extent<'_> = (r.layers.hidden, HIDDEN);
     match step {
-        Step::Linear { name, inner, from, to } => {
+        Step::Linear { name, inner, from, to, bias } => {
             let stem = if *inner { format!("{prefix}{name}") } else { (*name).to_owned() };
-            Bound::Linear(linear(t, "dense", &stem, (*to, "the head"), (*from, HIDDEN), true))
+            Bound::Linear(linear(t, "dense", &stem, (*to, "the head"), (*from, HIDDEN), *bias))
         }
         Step::Act(act) => Bound::Act(*act),
         Step::Norm { name } => {
             Bound::Norm(layer_norm(t, "norm", &format!("{prefix}{name}"), hidden, r.layers.eps, true))
         }
+        Step::Attend { name } => Bound::Attend(Box::new(Probe::bind(&r.layers, t, &format!("{prefix}{name}")))),
     }
 }
 
@@ -92,6 +95,10 @@ impl Tower {
             t.take_flat(&format!("{p}{name}"), shape, &[l.hidden])
         });
         let tokens: Vec<WeightId> = tokens.collect();
+        let registers = (r.registers > 0).then(|| {
+            let shape = [one, (r.registers, "num_register_tokens"), hidden];
+            t.take_flat(&format!("{p}embeddings.register_tokens"), &shape, &[1, r.registers, l.hidden])
+        });
         let rows = image.patches() + tokens.len() as u64;
         let positions = (!n.positions.is_empty()).then(|| {
             let rows: Extent<'_> = (rows, "patches and tokens");
@@ -113,6 +120,7 @@ impl Tower {
             hidden: l.hidden,
             patches: Linear::new("patches", weight, bias),
             tokens,
+            registers,
             positions,
             first_norm,
             stack: Stack { name: "layer", place: Place::Before, layers, norm },
@@ -157,6 +165,7 @@ impl Tower {
                 }
                 None => x,
             };
+            let x = self.registers.map_or(x, |registers| self.registered(b, x, registers));
             self.first_norm.as_ref().map_or(x, |norm| norm.apply(b, x))
         });
         let classes = classes.map(|classes| b.weight(classes));
@@ -166,6 +175,26 @@ impl Tower {
         });
         let scene = Scene { scores: ScoreTerms { bias, ..ScoreTerms::default() }, classes, ..Scene::default() };
         b.scope("encoder", |b| self.stack.apply(b, &scene, x))
+    }
+
+    /// With learned rows between the tokens and the patches.
+    fn registered(&self, b: &mut GraphBuilder<'_>, x: ValueId, registers: WeightId) -> ValueId {
+        let batch = b.ty(x).shape.first().cloned().unwrap_or_else(Dim::one);
+        let registers = b.weight(registers);
+        let mut shape = b.ty(registers).shape.to_vec();
+        if let Some(first) = shape.first_mut() {
+            *first = batch;
+        }
+        let registers = b.broadcast(registers, &shape);
+        let tokens = Dim::from(self.tokens.len());
+        let front = b.slice(x, 1, Dim::zero(), tokens.clone());
+        let patches = b.slice(x, 1, tokens, Dim::from(self.image.patches()));
+        b.concat(&[front, registers, patches], 1)
+    }
+    /// Rows in front of the patches.
+    fn leading(&self, b: &GraphBuilder<'_>, x: ValueId) -> Dim {
+        let rows = b.ty(x).shape.get(1).cloned().unwrap_or_else(Dim::one);
+        rows - Dim::from(self.image.patches())
     }
 
     /// Declares the input of pictures.
@@ -256,6 +285,40 @@ impl Network for Vision {
 }
 
 impl Vision {
+    /// Binds the tower and its head.
+    pub fn bind(r: &Recipe, t: &mut Binder<'_>) -> Vision {
+        let p = t.prefix(&r.prefixes, &format!("{}.weight", r.names.patches));
+        let tower = Tower::bind(r, t, p);
+        let bound = |t: &mut Binder<'_>, o: &Output| {
+            let parts = o.parts.iter().map(|(pool, steps)| (*pool, steps.iter().map(|s| step(r, t, p, s)).collect()));
+            (o.name, parts.collect())
+        };
+        // Some files of an encoder are saved without a pooler: then there is no such output.
+        let stored = |t: &Binder<'_>, s: &Step| match s {
+            Step::Linear { name, inner: true, .. } => t.has(&format!("{p}{name}.weight")),
+            _ => true,
+        };
+        let lacks = |t: &Binder<'_>, o: &Output| {
+            o.name == "pooler_output" && !o.parts.iter().flat_map(|(_, steps)| steps).all(|s| stored(t, s))
+        };
+        let there: Vec<&Output> = r.head.outputs.iter().filter(|o| !lacks(t, o)).collect();
+        let outputs = there.into_iter().map(|o| bound(t, o)).collect();
+        Vision { tower, states: r.head.states, outputs }
+    }
+    /// Layers.
+    pub fn depth(&self) -> u32 {
+        self.tower.depth()
+    }
+    /// Declares pictures, `batch` of them, and gives the one output of a head that has one.
+    pub fn embed(&self, b: &mut GraphBuilder<'_>, batch: Dim) -> ValueId {
+        let pixels = self.tower.pixels(b, batch);
+        let x = self.tower.apply(b, pixels, None);
+        match self.outputs.as_slice() {
+            [(_, parts)] => self.output(b, parts, x),
+            _ => x,
+        }
+    }
+
     fn output(&self, b: &mut GraphBuilder<'_>, parts: &[(Pool, Vec<Bound>)], x: ValueId) -> ValueId {
         let mut sum: Option<ValueId> = None;
         for (pool, steps) in parts {
@@ -265,6 +328,7 @@ impl Vision {
                     Bound::Linear(linear) => linear.apply(b, y),
                     Bound::Act(act) => act.apply(b, y),
                     Bound::Norm(norm) => norm.apply(b, y),
+                    Bound::Attend(probe) => probe.apply(b, y),
                 };
             }
             sum = Some(sum.map_or(y, |sum| b.add(sum, y)));
@@ -285,19 +349,58 @@ impl Vision {
         };
         let patches = |b: &mut GraphBuilder<'_>| {
             let count = Dim::from(self.tower.image.patches());
-            let rows = b.slice(x, 1, Dim::from(self.tower.tokens.len()), count);
+            let first = self.tower.leading(b, x);
+            let rows = b.slice(x, 1, first, count);
             let sum = b.reduce(ReduceOp::Sum, rows, &[1], false);
             let count = b.f32(self.tower.image.patches() as f32);
             b.binary(BinaryOp::Div, sum, count)
         };
         match pool {
             Pool::Token(at) => token(b, at),
+            Pool::Rows => x,
             Pool::Patches => patches(b),
             Pool::TokenAndPatches => {
                 let both = [token(b, 0), patches(b)];
                 b.concat(&both, 1)
             }
         }
+    }
+}
+
+impl Probe {
+    fn bind(l: &Layers, t: &mut Binder<'_>, stem: &str) -> Probe {
+        let hidden: Extent<'_> = (l.hidden, HIDDEN);
+        let query = t.take_flat(&format!("{stem}.probe"), &[(1, "1"), (1, "1"), hidden], &[l.hidden]);
+        let three: Extent<'_> = (3 * l.hidden, "3·hidden_size");
+        let weight = t.take(&format!("{stem}.attention.in_proj_weight"), &[three, hidden]);
+        let bias = t.take(&format!("{stem}.attention.in_proj_bias"), &[three]);
+        let head_dim = l.hidden / l.heads.max(1);
+        let attention = MultiHead {
+            name: "attention",
+            heads: l.heads,
+            head_dim,
+            scale: (head_dim as f64).powf(-0.5) as f32,
+            qkv: Projections::Fused(Linear::new("in_proj", weight, Some(bias))),
+            rope: None,
+            output: linear(t, "out_proj", &format!("{stem}.attention.out_proj"), hidden, hidden, true),
+        };
+        let norm = layer_norm(t, "layernorm", &format!("{stem}.layernorm"), hidden, l.eps, true);
+        let inner: Extent<'_> = (l.inner, "intermediate_size");
+        let up = Up::Plain(linear(t, "fc1", &format!("{stem}.mlp.fc1"), inner, hidden, true));
+        let down = linear(t, "fc2", &format!("{stem}.mlp.fc2"), hidden, inner, true);
+        Probe { query, attention, norm, ffn: Ffn { name: "mlp", up, act: l.act, down } }
+    }
+
+    /// Rows `[B, T, H]` to `[B, H]`.
+    fn apply(&self, b: &mut GraphBuilder<'_>, x: ValueId) -> ValueId {
+        let (batch, width) = (b.ty(x).shape.first().cloned().unwrap_or_else(Dim::one), b.ty(x).last());
+        let query = b.weight(self.query);
+        let query = b.broadcast(query, &[batch.clone(), Dim::one(), width.clone()]);
+        let pooled = self.attention.apply(b, query, Memory::Other(x), &ScoreTerms::default(), None);
+        let normed = self.norm.apply(b, pooled);
+        let fed = self.ffn.apply(b, normed);
+        let y = b.add(pooled, fed);
+        b.reshape(y, &[batch, width])
     }
 }
 

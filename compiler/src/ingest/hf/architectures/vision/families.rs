@@ -25,12 +25,8 @@ fn prefixes(kind: Kind, under: [&'static str; 2]) -> [&'static str; 2] {
 fn pooled(f: &mut Fields<'_>, hidden: u64) -> Output {
     let act = activation(f, "pooler_act", "tanh");
     let size = f.size("pooler_output_size", Some(hidden));
-    let dense = Step::Linear { name: "pooler.dense", inner: true, from: hidden, to: size };
+    let dense = Step::Linear { name: "pooler.dense", inner: true, from: hidden, to: size, bias: true };
     Output::of("pooler_output", Pool::Token(0), vec![dense, Step::Act(act)])
-}
-
-fn classifier(name: &'static str, from: u64, to: u64) -> Step {
-    Step::Linear { name, inner: false, from, to }
 }
 
 pub(super) fn vit(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
@@ -42,7 +38,7 @@ pub(super) fn vit(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
     let head = match kind {
         Kind::Model => Head { states: true, outputs: vec![pooled(f, hidden)] },
         _ => {
-            let steps = vec![classifier("classifier", hidden, classes)];
+            let steps = vec![Step::classifier("classifier", hidden, classes)];
             Head { states: false, outputs: vec![Output::of("logits", Pool::Token(0), steps)] }
         }
     };
@@ -52,6 +48,7 @@ pub(super) fn vit(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
         image,
         layers,
         tokens: &["embeddings.cls_token"],
+        registers: 0,
         flat: false,
         patch_bias: true,
         head,
@@ -68,12 +65,12 @@ pub(super) fn deit(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
     let head = match kind {
         Kind::Model => Head { states: true, outputs: vec![pooled(f, hidden)] },
         Kind::Image => {
-            let steps = vec![classifier("classifier", hidden, classes)];
+            let steps = vec![Step::classifier("classifier", hidden, classes)];
             Head { states: false, outputs: vec![Output::of("logits", Pool::Token(0), steps)] }
         }
         Kind::Teacher => {
-            let first = (Pool::Token(0), vec![classifier("cls_classifier", hidden, classes)]);
-            let second = (Pool::Token(1), vec![classifier("distillation_classifier", hidden, classes)]);
+            let first = (Pool::Token(0), vec![Step::classifier("cls_classifier", hidden, classes)]);
+            let second = (Pool::Token(1), vec![Step::classifier("distillation_classifier", hidden, classes)]);
             let alone = |name, part: &(Pool, Vec<Step>)| Output { name, parts: vec![part.clone()] };
             let outputs = vec![
                 alone("cls_logits", &first),
@@ -89,6 +86,7 @@ pub(super) fn deit(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
         image,
         layers,
         tokens: &["embeddings.cls_token", "embeddings.distillation_token"],
+        registers: 0,
         flat: false,
         patch_bias: true,
         head,
@@ -100,8 +98,17 @@ pub(super) fn deit(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
 }
 
 pub(super) fn dinov2(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
+    dino(f, kind, 14, ["dinov2.", ""], 0)
+}
+
+pub(super) fn dinov2_with_registers(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
+    let registers = f.size("num_register_tokens", Some(4));
+    dino(f, kind, 16, ["dinov2_with_registers.", ""], registers)
+}
+
+fn dino(f: &mut Fields<'_>, kind: Kind, patch: u64, under: [&'static str; 2], registers: u64) -> Box<dyn Architecture> {
     let classes = labels(f);
-    let image = image(f, "", [224, 14]);
+    let image = image(f, "", [224, patch]);
     let mut layers = layers(f, "", "gelu", 1e-6);
     layers.qkv_bias = [f.flag("qkv_bias", true); 3];
     let hidden = layers.hidden;
@@ -123,16 +130,17 @@ pub(super) fn dinov2(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
     let head = match kind {
         Kind::Model => Head { states: true, outputs: vec![Output::of("pooler_output", Pool::Token(0), Vec::new())] },
         _ => {
-            let steps = vec![classifier("classifier", 2 * hidden, classes)];
+            let steps = vec![Step::classifier("classifier", 2 * hidden, classes)];
             Head { states: false, outputs: vec![Output::of("logits", Pool::TokenAndPatches, steps)] }
         }
     };
     Box::new(Recipe {
-        prefixes: prefixes(kind, ["dinov2.", ""]),
+        prefixes: prefixes(kind, under),
         names,
         image,
         layers,
         tokens: &["embeddings.cls_token"],
+        registers,
         flat: false,
         patch_bias: true,
         head,
@@ -171,7 +179,7 @@ pub(super) fn beit(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
     let head = match kind {
         Kind::Model => Head { states: true, outputs: vec![Output::of("pooler_output", pool, steps)] },
         _ => {
-            steps.push(classifier("classifier", hidden, classes));
+            steps.push(Step::classifier("classifier", hidden, classes));
             Head { states: false, outputs: vec![Output::of("logits", pool, steps)] }
         }
     };
@@ -181,6 +189,7 @@ pub(super) fn beit(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
         image,
         layers,
         tokens: &["embeddings.cls_token"],
+        registers: 0,
         flat: false,
         patch_bias: true,
         head,

@@ -4,8 +4,10 @@ mod assemble;
 mod clip;
 mod families;
 mod recipe;
+mod texts;
 
 use super::super::registry::Class;
+use clip::Family::{Clip, Siglip};
 use families::Kind::{Image, Model, Teacher};
 
 /// Class, `model_type` and reader.
@@ -17,8 +19,22 @@ pub(super) const CLASSES: &[Class] = &[
     Class::new("DeiTForImageClassificationWithTeacher", "deit", |f| families::deit(f, Teacher)),
     Class::new("Dinov2Model", "dinov2", |f| families::dinov2(f, Model)),
     Class::new("Dinov2ForImageClassification", "dinov2", |f| families::dinov2(f, Image)),
+    Class::new("Dinov2WithRegistersModel", "dinov2_with_registers", |f| families::dinov2_with_registers(f, Model)),
+    Class::new("Dinov2WithRegistersForImageClassification", "dinov2_with_registers", |f| {
+        families::dinov2_with_registers(f, Image)
+    }),
     Class::new("BeitModel", "beit", |f| families::beit(f, Model)),
     Class::new("BeitForImageClassification", "beit", |f| families::beit(f, Image)),
-    Class::new("CLIPModel", "clip", |f| clip::read(f, clip::Family::Clip)),
-    Class::new("SiglipModel", "siglip", |f| clip::read(f, clip::Family::Siglip)),
+    Class::new("CLIPModel", "clip", |f| clip::read(f, Clip)),
+    Class::new("CLIPForImageClassification", "clip", |f| clip::pictures(f, Clip, clip::Kind::Labels)),
+    Class::new("CLIPVisionModel", "clip_vision_model", |f| clip::pictures(f, Clip, clip::Kind::Model)),
+    Class::new("CLIPVisionModelWithProjection", "clip_vision_model", |f| {
+        clip::pictures(f, Clip, clip::Kind::Projected)
+    }),
+    Class::new("CLIPTextModel", "clip_text_model", |f| texts::read(f, Clip, false)),
+    Class::new("CLIPTextModelWithProjection", "clip_text_model", |f| texts::read(f, Clip, true)),
+    Class::new("SiglipModel", "siglip", |f| clip::read(f, Siglip)),
+    Class::new("SiglipForImageClassification", "siglip", |f| clip::pictures(f, Siglip, clip::Kind::Labels)),
+    Class::new("SiglipVisionModel", "siglip_vision_model", |f| clip::pictures(f, Siglip, clip::Kind::Model)),
+    Class::new("SiglipTextModel", "siglip_text_model", |f| texts::read(f, Siglip, true)),
 ];

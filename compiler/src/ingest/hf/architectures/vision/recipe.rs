@@ -16,6 +16,8 @@ pub(crate) struct Recipe {
     pub layers: Layers,
     /// Learned tokens in front of the patches, by name.
     pub tokens: &'static [&'static str],
+    /// Learned rows between the tokens and the patches, which have no positions.
+    pub registers: u64,
     /// Whether the one token is stored `[H]` and positions as a table.
     pub flat: bool,
     pub patch_bias: bool,
@@ -138,6 +140,8 @@ pub(crate) struct Output {
 pub(crate) enum Pool {
     /// The token in front of that number.
     Token(u64),
+    /// All rows as they are.
+    Rows,
     /// The mean over patches.
     Patches,
     /// The first token beside the mean over patches.
@@ -153,12 +157,24 @@ pub(crate) enum Step {
         inner: bool,
         from: u64,
         to: u64,
+        bias: bool,
+    },
+    /// From all rows to one: attention of a learned query, and a feed-forward part. Of the encoder.
+    Attend {
+        name: &'static str,
     },
     Act(Activation),
     /// Of the encoder.
     Norm {
         name: &'static str,
     },
+}
+
+impl Step {
+    /// A linear map of the head, with a bias.
+    pub fn classifier(name: &'static str, from: u64, to: u64) -> Step {
+        Step::Linear { name, inner: false, from, to, bias: true }
+    }
 }
 
 impl Output {
