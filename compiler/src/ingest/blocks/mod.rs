@@ -5,7 +5,7 @@
 //! `sinks`), `ffn` and `moe`, `rotary` (position tables) and `alibi`, `shared` (what the layers of one graph have in common),
 //! `sharing` and `probs` (what layers take from each other), `merged` and `anchors` (what caches keep), `decoder` (layers,
 //! and the ways to run a decoder), `depth` and `halting` (which layers run for whom), `layer_attention` (reads along
-//! layers). Encoders are made of `multi_head`, `relative` and `disentangled` (positions in scores),
+//! layers). Encoders are made of `multi_head`, `relative` and `disentangled` (positions in scores), `nearby` (a convolution beside a layer),
 //! `stack` (layers), `patches` (windows of pictures and signals) and `encoder_decoder` (the ways to run a pair of both).
 
 mod alibi;
@@ -23,6 +23,7 @@ mod linear;
 mod merged;
 mod moe;
 mod multi_head;
+mod nearby;
 mod norm;
 mod patches;
 mod probs;
@@ -48,6 +49,7 @@ pub(crate) use layer_attention::LayerAttention;
 pub(crate) use linear::{Factor, Linear};
 pub(crate) use moe::{ExpertAct, ExpertLinear, ExpertUp, Experts, Groups, Mixture, Router, Scores};
 pub(crate) use multi_head::{Memory, MultiHead, Projections, Rotary, ScoreTerms};
+pub(crate) use nearby::Nearby;
 pub(crate) use norm::Norm;
 pub(crate) use patches::{Conv1d, embed_patches};
 pub(crate) use relative::{Buckets, RelativeBias, per_head};

@@ -4,6 +4,7 @@
 use super::disentangled::{Disentangled, Distances};
 use super::ffn::Ffn;
 use super::multi_head::{Memory, MultiHead, Rotary, ScoreTerms};
+use super::nearby::Nearby;
 use super::norm::Norm;
 use super::relative::per_head;
 use crate::graph::{KvSlotId, ValueId, WeightId};
@@ -49,6 +50,8 @@ pub(crate) struct Stack {
     pub name: &'static str,
     pub place: Place,
     pub layers: Vec<StackLayer>,
+    /// What joins the first layer.
+    pub nearby: Option<Nearby>,
     /// The norm behind the last layer.
     pub norm: Option<Norm>,
 }
@@ -69,6 +72,8 @@ pub(crate) struct Scene<'a> {
     pub classes: Option<ValueId>,
     /// What [`StackLayer::relative`] reads.
     pub distances: Option<Distances>,
+    /// What [`Stack::nearby`] reads: F32 `[B, S, 1]`, 0 at padding.
+    pub seen: Option<ValueId>,
 }
 
 /// The other sequence.
@@ -116,7 +121,11 @@ impl Stack {
     /// `x` is `[B, S, H]`, and so is the result.
     pub fn apply(&self, b: &mut GraphBuilder<'_>, scene: &Scene<'_>, mut x: ValueId) -> ValueId {
         for (i, layer) in self.layers.iter().enumerate() {
-            x = b.scope(&format!("{}.{i}", self.name), |b| layer.apply(b, scene, self.place, i, x));
+            let y = b.scope(&format!("{}.{i}", self.name), |b| layer.apply(b, scene, self.place, i, x));
+            x = match (&self.nearby, scene.seen) {
+                (Some(nearby), Some(seen)) if i == 0 => nearby.apply(b, x, y, seen),
+                _ => y,
+            };
         }
         match &self.norm {
             Some(norm) => norm.apply(b, x),

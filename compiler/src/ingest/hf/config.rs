@@ -86,8 +86,8 @@ fn identify(f: &mut Fields<'_>) -> (String, Option<&'static Class>) {
 
 /// Fields that change the computation of any architecture.
 fn common(f: &mut Fields<'_>, class: &Class) {
-    if f.get("quantization_config").is_some() {
-        let method = f.text("quantization_config.quant_method").unwrap_or("unnamed");
+    let method = f.get("quantization_config").map(|_| f.text("quantization_config.quant_method").unwrap_or("unnamed"));
+    if let Some(method) = method.filter(|method| (*method, class.model_type) != ("mxfp4", "gpt_oss")) {
         f.gap(
             "quantization_config",
             format!("asks for the scheme `{method}`, which is not read"),

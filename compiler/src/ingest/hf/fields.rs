@@ -33,6 +33,26 @@ impl<'a> Fields<'a> {
         (self.gaps, self.sizes_known)
     }
 
+    /// Reads the object in the field `path`, an empty one where there is none; its fields are named without the path.
+    pub fn within<T>(&mut self, path: &str, read: impl FnOnce(&mut Fields<'_>) -> T) -> T {
+        let none = Map::new();
+        let object = match self.get(path) {
+            Some(Value::Object(object)) => object,
+            Some(value) => {
+                self.wrong(path, value, "an object");
+                &none
+            }
+            None => &none,
+        };
+        let file = format!("{}, {path}", self.file);
+        let mut fields = Fields::new(&file, object, self.limits);
+        let made = read(&mut fields);
+        let (gaps, sizes_known) = fields.into_gaps();
+        self.gaps.extend(gaps);
+        self.sizes_known &= sizes_known;
+        made
+    }
+
     /// Whether the field is there, if only as `null`.
     pub fn present(&self, path: &str) -> bool {
         self.raw(path).is_some()

@@ -4,6 +4,7 @@ mod architectures;
 mod common_fields;
 pub mod config;
 pub mod fields;
+mod mxfp4;
 mod registry;
 pub(in crate::ingest) mod rope_fields;
 pub mod text_files;
@@ -57,6 +58,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
     let (text, faults) = text_files::read(&dir, &object, limits)?;
     gaps.extend(faults);
     let mut stock = stock(&weights);
+    mxfp4::join(&mut stock);
     if options.dedupe {
         dedupe(&weights, &mut stock)?;
     }
@@ -142,6 +144,9 @@ fn dedupe(weights: &Weights, stock: &mut IndexMap<String, Stored>) -> Result<()>
 
 impl TensorSource for Weights {
     fn read(&self, tensor: &str) -> Result<TensorData, Box<dyn std::error::Error + Send + Sync>> {
+        if let Some(joined) = mxfp4::read(self, tensor)? {
+            return Ok(joined);
+        }
         let info = self.get(tensor).ok_or_else(|| format!("there is no tensor `{tensor}`"))?;
         let storage =
             storage_of(info.dtype).ok_or_else(|| format!("tensor `{tensor}` is stored as {:?}", info.dtype))?;

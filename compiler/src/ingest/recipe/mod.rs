@@ -196,8 +196,8 @@ pub(crate) enum ExpertTensors {
     Stacked([&'static str; 3]),
     /// As [`ExpertTensors::Stacked`], with biases and the activation of [`ExpertTensors::Interleaved`].
     StackedClamped([&'static str; 3]),
-    /// Those of all experts as one, stored `[K, N]`, gate and up in turns, with biases.
-    Interleaved,
+    /// Those of all experts as one, gate and up in turns, with biases; `turned`: stored `[K, N]`.
+    Interleaved { turned: bool },
 }
 
 /// An expert that every token passes.

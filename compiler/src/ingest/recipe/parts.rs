@@ -65,11 +65,12 @@ impl Site<'_, '_, '_> {
                 let (gate, up) = (all(gate, inner, hidden), all(up, inner, hidden));
                 Experts { up: ExpertUp::Gated { gate, up }, act: CLAMPED, down: all(down, hidden, inner) }
             }
-            ExpertTensors::Interleaved => {
+            ExpertTensors::Interleaved { turned } => {
                 let mut all = |name: &str, out: Extent<'_>, from: Extent<'_>| {
-                    let weight = self.t.take(&format!("{stem}.experts.{name}"), &[experts, from, out]);
+                    let shape = if turned { [experts, from, out] } else { [experts, out, from] };
+                    let weight = self.t.take(&format!("{stem}.experts.{name}"), &shape);
                     let bias = self.t.take(&format!("{stem}.experts.{name}_bias"), &[experts, out]);
-                    ExpertLinear { weight, transposed: true, bias: Some(bias) }
+                    ExpertLinear { weight, transposed: turned, bias: Some(bias) }
                 };
                 let gate_up = all("gate_up_proj", both, hidden);
                 let down = all("down_proj", hidden, inner);

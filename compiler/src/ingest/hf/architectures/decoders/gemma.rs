@@ -3,9 +3,10 @@
 //! their own.
 
 use super::sizes::SizeDefaults;
+use crate::ingest::bind::Binder;
 use crate::ingest::hf::common_fields::{activation, layer_windows, only, whole_rotation};
 use crate::ingest::hf::fields::Fields;
-use crate::ingest::hf::registry::Architecture;
+use crate::ingest::hf::registry::{Architecture, Network};
 use crate::ingest::hf::rope_fields::{RopeDefaults, rope, rope_with};
 use crate::ingest::recipe::{Biases, COMMON_NAMES, EmbeddingForm, HeadForm, Names, NormForm, QkPlace, Recipe, Sizes};
 use crate::ingest::rope::{RopeConfig, RopeScaling};
@@ -19,12 +20,11 @@ const BOTH_SIDES: Names = Names {
 };
 
 fn base(f: &mut Fields<'_>, kv_heads: u64, act: &str, context: u64) -> Recipe {
-    let defaults = SizeDefaults {
-        kv_heads: Some(kv_heads),
-        head_dim: Some(256),
-        context: Some(context),
-        ..SizeDefaults::default()
-    };
+    base_or(f, kv_heads, act, context, SizeDefaults::default())
+}
+
+fn base_or(f: &mut Fields<'_>, kv_heads: u64, act: &str, context: u64, defaults: SizeDefaults) -> Recipe {
+    let defaults = SizeDefaults { kv_heads: Some(kv_heads), head_dim: Some(256), context: Some(context), ..defaults };
     let sizes = Sizes::read(f, defaults);
     whole_rotation(f, sizes.head_dim);
     let norm = NormForm { one_plus: true, ..NormForm::rms(f.positive("rms_norm_eps", Some(1e-6))) };
@@ -67,7 +67,43 @@ pub(super) fn gemma2(f: &mut Fields<'_>) -> Box<dyn Architecture> {
 }
 
 pub(super) fn gemma3(f: &mut Fields<'_>) -> Box<dyn Architecture> {
-    let recipe = base(f, 4, "hidden_activation", 131_072);
+    Box::new(third(f, SizeDefaults::default()))
+}
+
+/// The texts of the model that sees pictures too.
+pub(super) fn gemma3_texts(f: &mut Fields<'_>) -> Box<dyn Architecture> {
+    let defaults = SizeDefaults {
+        vocab: Some(262_208),
+        hidden: Some(2304),
+        inner: Some(9216),
+        layers: Some(26),
+        heads: Some(8),
+        ..SizeDefaults::default()
+    };
+    let recipe = f.within("text_config", |f| third(f, defaults));
+    let tied = f.flag("tie_word_embeddings", true);
+    let names = Names { prefixes: &["model.language_model.", "language_model.model."], ..recipe.names };
+    let head = HeadForm { tied, ..recipe.head };
+    Box::new(Texts(Recipe { names, head, ..recipe }))
+}
+
+/// A decoder among tensors of a model that sees pictures too.
+#[derive(Clone, Debug)]
+struct Texts(Recipe);
+
+impl Architecture for Texts {
+    fn bind(&self, t: &mut Binder<'_>) -> Box<dyn Network> {
+        Architecture::bind(&self.0, t)
+    }
+    fn ignorable(&self, name: &str) -> bool {
+        let seen = ["vision_tower.", "multi_modal_projector."];
+        let tied = self.0.head.tied && name.ends_with("lm_head.weight");
+        tied || seen.iter().any(|part| name.contains(part)) || self.0.ignorable(name)
+    }
+}
+
+fn third(f: &mut Fields<'_>, defaults: SizeDefaults) -> Recipe {
+    let recipe = base_or(f, 4, "hidden_activation", 131_072, defaults);
     let Sizes { head_dim, context, .. } = recipe.sizes;
     only(f, "use_bidirectional_attention", false);
     let global = rope_with(f, head_dim, context, RopeDefaults { theta: 1e6, ..RopeDefaults::default() });
@@ -91,5 +127,5 @@ pub(super) fn gemma3(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     for layer in recipe.layers.iter_mut().filter(|layer| layer.window.is_some()) {
         layer.rope = Some(1);
     }
-    Box::new(recipe)
+    recipe
 }

@@ -20,11 +20,12 @@ pub(super) fn read(f: &mut Fields<'_>) -> Box<dyn Architecture> {
     let windows = layer_windows(f, recipe.layers.len(), Some(window), |i| i % 2 == 0);
     let defaults =
         MixtureDefaults { field: "num_local_experts", experts: 128, chosen: Some(4), inner: "intermediate_size" };
+    // Quantised experts are stored row by row.
     let form = MixtureForm {
         router: "router",
         router_bias: true,
         scores: Scores::SoftmaxOfChosen,
-        tensors: ExpertTensors::Interleaved,
+        tensors: ExpertTensors::Interleaved { turned: f.get("quantization_config").is_none() },
         ..mixture(f, &defaults)
     };
     let recipe = Recipe {

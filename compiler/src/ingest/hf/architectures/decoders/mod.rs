@@ -29,6 +29,7 @@ use llama::Family;
 /// Class, `model_type` and reader.
 pub(super) const CLASSES: &[Class] = &[
     Class::new("LlamaForCausalLM", "llama", |f| llama::read(f, Family::Llama)),
+    Class::new("LLaMAForCausalLM", "llama", |f| llama::read(f, Family::Llama)),
     Class::new("LCKVLlamaForCausalLM", "lckv-llama", |f| llama::read(f, Family::Llama)),
     Class::new("MistralForCausalLM", "mistral", |f| llama::read(f, Family::Mistral)),
     Class::new("Qwen2ForCausalLM", "qwen2", |f| llama::read(f, Family::Qwen2)),
@@ -46,6 +47,7 @@ pub(super) const CLASSES: &[Class] = &[
     Class::new("GemmaForCausalLM", "gemma", gemma::gemma),
     Class::new("Gemma2ForCausalLM", "gemma2", gemma::gemma2),
     Class::new("Gemma3ForCausalLM", "gemma3_text", gemma::gemma3),
+    Class::new("Gemma3ForConditionalGeneration", "gemma3", gemma::gemma3_texts),
     Class::new("GlmForCausalLM", "glm", glm::glm),
     Class::new("Glm4ForCausalLM", "glm4", glm::glm4),
     Class::new("GPT2LMHeadModel", "gpt2", gpt2::read),
@@ -60,6 +62,7 @@ pub(super) const CLASSES: &[Class] = &[
     Class::new("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", relatives::hunyuan),
     Class::new("MixtralForCausalLM", "mixtral", mixtures::mixtral),
     Class::new("MptForCausalLM", "mpt", alibi::mpt),
+    Class::new("MPTForCausalLM", "mpt", alibi::mpt),
     Class::new("NemotronForCausalLM", "nemotron", layer_normed::nemotron),
     Class::new("OlmoForCausalLM", "olmo", olmo::olmo),
     Class::new("Olmo2ForCausalLM", "olmo2", olmo::olmo2),

@@ -4,8 +4,8 @@ use super::recipe::{Distances, Names, Output, Pool, Positions, Recipe, Step};
 use crate::graph::{RopeStyle, ValueId, WeightId};
 use crate::ingest::bind::{Binder, Extent};
 use crate::ingest::blocks::{
-    self, Buckets, Disentangled, Ffn, Linear, MultiHead, Norm, Part, Projections, RelativeBias, Rope, Rotary, Scene,
-    ScoreTerms, Stack, StackLayer, Up, counted_positions, distance_row,
+    self, Buckets, Disentangled, Ffn, Linear, MultiHead, Nearby, Norm, Part, Projections, RelativeBias, Rope, Rotary,
+    Scene, ScoreTerms, Stack, StackLayer, Up, counted_positions, distance_row,
 };
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
 use crate::ingest::hf::registry::{Architecture, Network};
@@ -131,6 +131,14 @@ impl TextEncoder {
             groups.into_iter().map(|i| layer(r, t, &format!("{p}{}", (n.layer)(i)), i)).collect();
         let per_group = (r.layers / r.groups.max(1)).max(1);
         let layers = (0..r.layers).filter_map(|i| groups.get((i / per_group) as usize).cloned()).collect();
+        let nearby = r.nearby.map(|form| {
+            let stem = format!("{p}encoder.conv");
+            let (taps, flat): (Extent<'_>, _) = ((form.taps, "conv_kernel_size"), [r.hidden, r.hidden * form.taps]);
+            let weight = t.take_flat(&format!("{stem}.conv.weight"), &[hidden, hidden, taps], &flat);
+            let bias = t.take(&format!("{stem}.conv.bias"), &[hidden]);
+            let norm = norm_of(t, "LayerNorm", &format!("{stem}.LayerNorm"), hidden);
+            Nearby { linear: Linear::new("conv", weight, Some(bias)), taps: form.taps, act: form.act, norm }
+        });
         let norm = (!n.final_norm.is_empty()).then(|| norm_of(t, "norm", &format!("{p}{}", n.final_norm), hidden));
         // A file of the encoder alone may carry the class of the model it was cut from.
         let headless = !r.head.states && p == r.prefixes[1] && r.prefixes[0] != r.prefixes[1] && !has_head(r, t);
@@ -150,7 +158,7 @@ impl TextEncoder {
             projection,
             buckets,
             distances,
-            stack: Stack { name: "layer", place: r.place, layers, norm },
+            stack: Stack { name: "layer", place: r.place, layers, nearby, norm },
             outputs,
             states: r.head.states || headless,
         }
@@ -310,6 +318,7 @@ impl TextEncoder {
             let seen = b.cast(visible, Scalar::F32);
             let rows_seen = b.reshape(seen, &[batch.clone(), tokens.clone(), Dim::one()]);
             x = b.mul(x, rows_seen);
+            scene.seen = Some(rows_seen);
             let seen = b.reshape(seen, &[batch.clone(), Dim::one(), tokens.clone(), Dim::one()]);
             let padding = b.unary(UnaryOp::Not, visible);
             let padding = b.reshape(padding, &[batch.clone(), Dim::one(), tokens.clone(), Dim::one()]);

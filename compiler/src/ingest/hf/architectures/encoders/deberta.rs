@@ -1,6 +1,6 @@
 //! DeBERTa-v2 and v3: attention in which content also addresses relative positions.
 
-use super::recipe::{Distances, Head, Kind, Names, Pool, Positions, Recipe, Step, labels, like_bert};
+use super::recipe::{Distances, Head, Kind, Names, NearbyForm, Pool, Positions, Recipe, Step, labels, like_bert};
 use crate::ingest::hf::common_fields::activation;
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::Architecture;
@@ -20,9 +20,7 @@ pub(super) fn read(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
     let r = like_bert(f);
     let hidden = r.hidden;
     let types = f.get("type_vocab_size").and_then(Value::as_u64).unwrap_or(0);
-    if f.get("conv_kernel_size").and_then(Value::as_u64).unwrap_or(0) > 0 {
-        f.gap("conv_kernel_size", "is set; layers without a convolution are read", "use a model without it");
-    }
+    let nearby = f.get("conv_kernel_size").is_some_and(|v| v.as_u64() != Some(0)).then(|| convolution(f));
     if f.get("embedding_size").and_then(Value::as_u64).is_some_and(|size| size != hidden) {
         f.gap("embedding_size", format!("differs from the hidden size {hidden}"), "use a model where they agree");
     }
@@ -64,7 +62,20 @@ pub(super) fn read(f: &mut Fields<'_>, kind: Kind) -> Box<dyn Architecture> {
         _ => &["embeddings.position_ids", "lm_predictions.", "mask_predictions.", "cls.predictions.decoder."],
     };
     let types = (types > 0).then_some(types);
-    Box::new(Recipe { prefixes, names: NAMES, types, positions, head, ignored, ..r })
+    Box::new(Recipe { prefixes, names: NAMES, types, positions, nearby, head, ignored, ..r })
+}
+
+/// The convolution beside the first layer.
+fn convolution(f: &mut Fields<'_>) -> NearbyForm {
+    let taps = f.size_to("conv_kernel_size", None, 1 << 10);
+    if taps.is_multiple_of(2) {
+        f.gap("conv_kernel_size", format!("is {taps}; as many tokens before as behind are read"), "use an odd number");
+    }
+    let groups = f.size("conv_groups", Some(1));
+    if groups != 1 {
+        f.gap("conv_groups", format!("is {groups}; only 1 is read"), "use another model");
+    }
+    NearbyForm { taps, act: activation(f, "conv_act", "tanh") }
 }
 
 /// How distances are read. What is left out has the value that transformers gives it.

@@ -39,11 +39,20 @@ pub(crate) struct Recipe {
     pub fused: bool,
     /// Layers whose attention sees near keys only, and how far.
     pub local: Option<Local>,
+    /// A convolution beside the first layer.
+    pub nearby: Option<NearbyForm>,
     /// Whether the norm in front of the first layer's attention is left out.
     pub first_norm: bool,
     pub head: Head,
     /// Tensors that nothing reads, by a part of their name.
     pub ignored: &'static [&'static str],
+}
+
+/// A convolution along the tokens, see [`crate::ingest::blocks::Nearby`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NearbyForm {
+    pub taps: u64,
+    pub act: Activation,
 }
 
 /// Layers with a window.
@@ -283,6 +292,7 @@ pub(crate) fn like_bert_named(f: &mut Fields<'_>, [size, heads, layers, inner]: 
         bias: true,
         fused: false,
         local: None,
+        nearby: None,
         first_norm: true,
         head: Head::default(),
         ignored: &["embeddings.position_ids"],

@@ -53,7 +53,7 @@ impl Side {
         let width = self.width();
         let norm =
             self.final_norm.then(|| layer_norm(t, "layer_norm", &format!("{prefix}layer_norm"), width, 1e-5, true));
-        Stack { name: "layers", place: self.place, layers, norm }
+        Stack { name: "layers", place: self.place, layers, nearby: None, norm }
     }
     fn width(&self) -> Extent<'static> {
         (self.width, "d_model")

@@ -143,7 +143,7 @@ impl Config {
         }
         let norm = Some(self.norm(t, "final_layer_norm", &format!("{side}.final_layer_norm")));
         let shared = (!own).then(|| table(t, 0));
-        (Stack { name: "block", place: Place::Before, layers, norm }, self.bias(shared, !is_decoder))
+        (Stack { name: "block", place: Place::Before, layers, nearby: None, norm }, self.bias(shared, !is_decoder))
     }
 }
 

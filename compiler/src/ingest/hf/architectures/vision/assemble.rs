@@ -123,7 +123,7 @@ impl Tower {
             registers,
             positions,
             first_norm,
-            stack: Stack { name: "layer", place: Place::Before, layers, norm },
+            stack: Stack { name: "layer", place: Place::Before, layers, nearby: None, norm },
             relative,
             has_relative: l.relative.is_some(),
         }

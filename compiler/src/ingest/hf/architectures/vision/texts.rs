@@ -92,7 +92,7 @@ impl TextTower {
             Family::Clip => linear(t, "text_projection", "text_projection", (size, "projection_dim"), hidden, false),
             Family::Siglip => linear(t, "head", "text_model.head", (size, "projection_size"), hidden, true),
         });
-        let stack = Stack { name: "layers", place: Place::Before, layers, norm };
+        let stack = Stack { name: "layers", place: Place::Before, layers, nearby: None, norm };
         TextTower { texts: texts.clone(), words, positions, stack, head }
     }
 
