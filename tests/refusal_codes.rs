@@ -233,13 +233,26 @@ fn case(code: Refusal) -> (Model, CompileOptions) {
         Refusal::Effect => (cached_attention(), usual),
         Refusal::Mode => (norm_and_product(4, 48), fusion(|f| f.numeric = NumericMode::Strict)),
         Refusal::User => (siblings(), fusion(|f| f.merge_siblings = false)),
-        Refusal::Profit => (chain(), usual),
+        Refusal::Profit => (product_of_softmax(), usual),
+        Refusal::Chain => (chain(), usual),
         Refusal::Mismatch => {
             let mut o = CompileOptions { validate: Some(1 << 30), ..usual };
             o.plant.0 = Some(damage);
             (activated(), o)
         }
     }
+}
+
+fn product_of_softmax() -> Model {
+    model(64, |m| {
+        let w = matrix(m, "w", 40, 48);
+        Box::new(move |g| {
+            let x = x(g, 48);
+            let s = g.softmax(x);
+            let y = g.linear(s, w, None);
+            g.output("y", y);
+        })
+    })
 }
 
 /// A norm of what a product adds to, in front of a product of many columns.

@@ -31,6 +31,7 @@ fn kind(anchor: &Anchor) -> &'static str {
         Anchor::Row { .. } => "row",
         Anchor::MatMul { .. } => "matmul",
         Anchor::Attention(_) => "attention",
+        Anchor::Chain(_) => "chain",
     }
 }
 
@@ -84,8 +85,11 @@ fn input(plan: &Plan, port: &Port, at: &[u64], r: &mut Random) -> Tensor {
 #[test]
 fn predicted_bytes_are_counted_bytes_in_models() {
     let mut seen = Seen::new();
-    for model in ["lexicon/lexicon-q8_0.gguf", "devset/llama_gqa", "devset/qwen2", "devset/gpt2", "devset/bert"] {
-        let loaded = support::compile_with(&support::load(model), FusionOptions::default(), Vec::new());
+    let chains = FusionOptions { force_chains: true, ..FusionOptions::default() };
+    let models = ["lexicon/lexicon-q8_0.gguf", "devset/llama_gqa", "devset/qwen2", "devset/gpt2", "devset/bert"];
+    let usual = models.map(|m| (m, FusionOptions::default()));
+    for (model, fusion) in usual.into_iter().chain([("devset/llama_gqa", chains.clone()), ("devset/gpt2", chains)]) {
+        let loaded = support::compile_with(&support::load(model), fusion, Vec::new());
         let plan = &*loaded.plan;
         for (n, program) in plan.programs.iter().enumerate() {
             let size = |name: &str| {
@@ -112,7 +116,7 @@ fn predicted_bytes_are_counted_bytes_in_models() {
             compare(plan, &mut e, &at, &mut seen);
         }
     }
-    assert!(["attention", "map", "matmul", "row"].iter().all(|k| seen.contains_key(k)), "{seen:?}");
+    assert!(["attention", "chain", "map", "matmul", "row"].iter().all(|k| seen.contains_key(k)), "{seen:?}");
     assert!(seen["attention"].1 > 20 && seen["matmul"].1 > 20 && seen["row"].1 > 0, "{seen:?}");
 }
 

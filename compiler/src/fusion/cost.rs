@@ -68,6 +68,11 @@ pub fn flops(spec: &KernelSpec) -> Dim {
     let two = Dim::constant(2);
     match &spec.anchor {
         Anchor::MatMul { k, rhs, .. } => product(&spec.domain) * k.clone() * two * Dim::from(rhs.len()),
+        Anchor::Chain(c) => {
+            let rows = product(spec.domain.iter().take(spec.domain.len().saturating_sub(1)));
+            let columns = spec.domain.last().cloned().unwrap_or_default();
+            rows * c.inner.clone() * two * (c.k.clone() * Dim::from(c.up.len()) + columns)
+        }
         Anchor::Attention(a) => {
             let parts = Dim::from(a.parts.as_ref().map_or(1, |p| p.count.max(1)));
             let queries = product(spec.domain.iter().take(3)).div(&parts);

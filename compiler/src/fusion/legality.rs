@@ -40,13 +40,15 @@ pub enum Refusal {
     User,
     /// Legal, but it saves too little.
     Profit,
+    /// Two products in a row that do not fit a workgroup or take longer as one kernel.
+    Chain,
     /// The fused kernel differs from its operations on random operands.
     Mismatch,
 }
 
 impl Refusal {
     /// Every code, in the order of the conditions.
-    pub const ALL: [Refusal; 15] = [
+    pub const ALL: [Refusal; 16] = [
         Refusal::Cycle,
         Refusal::Dtype,
         Refusal::Map,
@@ -61,6 +63,7 @@ impl Refusal {
         Refusal::Mode,
         Refusal::User,
         Refusal::Profit,
+        Refusal::Chain,
         Refusal::Mismatch,
     ];
 }
@@ -83,6 +86,7 @@ impl Refusal {
             Refusal::Mode => "L18-MODE",
             Refusal::User => "L20-USER",
             Refusal::Profit => "N-PROFIT",
+            Refusal::Chain => "N-CHAIN",
             Refusal::Mismatch => "V-MISMATCH",
         }
     }
@@ -108,6 +112,7 @@ impl Refusal {
             Refusal::Mode => "the proof class of the rewrite is allowed by the numeric mode",
             Refusal::User => "neither the fusion nor the operation is switched off, and there is fuel",
             Refusal::Profit => "one kernel takes less time than two",
+            Refusal::Chain => "a workgroup holds rows of both products, and one kernel takes less time than two",
             Refusal::Mismatch => "the fused kernel gives what its operations give on random operands",
         }
     }
@@ -128,6 +133,7 @@ impl Refusal {
             Refusal::Mode => "allow the numeric mode that covers this rewrite",
             Refusal::User => "switch the fusion on again",
             Refusal::Mismatch => "none: report the model, this is a fault of the compiler",
+            Refusal::Chain => "narrower products, or fewer rows",
             Refusal::Profit => "larger extents: at these it saves less than a launch",
         }
     }

@@ -22,7 +22,7 @@ pub mod validate;
 
 pub use legality::Refusal;
 pub use partition::{Partition, depends_on_tokens, is_anchor};
-pub use region::{MatMulForm, MatMulGroup, Region, RegionAnchor};
+pub use region::{ChainGroup, MatMulForm, MatMulGroup, Region, RegionAnchor};
 pub use row_stats::RowStats;
 pub use spec_builder::{Operand, PackedWeight};
 
@@ -52,6 +52,10 @@ pub struct FusionOptions {
     pub exact: bool,
     /// Run matmuls with the same left side as one.
     pub merge_siblings: bool,
+    /// Run two matmuls in a row as one kernel, where that pays.
+    pub fuse_chains: bool,
+    /// Run them so wherever they fit, paying or not: for tests and measurements.
+    pub force_chains: bool,
     /// Which classes of fusions may be made.
     pub numeric: NumericMode,
     /// How exactly matmuls multiply; those inside attention are `f32` always.
@@ -82,6 +86,8 @@ impl Default for FusionOptions {
             forward_stats: true,
             exact: true,
             merge_siblings: true,
+            fuse_chains: true,
+            force_chains: false,
             numeric: NumericMode::default(),
             matmul_precision: MatmulPrecision::Auto,
             tiers: vec![Tier::Cpu, Tier::Gpu, Tier::Cuda],
@@ -96,7 +102,8 @@ impl Default for FusionOptions {
 
 impl FusionOptions {
     /// Names of the switches, for [`FusionOptions::switch_off`].
-    pub const IDS: [&'static str; 7] = ["epilogue", "rope", "prologue", "windows", "norm", "stat-forward", "siblings"];
+    pub const IDS: [&'static str; 8] =
+        ["epilogue", "rope", "prologue", "windows", "norm", "stat-forward", "siblings", "chain"];
     /// Switches one kind of fusion off; `false` for a name that is not in [`FusionOptions::IDS`].
     pub fn switch_off(&mut self, id: &str) -> bool {
         let switch = match id {
@@ -107,6 +114,7 @@ impl FusionOptions {
             "norm" => &mut self.fuse_norms,
             "stat-forward" => &mut self.forward_stats,
             "siblings" => &mut self.merge_siblings,
+            "chain" => &mut self.fuse_chains,
             _ => return false,
         };
         *switch = false;
@@ -129,6 +137,7 @@ impl FusionOptions {
             fuse_norms: false,
             forward_stats: false,
             merge_siblings: false,
+            fuse_chains: false,
             ..FusionOptions::default()
         }
     }

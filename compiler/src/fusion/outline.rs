@@ -5,7 +5,7 @@
 //! The first and the last repetition are kept because what surrounds them may differ; of the two between, one must be
 //! the other moved by a layer. Where that does not hold the caller partitions the whole graph instead.
 
-use super::region::{MatMulGroup, Region, RegionAnchor};
+use super::region::{ChainGroup, MatMulGroup, Region, RegionAnchor};
 use super::row_stats::RowStats;
 use super::spec_builder::{Operand, PackedWeight};
 use super::{Partition, Refused};
@@ -265,20 +265,29 @@ impl Shift<'_> {
             None => Some(None),
         }
     }
+    fn group(&self, g: &MatMulGroup) -> Option<MatMulGroup> {
+        let norm = match g.norm {
+            Some(n) => Some(self.value(n)?),
+            None => None,
+        };
+        Some(MatMulGroup {
+            members: self.values(&g.members)?,
+            form: g.form.clone(),
+            norm,
+            stats: self.row_stats(g.stats)?,
+        })
+    }
     fn region(&self, r: &Region) -> Option<Region> {
         let anchor = match &r.anchor {
             RegionAnchor::Map => RegionAnchor::Map,
             RegionAnchor::Row(v) => RegionAnchor::Row(self.value(*v)?),
             RegionAnchor::Attention(v) => RegionAnchor::Attention(self.value(*v)?),
-            RegionAnchor::MatMul(g) => RegionAnchor::MatMul(MatMulGroup {
-                members: self.values(&g.members)?,
-                form: g.form.clone(),
-                norm: match g.norm {
-                    Some(n) => Some(self.value(n)?),
-                    None => None,
-                },
-                stats: self.row_stats(g.stats)?,
-            }),
+            RegionAnchor::MatMul(g) => RegionAnchor::MatMul(self.group(g)?),
+            RegionAnchor::Chain(c) => RegionAnchor::Chain(Box::new(ChainGroup {
+                up: self.group(&c.up)?,
+                middle: self.values(&c.middle)?,
+                down: self.value(c.down)?,
+            })),
         };
         Some(Region {
             anchor,

@@ -15,6 +15,19 @@ pub enum RegionAnchor {
     MatMul(MatMulGroup),
     /// Attention.
     Attention(ValueId),
+    /// Two matmuls in a row.
+    Chain(Box<ChainGroup>),
+}
+
+/// Two matmuls in a row, with what lies between them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChainGroup {
+    /// The first: one member, or two that are paired.
+    pub up: MatMulGroup,
+    /// Pointwise operations behind it, in graph order; the last one is the left side of `down`.
+    pub middle: Vec<ValueId>,
+    /// The second.
+    pub down: ValueId,
 }
 
 /// Matmuls that share their left side and run as one kernel.
@@ -74,6 +87,10 @@ impl Region {
             RegionAnchor::Map => Vec::new(),
             RegionAnchor::Row(v) | RegionAnchor::Attention(v) => vec![*v],
             RegionAnchor::MatMul(g) => g.members.iter().copied().chain(g.norm).collect(),
+            RegionAnchor::Chain(c) => {
+                let up = c.up.norm.into_iter().chain(c.up.members.iter().copied());
+                up.chain(c.middle.iter().copied()).chain([c.down]).collect()
+            }
         }
     }
     /// Kind as reports name it.
@@ -82,6 +99,7 @@ impl Region {
             RegionAnchor::Map => "map",
             RegionAnchor::Row(_) => "row",
             RegionAnchor::MatMul(_) => "matmul",
+            RegionAnchor::Chain(_) => "chain",
             RegionAnchor::Attention(_) => "attention",
         }
     }

@@ -476,6 +476,7 @@ impl<'a> SpecBuilder<'a> {
         spec.partials.iter().for_each(|p| see(&p.index));
         match &spec.anchor {
             Anchor::MatMul { k, .. } => see(k),
+            Anchor::Chain(c) => [&c.k, &c.inner].into_iter().for_each(&mut see),
             Anchor::Attention(a) => {
                 see(&a.kv_len);
                 a.parts.iter().for_each(|p| [&p.first, &p.len].into_iter().for_each(&mut see));
@@ -504,6 +505,11 @@ fn compact(spec: &mut KernelSpec) {
             roots.extend(stats(lhs_stats));
             roots.push(*lhs);
             roots.extend(rhs);
+        }
+        Anchor::Chain(c) => {
+            roots.extend(stats(&c.lhs_stats));
+            roots.extend([c.lhs, c.middle, c.down]);
+            roots.extend(&c.up);
         }
         Anchor::Attention(a) => roots.extend([a.q, a.k, a.v].into_iter().chain(a.mask).chain(a.bias)),
     }
@@ -551,6 +557,11 @@ fn compact(spec: &mut KernelSpec) {
             fix(lhs_stats);
             at(lhs);
             rhs.iter_mut().for_each(at);
+        }
+        Anchor::Chain(c) => {
+            fix(&mut c.lhs_stats);
+            [&mut c.lhs, &mut c.middle, &mut c.down].into_iter().for_each(at);
+            c.up.iter_mut().for_each(at);
         }
         Anchor::Attention(a) => {
             at(&mut a.q);

@@ -301,6 +301,7 @@ impl<'a> Eval<'a> {
         };
         let inner = match &spec.anchor {
             Anchor::MatMul { k, .. } => Some(k),
+            Anchor::Chain(c) => Some(&c.k),
             Anchor::Row { .. } => spec.domain.last(),
             _ => None,
         };
@@ -355,6 +356,7 @@ impl<'a> Eval<'a> {
         let (list, axis): (&'a [Stat], usize) = match &self.spec.anchor {
             Anchor::Row { stats } => (stats, self.spec.domain.len().saturating_sub(1)),
             Anchor::MatMul { lhs_stats, .. } => (lhs_stats, self.spec.k_axis()),
+            Anchor::Chain(c) => (&c.lhs_stats, self.spec.k_axis()),
             _ => return Ok(()),
         };
         let kept = self.axes[axis];
@@ -410,6 +412,24 @@ impl<'a> Eval<'a> {
                     }
                 }
                 self.acc = acc;
+            }
+            Anchor::Chain(c) => {
+                let (i_axis, k_axis, inner) = (spec.domain.len(), spec.k_axis(), self.number(&c.inner)?);
+                let mut sum = 0.0;
+                for i in 0..inner {
+                    self.axes[i_axis] = i;
+                    let mut acc = [0.0; 4];
+                    for t in 0..self.inner {
+                        self.axes[k_axis] = t;
+                        let x = self.value(c.lhs)?;
+                        for (a, r) in acc.iter_mut().zip(&c.up) {
+                            *a += x * self.value(*r)?;
+                        }
+                    }
+                    self.acc = acc;
+                    sum += self.value(c.middle)? * self.value(c.down)?;
+                }
+                self.acc = [sum, 0.0, 0.0, 0.0];
             }
             Anchor::Attention(a) => {
                 let (out, softmax) = self.attention(a)?;

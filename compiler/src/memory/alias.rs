@@ -71,6 +71,9 @@ fn reduced(spec: &KernelSpec) -> Vec<ExprId> {
         Anchor::MatMul { lhs, lhs_stats, rhs, .. } => {
             stats(lhs_stats).into_iter().chain([*lhs]).chain(rhs.iter().copied()).collect()
         }
+        Anchor::Chain(c) => {
+            stats(&c.lhs_stats).into_iter().chain([c.lhs, c.middle, c.down]).chain(c.up.iter().copied()).collect()
+        }
         Anchor::Attention(a) => [a.q, a.k, a.v].into_iter().chain(a.mask).chain(a.bias).collect(),
     }
 }

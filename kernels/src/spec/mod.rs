@@ -10,6 +10,7 @@
 //! | [`Anchor::Map`] | any | – |
 //! | [`Anchor::Row`] | rows…, and last the reduced axis | – |
 //! | [`Anchor::MatMul`] | batch…, M, N | K is axis `domain.len()` |
+//! | [`Anchor::Chain`] | M, N | the inner axis is axis `domain.len()`, K the one behind it |
 //! | [`Anchor::Attention`] | B, H, S, D of the output | head element of q and k is axis 4, key position axis 5 |
 //!
 //! # Order of evaluation
@@ -113,6 +114,28 @@ pub enum Anchor {
     },
     /// Scaled dot-product attention with an online softmax; `Acc(0)[b, h, s, d]`.
     Attention(Box<Attention>),
+    /// Two products in a row; `Acc(0)[…, m, n]`.
+    Chain(Box<Chain>),
+}
+
+/// `Acc(0)[…, m, n] = Σ_i middle[…, m, i] · down[n, i]`, the middle being a function of
+/// `Acc(j)[…, m, i] = Σ_k lhs[…, m, k] · up[j][i, k]`, in F32.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Chain {
+    /// Extent of the first summed axis.
+    pub k: Dim,
+    /// Extent of the second one.
+    pub inner: Dim,
+    /// Over rows and k; may use [`Expr::Stat`] of `lhs_stats`.
+    pub lhs: ExprId,
+    /// Statistics of the rows of the left side (a norm as prologue), reduced over k.
+    pub lhs_stats: Vec<Stat>,
+    /// One per accumulator of the first product, over i and k.
+    pub up: Vec<ExprId>,
+    /// Over rows and i, of the accumulators of the first product.
+    pub middle: ExprId,
+    /// Over n and i.
+    pub down: ExprId,
 }
 
 /// The parts of an attention kernel. Axes: 0 batch, 1 query head, 2 query position, 3 element of v, 4 element of q and
@@ -282,9 +305,9 @@ impl KernelSpec {
     pub fn arg(&self, id: ArgId) -> Option<&Arg> {
         self.args.get(id.0 as usize)
     }
-    /// The axis that a matmul sums over.
+    /// The axis that a matmul, or the first product of a chain, sums over.
     pub fn k_axis(&self) -> usize {
-        self.domain.len()
+        self.domain.len() + usize::from(matches!(self.anchor, Anchor::Chain(_)))
     }
     /// Storage bindings a target needs: the arenas, the side buffer and each slot count once, each weight once.
     pub fn bindings(&self) -> usize {

@@ -56,6 +56,11 @@ impl Check<'_> {
                 ensure((1..=4).contains(&rhs.len()), || "a matmul has 1 to 4 accumulators".into())?;
                 (s.domain.len() + 1, rhs.len())
             }
+            Anchor::Chain(c) => {
+                ensure(s.domain.len() >= 2, || "a chain needs the axes M and N".into())?;
+                ensure((1..=4).contains(&c.up.len()), || "a chain has 1 to 4 accumulators".into())?;
+                (s.domain.len() + 2, c.up.len())
+            }
             Anchor::Attention(_) => {
                 ensure(s.domain.len() == 4, || "attention iterates over 4 axes".into())?;
                 (6, 1)
@@ -72,6 +77,14 @@ impl Check<'_> {
                 self.stats(lhs_stats)?;
                 for e in rhs.iter().chain([lhs]) {
                     self.typed(*e, Scalar::F32, "operand of a matmul")?;
+                }
+            }
+            Anchor::Chain(c) => {
+                self.dim(&c.k, 0)?;
+                self.dim(&c.inner, 0)?;
+                self.stats(&c.lhs_stats)?;
+                for e in c.up.iter().chain([&c.lhs, &c.middle, &c.down]) {
+                    self.typed(*e, Scalar::F32, "operand of a chain")?;
                 }
             }
             Anchor::Attention(a) => {
@@ -231,6 +244,7 @@ impl Check<'_> {
                 let stats = match &self.spec.anchor {
                     Anchor::Row { stats } => stats.as_slice(),
                     Anchor::MatMul { lhs_stats, .. } => lhs_stats.as_slice(),
+                    Anchor::Chain(c) => c.lhs_stats.as_slice(),
                     _ => &[],
                 };
                 let st = stats.get(*k as usize).ok_or_else(|| at(&format!("statistic {k}")))?;

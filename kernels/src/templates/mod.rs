@@ -8,6 +8,7 @@
 //! | [`Anchor::Map`] | `map` |
 //! | [`Anchor::Row`] | `row` |
 //! | [`Anchor::MatMul`] | `lanes` on CPU drivers where it covers the kernel, else `gemv` where [`uses_gemv`] says so, else `gemm`, which on GPUs with matrix units is `gemm_warpgroup` or `gemm_matrix` where they cover the kernel |
+//! | [`Anchor::Chain`] | `chain` |
 //! | [`Anchor::Attention`] | `attention_tile`, on CPU drivers `attention_lanes`, on NVIDIA cards `attention_warp` |
 //!
 //! Every template binds its buffers through [`KernelCtx`], so that all kernels follow one convention: storage buffers
@@ -18,6 +19,7 @@ mod attention;
 mod attention_lanes;
 mod attention_tile;
 mod attention_warp;
+pub mod chain;
 mod common;
 mod fragments;
 mod gemm;
@@ -128,6 +130,7 @@ pub fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, Templa
         Anchor::Row { .. } => row::render(spec, caps),
         Anchor::MatMul { .. } => matmul(spec, caps),
         Anchor::Attention(_) => attention::render(spec, caps),
+        Anchor::Chain(c) => chain::render(spec, caps, c),
     }
 }
 

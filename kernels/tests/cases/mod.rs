@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod attention;
+pub mod chain;
 pub mod gemm;
 pub mod gemv;
 pub mod map;
@@ -22,6 +23,7 @@ macro_rules! for_each_case {
                 gate_and_up_meet_in_one_lane;
             attention: every_length_of_keys, causal_behind_earlier_keys, window_and_soft_cap, mask_and_bias, parts_of_every_length,
                 parts_behind_padding;
+            chain: chains_at_every_tail, chains_of_every_storage;
         }
     };
     ($check:expr; $($module:ident: $($name:ident),*;)*) => {

@@ -155,6 +155,45 @@ impl Eval<'_> {
                     }
                 });
             }
+            Anchor::Chain(c) => {
+                let (k, inner) = (self.dim(&c.k, &Point::default()), self.dim(&c.inner, &Point::default()));
+                coordinates(&extents[..n - 1], &mut |row| {
+                    let mut p = Point { axes: row.to_vec(), ..Point::default() };
+                    p.axes.extend([0, 0, 0]);
+                    p.stats = self.stats(&c.lhs_stats, &p, n + 1, k);
+                    let left: Vec<f64> = (0..k)
+                        .map(|t| {
+                            p.axes[n + 1] = t;
+                            self.value(c.lhs, &p)
+                        })
+                        .collect();
+                    let middle: Vec<f64> = (0..inner)
+                        .map(|i| {
+                            p.axes[n] = i;
+                            let mut sum = |e: &ExprId| {
+                                (0..k)
+                                    .map(|t| {
+                                        p.axes[n + 1] = t;
+                                        left[t as usize] * self.value(*e, &p)
+                                    })
+                                    .sum()
+                            };
+                            let accs = c.up.iter().map(&mut sum).collect();
+                            self.value(c.middle, &Point { accs, ..p.clone() })
+                        })
+                        .collect();
+                    for column in 0..extents[n - 1] {
+                        p.axes[n - 1] = column;
+                        let product = |i: i64| {
+                            let mut at = p.clone();
+                            at.axes[n] = i;
+                            middle[i as usize] * self.value(c.down, &at)
+                        };
+                        let acc = (0..inner).map(product).sum();
+                        f(&Point { axes: p.axes[..n].to_vec(), accs: vec![acc], ..Point::default() });
+                    }
+                });
+            }
             Anchor::Attention(a) => self.attention(a, extents, f),
         }
     }

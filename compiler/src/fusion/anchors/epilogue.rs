@@ -28,6 +28,22 @@ pub(super) struct Tracked {
     pub per_row: bool,
 }
 
+/// Follows the operations of `list` from `tracked`.
+pub(super) fn follow(
+    b: &mut SpecBuilder<'_>,
+    site: &Site<'_>,
+    mut tracked: HashMap<ValueId, Tracked>,
+    list: &[ValueId],
+    axis: usize,
+) -> Result<HashMap<ValueId, Tracked>, Fault> {
+    for v in list {
+        if let Some(t) = step(b, site, &tracked, *v, axis)? {
+            tracked.insert(*v, t);
+        }
+    }
+    Ok(tracked)
+}
+
 /// What a kernel writes.
 pub(super) struct Stored {
     /// The region's outputs.
@@ -41,14 +57,10 @@ pub(super) struct Stored {
 pub(super) fn run(
     b: &mut SpecBuilder<'_>,
     site: &Site<'_>,
-    mut tracked: HashMap<ValueId, Tracked>,
+    tracked: HashMap<ValueId, Tracked>,
     axis: usize,
 ) -> Result<Stored, Fault> {
-    for v in &site.region.epilogue {
-        if let Some(t) = step(b, site, &tracked, *v, axis)? {
-            tracked.insert(*v, t);
-        }
-    }
+    let tracked = follow(b, site, tracked, &site.region.epilogue, axis)?;
     let mut stores = Vec::new();
     let left = match &site.region.anchor {
         RegionAnchor::MatMul(g) => g.norm,

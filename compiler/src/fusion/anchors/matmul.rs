@@ -21,7 +21,7 @@ pub(super) fn build(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec
     }
 }
 
-fn left(
+pub(super) fn left(
     b: &mut SpecBuilder<'_>,
     site: &Site<'_>,
     g: &MatMulGroup,

@@ -1,6 +1,7 @@
 //! Region to [`KernelSpec`]: one file an anchor, and the epilogue they share.
 
 mod attention;
+mod chain;
 mod epilogue;
 mod map;
 mod matmul;
@@ -34,6 +35,7 @@ pub fn build(site: &Site<'_>) -> Result<(KernelSpec, Vec<Operand>), Fault> {
         RegionAnchor::Row(v) => row::build(site, *v),
         RegionAnchor::MatMul(g) => matmul::build(site, g),
         RegionAnchor::Attention(v) => attention::build(site, *v),
+        RegionAnchor::Chain(c) => chain::build(site, c),
     }
 }
 

@@ -15,13 +15,26 @@ impl Partitioner<'_> {
         let region = &self.regions[id];
         let packed: Vec<ValueId> = match &region.anchor {
             RegionAnchor::MatMul(g) => g.members.clone(),
+            RegionAnchor::Chain(c) => c.up.members.clone(),
             _ => Vec::new(),
         };
+        self.bound(&packed, region.members().into_iter().chain([v]).collect())
+    }
+    /// The same for regions `first` and `second` as one.
+    pub(super) fn binds_both(&self, first: usize, second: usize) -> Result<(), (Refusal, String)> {
+        let [a, b] = [first, second].map(|id| &self.regions[id]);
+        let packed = match &a.anchor {
+            RegionAnchor::MatMul(g) => g.members.clone(),
+            _ => Vec::new(),
+        };
+        self.bound(&packed, a.members().into_iter().chain(b.members()).collect())
+    }
+    fn bound(&self, packed: &[ValueId], members: Vec<ValueId>) -> Result<(), (Refusal, String)> {
         let mut spaces: BTreeSet<(u8, u32)> = BTreeSet::from([(0, 0)]);
         if !packed.is_empty() {
             spaces.insert((1, 0));
         }
-        for m in region.members().into_iter().chain([v]) {
+        for m in members {
             if let Op::KvAppend { slot, .. } | Op::KvRead { slot, .. } | Op::KvLoad { slot, .. } = self.graph.op(m) {
                 spaces.insert((2, slot.0));
             }

@@ -1,45 +1,258 @@
-//! Two products in a row: why they stay two kernels.
+//! Two products in a row as one kernel, where that pays.
 //!
-//! As one kernel, a workgroup would own BM rows and loop over the inner width I, so that the weights of both products are
-//! read again for every BM rows. With inputs of width H, s right sides in front and N columns behind, that pays iff
-//! `2·M·I·4 > M/BM·I·(s·H + N)·w·(1 − ρ)`: iff `BM > (s·H + N)·w·(1 − ρ)/8`, for w bytes a weight and a share ρ of the
-//! weights that the caches hold. The rows, their sums and a slice of the inner values have to fit workgroup memory.
+//! A workgroup owns BM rows and goes through the inner width I slice by slice, so that the weights of both products are read
+//! again for every BM rows, and the rows make as many workgroups as there are tiles. With inputs of width H, s right sides in
+//! front and N columns behind, in bytes that pays iff `2·M·I·4 > (⌈M/BM⌉ − 1)·I·(s·H + N)·w·(1 − ρ)`, for w bytes a weight
+//! and a share ρ of the weights that the caches hold; in time a launch is saved as well, and few workgroups are slow. The rows,
+//! their sums and a slice of the inner values have to fit a workgroup.
 
 use super::Partitioner;
-use crate::fusion::cost::{CACHE_MISSES, MANY_ROWS};
+use crate::fusion::cost::{CACHE_MISSES, MANY_ROWS, pays};
 use crate::fusion::legality::Refusal;
-use crate::fusion::region::RegionAnchor;
-use crate::graph::ValueId;
+use crate::fusion::region::{ChainGroup, MatMulForm, MatMulGroup, Region, RegionAnchor};
+use crate::graph::{Op, ValueId};
+use crate::numeric::ProofClass;
+use frit_kernels::spec::MatmulPrecision;
+use frit_kernels::target::{Capabilities, Tier};
+use frit_kernels::templates::chain;
+use frit_plan::Rates;
 
-/// Workgroup memory of the base profile, in bytes.
-const WORKGROUP_BYTES: u64 = 16384;
-/// Inner values of a row that a workgroup would hold at once.
-const SLICE: u64 = 16;
+/// A chain in numbers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Widths {
+    /// Rows of the run that is priced.
+    pub rows: u64,
+    /// Columns of the input, H.
+    pub input: u64,
+    /// Right sides in front, s.
+    pub sides: u64,
+    /// Inner columns, I.
+    pub inner: u64,
+    /// Columns behind, N.
+    pub output: u64,
+    /// Bytes of a weight, w.
+    pub weight_bytes: f64,
+}
+
+impl Widths {
+    /// Tiles of rows: workgroups of the chain.
+    fn tiles(&self) -> u64 {
+        self.rows.div_ceil(u64::from(chain::ROWS)).max(1)
+    }
+    /// Bytes of inner values that two kernels move, and of weights that the chain reads again.
+    fn bytes(&self) -> (f64, f64) {
+        let weights = (self.inner * (self.sides * self.input + self.output)) as f64 * self.weight_bytes;
+        let moved = 8.0 * (self.rows * self.inner) as f64;
+        (moved, (self.tiles() - 1) as f64 * weights * CACHE_MISSES)
+    }
+    /// Times on a tier in µs: of two kernels, and of one.
+    pub(super) fn times_us(&self, tier: Tier) -> (f64, f64) {
+        let rates = Rates::of(tier);
+        let weights = self.inner * (self.sides * self.input + self.output);
+        let flops = 2.0 * (self.rows * weights) as f64;
+        let once = weights as f64 * self.weight_bytes + 4.0 * (self.rows * (self.input + self.output)) as f64;
+        let (moved, again) = self.bytes();
+        let two = 2.0 * rates.launch_us + ((once + moved) / rates.bytes_per_us).max(flops / rates.flops_per_us);
+        // A share of the device is as many of its workgroups; on cores the slices go through memory element by element.
+        let (full, slower) = if tier == Tier::Cpu { (2, CORES_SLOWER) } else { (WORKGROUPS, 1.0) };
+        let share = (self.tiles() as f64 / full as f64).min(1.0);
+        let busy = ((once + again) / rates.bytes_per_us).max(slower * flops / rates.flops_per_us) / share;
+        (two, rates.launch_us + busy)
+    }
+}
+
+/// Workgroups that fill a graphics card.
+const WORKGROUPS: u64 = 128;
+/// How much longer a product takes on a software driver through workgroup memory than in subgroups: the factor between the
+/// two schedules of a matmul that the bench `kernels` measured.
+const CORES_SLOWER: f64 = 7.9;
 
 impl Partitioner<'_> {
-    /// Why region `id`, which makes `v`, does not compute the product `u` of it too.
-    pub(super) fn chain(&self, id: usize, v: ValueId, u: ValueId) -> (Refusal, String) {
+    /// Joins products whose only reader is another product, where that pays on every kind of device.
+    pub(super) fn absorb_chains(&mut self) {
+        for target in 0..self.regions.len() {
+            let Some((id, v, group)) = self.link(target) else { continue };
+            let down = group.down;
+            self.refused.retain(|r| (r.from, r.to) != (v, down));
+            match self.may_chain(id, v, target, &group) {
+                Ok(()) => {
+                    self.spend();
+                    for m in self.regions[id].members() {
+                        self.owner.insert(m, target);
+                    }
+                    self.regions[target].anchor = RegionAnchor::Chain(Box::new(group));
+                    self.regions[id].anchor = RegionAnchor::Map;
+                    self.regions[id].epilogue.clear();
+                }
+                Err((code, detail)) => self.refuse(v, down, code, detail),
+            }
+        }
+        let is_left = |r: &Region| r.anchor != RegionAnchor::Map || !r.epilogue.is_empty();
+        let mut new_id = Vec::with_capacity(self.regions.len());
+        let mut n = 0;
+        for r in &self.regions {
+            new_id.push(n);
+            n += usize::from(is_left(r));
+        }
+        self.regions.retain(is_left);
+        self.owner.values_mut().for_each(|o| *o = new_id.get(*o).copied().unwrap_or(*o));
+    }
+    /// The product in front of the single product of region `target`: its region, the value that the latter alone reads, and
+    /// the chain of both.
+    fn link(&self, target: usize) -> Option<(usize, ValueId, ChainGroup)> {
+        let RegionAnchor::MatMul(g) = &self.regions[target].anchor else { return None };
+        let plain = |m: ValueId| self.rhs_weight(m).is_some();
+        let [down] = g.members.as_slice() else { return None };
+        let v = *self.graph.operands(*down).first()?;
+        let id = *self.owner.get(&v)?;
+        let RegionAnchor::MatMul(up) = &self.regions[id].anchor else { return None };
+        let single = g.form == MatMulForm::Concat && g.norm.is_none() && plain(*down) && self.users(v) == [*down];
+        let form = matches!((&up.form, up.members.len()), (MatMulForm::Concat, 1) | (MatMulForm::Paired, 2));
+        if !single || !form || target == id || !up.members.iter().all(|m| plain(*m)) {
+            return None;
+        }
+        let mut middle = self.regions[id].epilogue.clone();
+        middle.sort_by_key(|m| self.position.get(m).copied().unwrap_or(0));
+        Some((id, v, ChainGroup { up: up.clone(), middle, down: *down }))
+    }
+    fn widths(&self, up: &MatMulGroup, down: ValueId) -> Option<Widths> {
         let number = |v: ValueId| self.graph.ty(v).last().as_const().and_then(|n| u64::try_from(n).ok());
+        let first = *up.members.first()?;
+        let bytes = |m: ValueId| {
+            let s = self.tables.weight_info(self.rhs_weight(m)?)?.storage;
+            Some(s.block_bytes() as f64 / s.block_elems() as f64)
+        };
+        Some(Widths {
+            rows: self.most(&self.rows(first)).unwrap_or(MANY_ROWS).min(MANY_ROWS),
+            input: number(*self.graph.operands(first).first()?)?,
+            sides: up.members.len() as u64,
+            inner: number(first)?,
+            output: number(down)?,
+            weight_bytes: bytes(first)?.max(bytes(down)?),
+        })
+    }
+    fn may_chain(&self, id: usize, v: ValueId, target: usize, g: &ChainGroup) -> Result<(), (Refusal, String)> {
+        let refused = |detail: String| Err((Refusal::Chain, detail));
+        if !self.options.fuse_chains {
+            return Err((Refusal::User, "chains are switched off".into()));
+        }
+        self.permitted(v, g.down)?;
+        if !self.options.numeric.allows(ProofClass::Reassoc) {
+            let mode = self.options.numeric.name();
+            return Err((
+                Refusal::Mode,
+                format!("REASSOC: a chain adds up its products in its own order; the mode is {mode}"),
+            ));
+        }
+        if self.options.matmul_precision != MatmulPrecision::Auto {
+            return refused("a chain multiplies in f32 alone".into());
+        }
+        let Some(w) = self.widths(&g.up, g.down) else { return refused("rows of a width that is not known".into()) };
+        let memory = u64::from(Capabilities::webgpu(Tier::Gpu).limit_workgroup_bytes);
+        if !chain::fits(w.input, w.output, memory) {
+            return refused(format!(
+                "{} rows of {} and sums of {} do not fit a workgroup",
+                chain::ROWS,
+                w.input,
+                w.output
+            ));
+        }
+        let pointwise = |m: &ValueId| {
+            matches!(self.graph.op(*m), Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_))
+                && !self.graph.is_output(*m)
+        };
+        let inside = self.regions[id].members();
+        let read_inside = |m: &ValueId| self.users(*m).iter().all(|u| inside.contains(u) || *u == g.down);
+        let norm_kept =
+            g.up.norm.is_some_and(|n| self.users(n).iter().any(|u| !inside.contains(u)) || self.graph.is_output(n));
+        let own = g.up.members.iter().chain(&g.middle);
+        if !g.middle.iter().all(pointwise)
+            || !own.clone().all(read_inside)
+            || own.clone().any(|m| self.graph.is_output(*m))
+            || norm_kept
+        {
+            return refused("something else reads what the first product makes".into());
+        }
+        let largest = w.weight_bytes * (w.inner * (w.sides * w.input).max(w.output)) as f64;
+        if largest > self.options.limit_binding_bytes as f64 {
+            return Err((Refusal::Dispatch, format!("weights of {largest:.0} B exceed one binding")));
+        }
+        if g.up.stats.is_some() || [id, target].iter().any(|r| self.regions[*r].forwards.is_some()) {
+            return refused("statistics of rows go through the launches".into());
+        }
+        self.binds_both(id, target)?;
+        if self.options.force_chains {
+            return Ok(());
+        }
+        let times = self.options.tiers.iter().map(|t| (w.times_us(*t), *t));
+        let least = times.min_by(|a, b| (a.0.0 - a.0.1).total_cmp(&(b.0.0 - b.0.1)));
+        match least {
+            Some(((two, one), tier)) if !pays(two, one) => {
+                let (moved, again) = w.bytes();
+                refused(format!(
+                    "{} rows, {} tiles of {}: as a chain {moved:.0} B are not moved and {again:.0} B of weights are read again, \
+                     {one:.0} us on the {} tier; two kernels take {two:.0} us",
+                    w.rows,
+                    w.tiles(),
+                    chain::ROWS,
+                    tier.name()
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+    /// Why region `id`, which makes `v`, does not compute the product `u` of it too; the decision proper comes later.
+    pub(super) fn chain(&self, id: usize, v: ValueId, u: ValueId) -> (Refusal, String) {
         let RegionAnchor::MatMul(g) = &self.regions[id].anchor else {
             let detail = "as one kernel each workgroup would own whole rows and read the weights again for them";
             return (Refusal::Profit, detail.into());
         };
         let first = g.members.first().copied().unwrap_or(v);
-        let left = self.graph.operands(first).first().copied().unwrap_or(v);
-        let weight = self.rhs_weight(first).and_then(|w| self.tables.weight_info(w));
-        let (Some(h), Some(n), Some(weight)) = (number(left), number(u), weight) else {
-            return (Refusal::Profit, "a chain would read its right sides again for every tile of rows".into());
-        };
-        let bytes = weight.storage.block_bytes() as f64 / weight.storage.block_elems() as f64;
-        let need = (g.members.len() as u64 * h + n) as f64 * bytes * CACHE_MISSES / 8.0;
-        let fit = WORKGROUP_BYTES / (4 * (h + n + SLICE));
-        if (fit as f64) > need {
-            let groups = MANY_ROWS.div_ceil(fit);
-            let detail = format!(
-                "tiles of {need:.0} to {fit} rows would save bytes as a chain, but make {groups} workgroups of {MANY_ROWS} rows"
-            );
-            return (Refusal::Profit, detail);
+        match self.widths(g, u) {
+            Some(w) => {
+                let memory = u64::from(Capabilities::webgpu(Tier::Gpu).limit_workgroup_bytes);
+                let fit = if chain::fits(w.input, w.output, memory) { "fit" } else { "do not fit" };
+                let (moved, again) = w.bytes();
+                let name = self.graph.op(first).name();
+                (
+                    Refusal::Chain,
+                    format!(
+                        "{} rows of {} {fit} a workgroup with the sums of {} columns; behind this {name} {moved:.0} B would not be moved \
+                     and {again:.0} B of weights be read again",
+                        chain::ROWS,
+                        w.input,
+                        w.output
+                    ),
+                )
+            }
+            None => (Refusal::Chain, "a chain would read its right sides again for every tile of rows".into()),
         }
-        (Refusal::Profit, format!("a chain needs tiles of more than {need:.0} rows; {fit} fit workgroup memory"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADAPTER: Widths = Widths { rows: 8, input: 64, sides: 1, inner: 16, output: 64, weight_bytes: 2.0 };
+
+    #[test]
+    fn small_chains_pay_and_those_of_large_models_do_not() {
+        let pays_on = |w: Widths, tier| {
+            let (two, one) = w.times_us(tier);
+            pays(two, one)
+        };
+        for tier in [Tier::Cpu, Tier::Gpu, Tier::Cuda] {
+            assert!(pays_on(Widths { rows: 1, ..ADAPTER }, tier), "{tier:?}");
+            assert!(!pays_on(Widths { rows: 1, input: 4096, sides: 2, inner: 11008, output: 4096, ..ADAPTER }, tier));
+        }
+        assert!(pays_on(Widths { rows: 512, ..ADAPTER }, Tier::Gpu));
+        assert!(!pays_on(Widths { rows: 512, ..ADAPTER }, Tier::Cpu), "cores multiply slowly through workgroup memory");
+    }
+    #[test]
+    fn more_rows_save_more_bytes_and_read_more_weights_again() {
+        let (few, many) = (ADAPTER.bytes(), Widths { rows: 512, ..ADAPTER }.bytes());
+        assert_eq!(few, (8.0 * 8.0 * 16.0, 0.0));
+        assert!(many.0 == 64.0 * few.0 && many.1 > 0.0);
     }
 }

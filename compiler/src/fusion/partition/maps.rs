@@ -101,7 +101,10 @@ impl Partitioner<'_> {
     /// How far user `u`, an anchor or a member of a region, computes `v` where it reads it.
     pub(super) fn reads_inline(&self, v: ValueId, u: ValueId) -> Reach {
         let port = self.graph.operands(u).iter().position(|o| *o == v).unwrap_or(0);
-        let in_matmul = self.owner.get(&u).is_some_and(|r| matches!(self.regions[*r].anchor, RegionAnchor::MatMul(_)));
+        let in_matmul = self
+            .owner
+            .get(&u)
+            .is_some_and(|r| matches!(self.regions[*r].anchor, RegionAnchor::MatMul(_) | RegionAnchor::Chain(_)));
         let once = |is: bool| if is { Reach::Anything } else { Reach::Never };
         match self.graph.op(u) {
             Op::MatMul { .. } if port != 0 => Reach::Never,

@@ -171,6 +171,7 @@ impl<'a> Partitioner<'a> {
         self.place_anchors();
         self.absorb_epilogues();
         self.absorb_norms();
+        self.absorb_chains();
         self.assign_maps();
         self.collect_outputs();
         self.launch_order();

@@ -1,6 +1,7 @@
 //! A kernel, compiled: expression programs around its anchor.
 
 use super::attention::Attention;
+use super::chain::Chain;
 use super::launch::{Group, Launch};
 use super::lower::{Builder, Refused, Uniform};
 use super::matmul::MatMul;
@@ -22,6 +23,7 @@ enum Body {
     Row(Vec<StatCode>),
     MatMul(MatMul),
     Attention(Attention),
+    Chain(Chain),
 }
 
 /// A compiled kernel; it serves every launch of every step.
@@ -93,6 +95,7 @@ impl Code {
         let (task, all) = match &self.body {
             Body::MatMul(m) => m.needs(&sizes.ints, &sizes.extents),
             Body::Attention(a) => (a.needs(), 0),
+            Body::Chain(c) => (c.needs(&sizes.ints, &sizes.extents), 0),
             _ => (0, 0),
         };
         if task.max(all) > LIMIT_SCRATCH {
@@ -107,6 +110,7 @@ impl Code {
             Body::Row(stats) => row::rows(l, extents, stats, &self.groups),
             Body::MatMul(m) => m.run(l, extents, &self.groups, left),
             Body::Attention(a) => a.run(l, extents, &self.groups),
+            Body::Chain(c) => c.run(l, extents, &self.groups),
         };
         done.map_err(|f| self.fault(f, Some(spec)))
     }
@@ -129,6 +133,7 @@ fn build(spec: &KernelSpec) -> std::result::Result<Code, Refused> {
     let axes = match &spec.anchor {
         Anchor::Map | Anchor::Row { .. } => nd.max(1),
         Anchor::MatMul { .. } => nd + 1,
+        Anchor::Chain(_) => nd + 2,
         Anchor::Attention(_) => 6,
     };
     let mut b = Builder::new(spec, axes);
@@ -149,6 +154,7 @@ fn build(spec: &KernelSpec) -> std::result::Result<Code, Refused> {
             }
             (Body::MatMul(m), last)
         }
+        Anchor::Chain(c) => (Body::Chain(Chain::new(&mut b, spec, c)?), last),
         Anchor::Attention(a) => (Body::Attention(Attention::new(&mut b, spec, a)?), 3),
     };
     let groups = groups(&mut b, &spec.stores, inner)?;

@@ -6,6 +6,7 @@
 
 mod attention;
 mod bind;
+mod chain;
 mod count;
 mod dequant;
 mod executor;

@@ -146,6 +146,24 @@ impl<'a> Oracle<'a> {
                     }
                 }
             }
+            Anchor::Chain(c) => {
+                let (k, inner) = (self.dim(&c.k), self.dim(&c.inner));
+                self.reduce(&c.lhs_stats, last + 2, k);
+                let mut sum = 0.0;
+                for i in 0..inner {
+                    self.axes[last + 1] = i;
+                    self.accs = vec![0.0; c.up.len()];
+                    for t in 0..k {
+                        self.axes[last + 2] = t;
+                        let x = self.eval(c.lhs);
+                        for (j, r) in c.up.iter().enumerate() {
+                            self.accs[j] += x * self.eval(*r);
+                        }
+                    }
+                    sum += self.eval(c.middle) * self.eval(c.down);
+                }
+                self.accs = vec![sum];
+            }
             Anchor::Attention(a) => {
                 let keys = self.dim(&a.kv_len);
                 let offset = a.causal_offset.as_ref().map_or(0, |d| self.dim(d));
