@@ -10,6 +10,7 @@ pub mod lower;
 pub mod memory;
 pub mod model;
 pub mod numeric;
+pub mod options;
 pub mod passes;
 #[allow(dead_code)]
 pub mod reference;
@@ -17,6 +18,7 @@ pub mod shard;
 pub mod transform;
 
 pub use error::{Error, Result};
-pub use lower::{CompileOptions, Compiler};
+pub use lower::Compiler;
 pub use model::Model;
 pub use numeric::{NumericMode, ProofClass};
+pub use options::CompileOptions;

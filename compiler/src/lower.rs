@@ -3,20 +3,19 @@
 use crate::error::{Error, Result};
 use crate::fusion::outline::{Built, Outline};
 use crate::fusion::spec_builder::size_bounds;
-use crate::fusion::{
-    self, FusionOptions, Operand, PackedWeight, Partition, Refused, RowStats, Within, anchors, guards, report,
-};
+use crate::fusion::{self, Operand, PackedWeight, Partition, Refused, RowStats, Within, anchors, guards, report};
 use crate::graph::patch::Fuel;
 use crate::graph::{Graph, KvSlot, Op, StateId, Tables, ValueId, WeightData};
 use crate::memory::{self, Lifetime};
 use crate::model::{Model, ModelGraph};
+use crate::options::CompileOptions;
 use crate::passes;
 use crate::passes::validate::Validator;
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::ir::TileMap;
 use frit_kernels::spec::{Anchor, ArgId, KernelSpec};
-use frit_kernels::target::{Capabilities, Tier};
+use frit_kernels::target::Tier;
 use frit_kernels::templates;
 use frit_plan::{
     BufferRef, ExactSearch, FusionReport, InPlace, InputFill, Kernel, KvSlotDecl, Matrix, PLAN_VERSION, Part,
@@ -24,81 +23,6 @@ use frit_plan::{
     WeightSource, sizes,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
-
-/// How to compile.
-#[derive(Clone, Debug, PartialEq)]
-pub struct CompileOptions {
-    /// What fusion may do.
-    pub fusion: FusionOptions,
-    /// Kernel texts are made for these; the CPU backend needs none.
-    pub targets: Vec<Capabilities>,
-    /// Fuse equal layers once; the plan is the same without, only later.
-    pub outline: bool,
-    /// Passes left out, by name.
-    pub skip_passes: Vec<String>,
-    /// How many rewrites are applied at most, over all programs in their order.
-    pub rewrite_fuel: Option<u64>,
-    /// Rules left out, by name.
-    pub disabled_rules: Vec<String>,
-    /// Check every rewrite and every kernel on random operands, with at most this many evaluations of an element or an
-    /// expression for each of the two.
-    pub validate: Option<u64>,
-    /// Write values over inputs that die where alias contracts allow it.
-    pub in_place: bool,
-    /// For tests of validation: damages kernels as they are built.
-    #[doc(hidden)]
-    pub plant: Plant,
-}
-
-/// A fault to plant in kernels; equal to any other.
-#[doc(hidden)]
-#[derive(Clone, Copy, Default)]
-pub struct Plant(pub Option<fn(&mut KernelSpec)>);
-
-impl PartialEq for Plant {
-    fn eq(&self, _: &Plant) -> bool {
-        true
-    }
-}
-
-impl std::fmt::Debug for Plant {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Plant({})", self.0.is_some())
-    }
-}
-
-impl CompileOptions {
-    /// Evaluations that validation makes at most, unless told otherwise.
-    pub const VALIDATION_BUDGET: u64 = 50_000_000;
-    /// Names of everything that [`CompileOptions::disable`] switches off: kinds of fusion and rules of rewrites.
-    pub fn ids() -> Vec<&'static str> {
-        FusionOptions::IDS.into_iter().chain(passes::rule_names()).collect()
-    }
-    /// Switches one fusion or one rule off; `false` for a name that is not in [`CompileOptions::ids`].
-    pub fn disable(&mut self, id: &str) -> bool {
-        let rule = passes::rule_names().contains(&id);
-        if rule {
-            self.disabled_rules.push(id.into());
-        }
-        rule || self.fusion.switch_off(id)
-    }
-}
-
-impl Default for CompileOptions {
-    fn default() -> Self {
-        CompileOptions {
-            fusion: FusionOptions::default(),
-            targets: vec![Capabilities::webgpu(Tier::Cpu), Capabilities::webgpu(Tier::Gpu), Capabilities::cuda()],
-            outline: true,
-            skip_passes: Vec::new(),
-            rewrite_fuel: None,
-            disabled_rules: Vec::new(),
-            validate: None,
-            in_place: true,
-            plant: Plant::default(),
-        }
-    }
-}
 
 /// Model in, plan out.
 #[derive(Clone, Debug, Default)]

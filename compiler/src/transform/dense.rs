@@ -46,9 +46,23 @@ impl Elements {
     pub fn encode(self, values: &[f64]) -> Vec<u8> {
         match self {
             Elements::F32 => values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect(),
-            Elements::F16 => values.iter().flat_map(|v| half::f16::from_f64(*v).to_le_bytes()).collect(),
-            Elements::Bf16 => values.iter().flat_map(|v| half::bf16::from_f64(*v).to_le_bytes()).collect(),
+            Elements::F16 => values.iter().flat_map(|v| half::f16::from_f32(sticky(*v)).to_le_bytes()).collect(),
+            Elements::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(sticky(*v)).to_le_bytes()).collect(),
         }
+    }
+}
+
+/// The f32 next to `v` whose last bit is set where `v` lies between two: rounded to 16 bits it gives what `v` itself
+/// rounds to, also beside a tie.
+fn sticky(v: f64) -> f32 {
+    let near = v as f32;
+    let found = f64::from(near);
+    if found == v || !near.is_finite() || near.to_bits() & 1 == 1 {
+        near
+    } else if found.abs() < v.abs() {
+        f32::from_bits(near.to_bits() + 1)
+    } else {
+        f32::from_bits(near.to_bits() - 1)
     }
 }
 
@@ -161,5 +175,29 @@ impl Dense {
     /// The sum of squares, rooted.
     pub fn norm(&self) -> f64 {
         self.data.iter().map(|v| v * v).sum::<f64>().sqrt()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Beside a tie the last bits of an f64 decide.
+    #[test]
+    fn sixteen_bits_are_rounded_once() {
+        let rounded = |e: Elements, v: f64| e.decode(&e.encode(&[v])).first().copied().unwrap_or(f64::NAN);
+        for (e, ulp) in [(Elements::Bf16, 2f64.powi(-7)), (Elements::F16, 2f64.powi(-10))] {
+            let tie = 1.0 + ulp / 2.0;
+            let little = 2f64.powi(-45);
+            assert_eq!(rounded(e, tie), 1.0, "{e:?}: to even");
+            assert_eq!(rounded(e, tie + little), 1.0 + ulp, "{e:?}");
+            assert_eq!(rounded(e, tie - little), 1.0, "{e:?}");
+            assert_eq!(rounded(e, -tie - little), -1.0 - ulp, "{e:?}");
+            assert_eq!(rounded(e, 0.0), 0.0);
+            assert_eq!(rounded(e, 1e300), f64::INFINITY);
+            assert!(rounded(e, f64::NAN).is_nan());
+        }
+        assert_eq!(rounded(Elements::F16, 2f64.powi(-25)), 0.0, "half of the smallest, to even");
+        assert_eq!(rounded(Elements::F16, 2f64.powi(-25) + 2f64.powi(-60)), 2f64.powi(-24));
     }
 }

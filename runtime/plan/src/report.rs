@@ -70,9 +70,9 @@ pub struct PhaseReport {
     pub ledger: Ledger,
 }
 
-/// What an exhaustive search of a program's windows found, by the model of costs: sums over the kinds of devices that the
-/// plan is for, in µs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// What an exhaustive search of a program's windows found, by the model of costs: sums over distinct windows and the kinds
+/// of devices that the plan is for, in ns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExactSearch {
     /// Distinct windows: operations that may share kernels as far as their kinds say.
     pub windows: u32,
@@ -81,9 +81,9 @@ pub struct ExactSearch {
     /// Windows in which the search found cheaper regions.
     pub improved: u32,
     /// What the greedy regions of searched windows take.
-    pub greedy_us: f64,
+    pub greedy_ns: u64,
     /// What the regions take that were chosen.
-    pub exact_us: f64,
+    pub exact_ns: u64,
     /// Sets of operations and steps that were looked at.
     pub work: u64,
     /// Whether the regions are those of the search.

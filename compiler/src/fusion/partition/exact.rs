@@ -2,9 +2,9 @@
 //!
 //! A window is a norm with the products that read it and what is computed behind them, or any other operations that are
 //! joined by edges along which operations may share a kernel at all: none leads into a row reduction or into attention,
-//! into a product of many rows only from a norm, and none goes around another anchor. Whether a set of a window's operations is a region, and what it takes, the
-//! greedy steps themselves say, run on that set alone; [`search`](super::search) puts the regions together. Windows that
-//! are alike are searched once.
+//! into a product of many rows only from a norm, and none goes around another anchor. Whether a set of a window's
+//! operations is a region, and what it takes, the greedy steps themselves say, run on that set alone;
+//! [`search`](super::search) puts the regions together. Windows that are alike are searched once.
 
 use super::search::{LARGEST, Problem};
 use super::{NORM_PROLOGUE_ROWS, Partition, Partitioner, is_anchor};
@@ -27,6 +27,19 @@ struct Solved {
     exact: Vec<f64>,
 }
 
+impl Solved {
+    /// Whether the regions that were found are worth more than the greedy ones, and cost more on no kind of device.
+    fn wins(&self) -> bool {
+        let everywhere = self.greedy.iter().zip(&self.exact).all(|(g, e)| *e <= *g + 1e-9);
+        everywhere && cost::pays(self.greedy.iter().sum(), self.exact.iter().sum())
+    }
+}
+
+/// The sum of times in µs.
+fn nanoseconds(us: &[f64]) -> u64 {
+    (us.iter().sum::<f64>() * 1e3).round() as u64
+}
+
 /// What an operation of a window is and reads, whatever its name.
 type Role = (Shape, TensorType, Vec<(Option<usize>, TensorType)>, bool);
 
@@ -45,18 +58,17 @@ impl<'a> Partitioner<'a> {
                 let solved = self.search(&window, greedy, &mut report.work);
                 report.windows += 1;
                 report.unsearched += u32::from(solved.is_none());
+                if let Some(s) = &solved {
+                    report.greedy_ns += nanoseconds(&s.greedy);
+                    report.exact_ns += nanoseconds(if s.wins() { &s.exact } else { &s.greedy });
+                    report.improved += u32::from(s.wins());
+                }
                 known.insert(roles.clone(), solved);
             }
             let regions: Vec<Vec<usize>> = match known.get(&roles) {
-                Some(Some(s)) => {
-                    let sum = |v: &[f64]| v.iter().sum::<f64>();
-                    report.greedy_us += sum(&s.greedy);
-                    let everywhere = s.greedy.iter().zip(&s.exact).all(|(g, e)| *e <= *g + 1e-9);
-                    let wins = everywhere && cost::pays(sum(&s.greedy), sum(&s.exact));
-                    report.exact_us += sum(if wins { &s.exact } else { &s.greedy });
-                    report.improved += u32::from(wins);
-                    better |= wins;
-                    if wins { s.regions.clone() } else { self.greedy_sets(&window, greedy) }
+                Some(Some(s)) if s.wins() => {
+                    better = true;
+                    s.regions.clone()
                 }
                 _ => self.greedy_sets(&window, greedy),
             };

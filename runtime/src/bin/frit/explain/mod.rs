@@ -336,7 +336,11 @@ fn print_search(e: &ExactSearch) {
         0 => String::new(),
         n => format!("; N-BUDGET: {n} windows are not searched, too large or without a price"),
     };
-    println!("exact partition: {found}: {:.1} us, greedily {:.1} us{large}\n", e.exact_us, e.greedy_us);
+    println!(
+        "exact partition: {found}: {:.1} us, greedily {:.1} us{large}\n",
+        e.exact_ns as f64 / 1e3,
+        e.greedy_ns as f64 / 1e3
+    );
 }
 
 fn print(a: &Args, plan: &Plan, phase: &PhaseReport) {

@@ -1,0 +1,81 @@
+//! How a model is compiled: what fusion and rewriting may do, and for which devices texts are made.
+
+use crate::fusion::FusionOptions;
+use crate::passes;
+use frit_kernels::spec::KernelSpec;
+use frit_kernels::target::{Capabilities, Tier};
+
+/// How to compile.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CompileOptions {
+    /// What fusion may do.
+    pub fusion: FusionOptions,
+    /// Kernel texts are made for these; the CPU backend needs none.
+    pub targets: Vec<Capabilities>,
+    /// Fuse equal layers once; the plan is the same without, only later.
+    pub outline: bool,
+    /// Passes left out, by name.
+    pub skip_passes: Vec<String>,
+    /// How many rewrites are applied at most, over all programs in their order.
+    pub rewrite_fuel: Option<u64>,
+    /// Rules left out, by name.
+    pub disabled_rules: Vec<String>,
+    /// Check every rewrite and every kernel on random operands, with at most this many evaluations of an element or an
+    /// expression for each of the two.
+    pub validate: Option<u64>,
+    /// Write values over inputs that die where alias contracts allow it.
+    pub in_place: bool,
+    /// For tests of validation: damages kernels as they are built.
+    #[doc(hidden)]
+    pub plant: Plant,
+}
+
+/// A fault to plant in kernels; equal to any other.
+#[doc(hidden)]
+#[derive(Clone, Copy, Default)]
+pub struct Plant(pub Option<fn(&mut KernelSpec)>);
+
+impl PartialEq for Plant {
+    fn eq(&self, _: &Plant) -> bool {
+        true
+    }
+}
+
+impl std::fmt::Debug for Plant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Plant({})", self.0.is_some())
+    }
+}
+
+impl CompileOptions {
+    /// Evaluations that validation makes at most, unless told otherwise.
+    pub const VALIDATION_BUDGET: u64 = 50_000_000;
+    /// Names of everything that [`CompileOptions::disable`] switches off: kinds of fusion and rules of rewrites.
+    pub fn ids() -> Vec<&'static str> {
+        FusionOptions::IDS.into_iter().chain(passes::rule_names()).collect()
+    }
+    /// Switches one fusion or one rule off; `false` for a name that is not in [`CompileOptions::ids`].
+    pub fn disable(&mut self, id: &str) -> bool {
+        let rule = passes::rule_names().contains(&id);
+        if rule {
+            self.disabled_rules.push(id.into());
+        }
+        rule || self.fusion.switch_off(id)
+    }
+}
+
+impl Default for CompileOptions {
+    fn default() -> Self {
+        CompileOptions {
+            fusion: FusionOptions::default(),
+            targets: vec![Capabilities::webgpu(Tier::Cpu), Capabilities::webgpu(Tier::Gpu), Capabilities::cuda()],
+            outline: true,
+            skip_passes: Vec::new(),
+            rewrite_fuel: None,
+            disabled_rules: Vec::new(),
+            validate: None,
+            in_place: true,
+            plant: Plant::default(),
+        }
+    }
+}
