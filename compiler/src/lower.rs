@@ -15,7 +15,6 @@ use frit_kernels::dim::{Dim, product};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::ir::TileMap;
 use frit_kernels::spec::{Anchor, ArgId, KernelSpec};
-use frit_kernels::target::Tier;
 use frit_kernels::templates;
 use frit_plan::{
     BufferRef, ExactSearch, FusionReport, InPlace, InputFill, Kernel, KvSlotDecl, Matrix, PLAN_VERSION, Part,
