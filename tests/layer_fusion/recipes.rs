@@ -102,6 +102,6 @@ fn what_is_not_known_is_said() {
     let said = Checkpoint::open(dir.path()).unwrap_err().to_string();
     assert!(said.contains("model_type") && said.contains("`mamba`") && said.contains("llama"), "{said}");
     let said = Checkpoint::open(&dir.path().join("config.json")).unwrap_err().to_string();
-    assert!(said.contains("is no directory"), "{said}");
+    assert!(said.contains("is neither a directory"), "{said}");
     assert!(refused(&bert(), json!([{ "transform": "drop-ffn", "layers": 1 }])).contains("a norm follows the part"));
 }
