@@ -21,8 +21,20 @@ pub struct Lifetime {
 
 /// Gives every value a slot so that values alive at the same step never share one, but for values written over an
 /// input of equal size that dies there. Such an input's slot is taken first, then a free slot of the same size, then one
-/// whose size compares; a slot grows to the larger of its values.
+/// whose size compares; a slot grows to the larger of its values. Where nothing written over an input makes a smaller
+/// arena, nothing is.
 pub fn assign(values: &[Lifetime], bounds: &Bounds) -> (Vec<u32>, SlotLayout) {
+    let shared = place(values, bounds, true);
+    if values.iter().all(|v| v.over.is_empty()) {
+        return shared;
+    }
+    let apart = place(values, bounds, false);
+    let total = |layout: &SlotLayout| layout.sizes.iter().cloned().fold(Dim::zero(), |sum, size| sum + size);
+    let (with, without) = (total(&shared.1), total(&apart.1));
+    if with != without && bounds.le(&without, &with) { apart } else { shared }
+}
+
+fn place(values: &[Lifetime], bounds: &Bounds, in_place: bool) -> (Vec<u32>, SlotLayout) {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by_key(|i| (values[*i].live.0, *i));
     let mut slots: Vec<(Dim, u32)> = Vec::new();
@@ -37,7 +49,7 @@ pub fn assign(values: &[Lifetime], bounds: &Bounds) -> (Vec<u32>, SlotLayout) {
             let held = slots.get(slot).is_some_and(|s| s.1 == other.live.1);
             (*o != i && placed[*o] && held && other.live.1 == v.live.0 && other.size == v.size).then_some(slot)
         };
-        let over = v.over.iter().find_map(dies_here).filter(|k| !taken.contains(&(*k, v.live.0)));
+        let over = v.over.iter().filter(|_| in_place).find_map(dies_here).filter(|k| !taken.contains(&(*k, v.live.0)));
         placed[i] = true;
         if let Some(k) = over {
             taken.insert((k, v.live.0));
