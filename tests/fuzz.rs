@@ -259,3 +259,63 @@ fn artifacts() {
         Err(_) => false,
     });
 }
+
+/// Chat templates that ask for more than there is: each is refused for its reason, in less than this time and memory.
+#[test]
+fn templates() {
+    const SOON: Duration = Duration::from_secs(20);
+    let nested = |depth: usize, times: usize, then: &str| {
+        let (open, close) = ("[".repeat(depth), "]".repeat(depth));
+        format!(
+            "{{% set ns = namespace(x=[]) %}}{{% for i in range({times}) %}}{{% set ns.x = {open}ns.x{close} %}}{{% endfor %}}{then}"
+        )
+    };
+    let chain = |part: &str| format!("{{{{ 1{} }}}}", part.repeat(65_000 / part.len()));
+    let doubled = |then: &str| {
+        format!("{{% set ns = namespace(x=[1]) %}}{{% for i in range(60) %}}{{% set ns.x = {then} %}}{{% endfor %}}")
+    };
+    let cases: Vec<(String, &str)> = vec![
+        ("{{ 'a' * 10**9 }}".into(), "fuel"),
+        ("{{ 'a' * 30000000 }}".into(), "too large to be written"),
+        (doubled("ns.x | string ~ ns.x | string"), "fuel"),
+        ("{% set x = 'a' * 1000000 %}{{ x.replace('a', x) }}".into(), "fuel"),
+        ("{% set x = 'a' * 1000000 %}{{ x | replace('a', x) }}".into(), "fuel"),
+        ("{% set x = 'a' * 1000000 %}{{ x.strip(x) }}".into(), "fuel"),
+        ("{% set x = 'a' * 2000000 %}{{ x.split('') | length }}".into(), "fuel"),
+        ("{{ 'a' | indent(10**9) }}".into(), "fuel"),
+        ("{{ '%1000000000d' | format(1) }}".into(), "fuel"),
+        ("{{ 10 ** 10**9 }}".into(), "unable to calculate"),
+        ("{% for a in range(10**12) %}{% endfor %}".into(), "too many elements"),
+        ("{% for a in range(10**4) %}{% for b in range(10**4) %}{% endfor %}{% endfor %}".into(), "fuel"),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}".into(), "recursion limit"),
+        ("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}".into(), "recursion limit"),
+        (nested(1, 100_000, ""), "fuel"),
+        (nested(40, 3000, "{{ ns.x }}"), "too deep"),
+        (nested(40, 3000, "{{ ns.x | tojson }}"), "too deep"),
+        (format!("{{{{ {}1{} }}}}", "(".repeat(30_000), ")".repeat(30_000)), "recursion limit"),
+        (format!("{}{}", "{% if 1 %}".repeat(3000), "{% endif %}".repeat(3000)), "recursion limit"),
+        (chain("()"), "not callable"),
+        (chain("[0]"), "undefined"),
+        (chain("~1"), "are read"),
+        (" ".repeat(70_000), "are read"),
+        ("{{ debug() }}".into(), "unknown"),
+        ("{% include '/etc/passwd' %}".into(), "unknown"),
+    ];
+    let _alone = alone();
+    let deep = [chain("+1"), chain(" if 1 else 1"), chain(" and 1"), chain("**1")];
+    let messages = [frit::chat::Message::new("user", "x")];
+    let mut model = model_source::open(&fixture("hf/llama"), &mut |_| {}).unwrap().plan.model.clone();
+    for (template, expected) in cases.into_iter().chain(deep.into_iter().map(|template| (template, ""))) {
+        let said: String = template.chars().take(80).collect();
+        model.chat = Some(frit_plan::ChatInfo { template, bos: None, eos: None });
+        let (start, before) = (Instant::now(), MEMORY.current_usage());
+        MEMORY.reset_peak_usage();
+        let made = frit::chat::ChatTemplate::of(&model).unwrap().render(&messages, true);
+        let (time, memory) = (start.elapsed(), MEMORY.peak_usage().saturating_sub(before));
+        assert!(time < SOON && memory < 2 * MEMORY_LIMIT, "{said}: {time:?}, {memory} bytes");
+        match made {
+            Ok(text) => assert!(expected.is_empty() && text.len() < 100, "{said} is accepted"),
+            Err(e) => assert!(!expected.is_empty() && e.to_string().contains(expected), "{said}: {e}"),
+        }
+    }
+}

@@ -105,9 +105,27 @@ fn bad_templates_are_errors() {
     assert!(fault("{% for m in messages %}").contains("syntax error"), "{}", fault("{% for m in messages %}"));
     assert!(fault("{{ nothing() }}").contains("nothing"));
     assert!(fault("{{ messages[0].content.encode('utf8') }}").contains("encode"));
-    assert!(fault("{{ 'x' * 20000000 }}").contains("bytes"), "{}", fault("{{ 'x' * 20000000 }}"));
-    let endless = "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}";
-    assert!(fault(endless).contains("fuel"), "{}", fault(endless));
-    let large = format!("{{# {} #}}", " ".repeat(TEMPLATE_BYTES));
-    assert!(fault(&large).contains("are read"));
+}
+
+/// A value that is there twice in each of 60 levels, and one that is in itself.
+#[test]
+fn values_are_weighed_before_they_are_written() {
+    let doubled = |then: &str| {
+        format!(
+            "{{% set ns = namespace(x=[1]) %}}{{% for i in range(60) %}}{{% set ns.x = [ns.x, ns.x] %}}{{% endfor %}}{then}"
+        )
+    };
+    for then in
+        ["{{ ns.x }}", "{{ ns.x | string }}", "{{ ns.x | tojson }}", "{{ [ns.x] | join(',') }}", "{{ ns.x | upper }}"]
+    {
+        let said = render(&doubled(then), &talk()).unwrap_err().to_string();
+        assert!(said.contains("too large to be written"), "{then}: {said}");
+    }
+    let own = "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}";
+    let said = render(own, &talk()).unwrap_err().to_string();
+    assert!(said.contains("too deep to be written"), "{said}");
+    assert_eq!(
+        render("{{ [1, [2, {'a': [3]}]] }}{{ 'a\nb' | indent(2) }}", &talk()).unwrap(),
+        "[1, [2, {'a': [3]}]]a\n  b"
+    );
 }
