@@ -183,6 +183,7 @@ fn every_family_goes_into_a_directory_and_back() {
         implied(architecture, &from, &at("from"));
         converted(architecture, &at("from")).write(&at("a.gguf"));
         let want = logits(&at("from"), vocab);
+        // The rows of a head lie in another order in files of llama, so that sums over it are rounded otherwise.
         close(&logits(&at("a.gguf"), vocab), &want, 1e-5, architecture);
         let c = Checkpoint::open(&at("a.gguf")).unwrap_or_else(|e| panic!("{architecture}: {e}"));
         c.save(&at("b"), Tied::Once).unwrap();
@@ -290,17 +291,18 @@ fn what_the_format_has_no_place_for_is_refused() {
 
 #[test]
 fn damaged_files_are_refused() {
-    let mut refused = 0;
+    let (mut refused, mut opened) = (0, Vec::new());
     for entry in std::fs::read_dir(fixture("hostile/gguf")).unwrap() {
         let path = entry.unwrap().path();
-        let is_good = path.file_stem().is_some_and(|s| s == "good");
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
         match Checkpoint::open(&path) {
-            Ok(c) => assert!(is_good || c.save_gguf(Path::new("/nonexistent/x.gguf"), Tied::Once).is_err()),
+            Ok(_) => opened.push(name),
             Err(e) => {
-                assert!(!is_good && !e.to_string().is_empty(), "{}: {e}", path.display());
+                assert!(e.to_string().contains(&name), "{name}: {e}");
                 refused += 1;
             }
         }
     }
-    assert!(refused > 45, "{refused}");
+    assert_eq!(opened, ["good.gguf"]);
+    assert!(refused > 45, "{refused} files");
 }

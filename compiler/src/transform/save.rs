@@ -24,18 +24,35 @@ pub enum Tied {
     Copies,
 }
 
-/// A directory or a file that is removed unless it is given its final name.
+/// A directory or a file beside the place that it is for; removed unless it gets there.
 pub(super) struct Partial {
     path: PathBuf,
+    to: PathBuf,
     kept: bool,
 }
 
 impl Partial {
-    pub fn new(path: PathBuf) -> Partial {
-        Partial { path, kept: false }
+    /// Where to write first what is to lie at `to`.
+    ///
+    /// # Errors
+    /// A place that is taken, or that has no name.
+    pub fn of(to: &Path) -> Result<Partial> {
+        let wrong = |problem: &str| Error::Output { path: to.to_owned(), problem: problem.into() };
+        if to.exists() {
+            return Err(wrong("exists already; remove it or name another place"));
+        }
+        let name = to.file_name().ok_or_else(|| wrong("names nothing that could be written"))?.to_string_lossy();
+        let path = to.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+        Ok(Partial { path, to: to.to_owned(), kept: false })
     }
-    pub fn keep(&mut self) {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// Moves it to its place.
+    pub fn finish(mut self) -> Result<()> {
+        fs::rename(&self.path, &self.to).map_err(|source| Error::Write { path: self.to.clone(), source })?;
         self.kept = true;
+        Ok(())
     }
 }
 
@@ -48,29 +65,16 @@ impl Drop for Partial {
     }
 }
 
-/// Where something is written before it gets its name: beside the place.
-pub(super) fn partial_name(to: &Path) -> Result<PathBuf> {
-    let wrong = || Error::Output { path: to.to_owned(), problem: "names nothing that could be written".into() };
-    let name = to.file_name().ok_or_else(wrong)?.to_string_lossy().into_owned();
-    let parent = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok(parent.join(format!(".{name}.{}.partial", std::process::id())))
-}
-
 impl Checkpoint {
     /// Writes the model's directory. The place must be free.
     ///
     /// # Errors
     /// A place that is taken, and what the operating system refuses. Nothing is left behind then.
     pub fn save(&self, to: &Path, tied: Tied) -> Result<()> {
-        let wrong = |problem: &str| Error::Output { path: to.to_owned(), problem: problem.into() };
-        if to.exists() {
-            return Err(wrong("exists already; remove it or name another place"));
-        }
-        let path = partial_name(to)?;
+        let partial = Partial::of(to)?;
+        let path = partial.path();
         let at = |path: &Path, source| Error::Write { path: path.to_owned(), source };
-        fs::create_dir(&path).map_err(|e| at(&path, e))?;
-        let mut partial = Partial::new(path.clone());
-
+        fs::create_dir(path).map_err(|e| at(path, e))?;
         for (name, from) in &self.files {
             let to = path.join(name);
             let done = match from {
@@ -85,9 +89,7 @@ impl Checkpoint {
         text.push('\n');
         fs::write(&config, text).map_err(|e| at(&config, e))?;
         self.write_weights(&path.join(SINGLE), tied)?;
-        fs::rename(&path, to).map_err(|e| at(to, e))?;
-        partial.keep();
-        Ok(())
+        partial.finish()
     }
 
     /// Names that are stored, and the names that stand for each of them.

@@ -11,7 +11,7 @@ use crate::ingest::gguf::quant::dequantize;
 use crate::ingest::gguf::reader::GgufFile;
 use crate::ingest::gguf::tensors::TensorType;
 use crate::ingest::gguf::{self, tokenizer};
-use crate::ingest::{self, Gap, Limits};
+use crate::ingest::{self, Gap, Limits, LoadOptions};
 use names::{Conversion, Layout};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -67,6 +67,8 @@ impl Origin {
 /// Opens a file.
 pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     let limits = Limits::default();
+    // What is missing or malformed is said as of any model.
+    gguf::load(path, &LoadOptions::default())?;
     let file = GgufFile::open(path, &limits)?;
     let unsupported = |gaps: Vec<Gap>| ingest::Error::Unsupported { path: path.to_owned(), gaps };
     let config = gguf::config(&file, &limits).map_err(unsupported)?;

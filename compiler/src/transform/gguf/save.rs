@@ -2,15 +2,15 @@
 
 use super::names::Conversion;
 use super::{Origin, is_carried};
-use crate::ingest::Limits;
 use crate::ingest::gguf;
 use crate::ingest::gguf::metadata::Value as Meta;
 use crate::ingest::gguf::reader::GgufFile;
 use crate::ingest::gguf::tensors::TensorType;
 use crate::ingest::gguf::writer::{self, Entry};
+use crate::ingest::{Limits, LoadOptions};
 use crate::transform::checkpoint::{BufferData, BufferId, Checkpoint};
 use crate::transform::error::{Error, Result, refuse, refuse_all};
-use crate::transform::save::{Partial, Tied, partial_name};
+use crate::transform::save::{Partial, Tied};
 use indexmap::{IndexMap, IndexSet};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -47,30 +47,25 @@ impl Checkpoint {
     /// copies, and what layers share, lack or have besides; a place that is taken, and what the operating system
     /// refuses. Nothing is left behind then.
     pub fn save_gguf(&self, to: &Path, tied: Tied) -> Result<()> {
-        let wrong = |problem: &str| Error::Output { path: to.to_owned(), problem: problem.into() };
         let Some(origin) = &self.origin else {
-            return Err(wrong("a GGUF file is written from a GGUF file, whose metadata it keeps; name a directory"));
+            let problem = "a GGUF file is written from a GGUF file, whose metadata it keeps; name a directory".into();
+            return Err(Error::Output { path: to.to_owned(), problem });
         };
-        if to.exists() {
-            return Err(wrong("exists already; remove it or name another place"));
-        }
         let planned = self.planned(origin, tied)?;
         let metadata = self.metadata(origin);
         let entries: Vec<Entry<'_>> =
             planned.iter().map(|p| Entry { name: &p.name, kind: p.kind, shape: &p.shape }).collect();
         let pairs: Vec<(&str, &Meta)> = metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
 
-        let path = partial_name(to)?;
-        let mut partial = Partial::new(path.clone());
-        let at = |source| Error::Write { path: path.clone(), source };
-        let mut out = BufWriter::new(fs::File::create_new(&path).map_err(at)?);
+        let partial = Partial::of(to)?;
+        let path = partial.path();
+        let at = |source| Error::Write { path: path.to_owned(), source };
+        let mut out = BufWriter::new(fs::File::create_new(path).map_err(at)?);
         let elements = |n: usize| self.bytes_of(origin, &planned[n]).map_err(io::Error::other);
         writer::write(&mut out, &pairs, &entries, elements).map_err(at)?;
         out.into_inner().map_err(|e| at(e.into_error()))?.sync_all().map_err(at)?;
-        self.compare(&path)?;
-        fs::rename(&path, to).map_err(|source| Error::Write { path: to.to_owned(), source })?;
-        partial.keep();
-        Ok(())
+        self.compare(path)?;
+        partial.finish()
     }
 
     fn planned(&self, origin: &Origin, tied: Tied) -> Result<Vec<Planned>> {
@@ -160,9 +155,10 @@ impl Checkpoint {
         out
     }
 
-    /// Reads what was written, and compares the configurations.
+    /// Loads what was written, and compares the configurations.
     fn compare(&self, written: &Path) -> Result<()> {
         let limits = Limits::default();
+        gguf::load(written, &LoadOptions::default())?;
         let there = match gguf::config(&GgufFile::open(written, &limits)?, &limits) {
             Ok(config) => config,
             Err(gaps) => return refuse_all(STEP, gaps.iter().map(ToString::to_string).collect()),

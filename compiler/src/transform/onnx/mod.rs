@@ -10,6 +10,7 @@ mod merge;
 mod tie;
 
 use super::error::{Error, Result, refuse, refuse_all};
+use super::save::Partial;
 use crate::ingest;
 use crate::ingest::Limits;
 use crate::ingest::file::SourceFile;
@@ -85,23 +86,14 @@ impl OnnxModel {
     /// # Errors
     /// A place that is taken, and what the operating system refuses.
     pub fn save(&self, to: &Path) -> Result<()> {
-        if to.exists() {
-            let problem = "exists already; remove it or name another place".into();
-            return Err(Error::Output { path: to.to_owned(), problem });
-        }
-        let name = to.file_name().unwrap_or_default().to_string_lossy();
-        let partial = to.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+        let partial = Partial::of(to)?;
         let write = || {
-            let mut file = fs::File::create_new(&partial)?;
+            let mut file = fs::File::create_new(partial.path())?;
             file.write_all(&self.proto.encode_to_vec())?;
-            file.sync_all()?;
-            fs::rename(&partial, to)
+            file.sync_all()
         };
-        write().map_err(|source| {
-            // Nothing more can be done about a file that cannot be removed.
-            let _ = fs::remove_file(&partial);
-            Error::Write { path: to.to_owned(), source }
-        })
+        write().map_err(|source| Error::Write { path: to.to_owned(), source })?;
+        partial.finish()
     }
 
     /// Applies an edit by its name and says what it did, one line each. After an error nothing is changed.
