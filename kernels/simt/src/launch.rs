@@ -99,6 +99,14 @@ pub struct TensorMap {
     pub swizzle: Swizzle,
 }
 
+impl TensorMap {
+    /// A matrix of 16-bit elements, row behind row without gaps, whose tiles lie in shared memory in rows of 128 bytes.
+    pub fn of_halves(argument: usize, [columns, rows]: [u64; 2], tile: [u32; 2]) -> TensorMap {
+        let (start, element_bytes, swizzle) = (0, 2, Swizzle::Bytes128);
+        TensorMap { argument, start, element_bytes, extents: [columns, rows], row_bytes: 2 * columns, tile, swizzle }
+    }
+}
+
 /// One argument of a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Argument {

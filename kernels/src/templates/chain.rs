@@ -6,7 +6,7 @@ use super::common::{KernelCtx, Scope, dispatch};
 use super::stats::Team;
 use super::{Rendered, TemplateError, View, contiguous_rows};
 use crate::dim::{Dim, product};
-use crate::ir::{Type, Val, Var};
+use crate::ir::{ArrayRef, Type, Val, Var};
 use crate::spec::{ArgId, Chain, KernelSpec, Store};
 use crate::target::Capabilities;
 
@@ -86,16 +86,21 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities, c: &Chain) -> Resul
                 b.let_("run", ctx.address(&mut Scope::new().with(rank - 1, inside), down, &down_row))
             })
             .collect();
-        let add = |acc: Var, x: &dyn Fn(u32) -> Val, w: &[Val], chunk: u32| {
-            if chunk == 1 {
-                if let Some(w) = w.first() {
-                    b.fma_to(acc, x(0), *w);
+        // Adds to `sums`, a row of ROWS each, the products of rows in `from` from `at` on, `step` apart, with a run of each side.
+        let multiply = |sums: &[Vec<Var>], sides: &[Vec<Val>], from: ArrayRef, at: Val, step: u32, chunk: u32| {
+            for r in 0..ROWS {
+                let start = b.let_("from", b.add(at, r * step));
+                let x: Vec<Val> = (0..chunk).map(|j| b.let_("x", b.load(from, b.add(start, j)))).collect();
+                for (sums, w) in sums.iter().zip(sides) {
+                    let Some(sum) = sums.get(r as usize).copied() else { continue };
+                    match (x.as_slice(), w.as_slice()) {
+                        ([x], [w]) => b.fma_to(sum, *x, *w),
+                        _ => x.chunks_exact(4).zip(w).for_each(|(x, w)| {
+                            let [x, y, z, q] = x else { return };
+                            ctx.dot_parts(sum, &ctx.parts(b.vec4(*x, *y, *z, *q)), &ctx.parts(*w));
+                        }),
+                    }
                 }
-                return;
-            }
-            for (q, w) in w.iter().enumerate() {
-                let at = 4 * q as u32;
-                ctx.dot_parts(acc, &ctx.parts(b.vec4(x(at), x(at + 1), x(at + 2), x(at + 3))), &ctx.parts(*w));
             }
         };
         let weights = |arg: ArgId, at: Val, chunk: u32| -> Vec<Val> {
@@ -111,14 +116,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities, c: &Chain) -> Resul
             b.for_("k", 0, k, k_chunk, |b, at| {
                 let sides: Vec<Vec<Val>> =
                     up.iter().zip(&runs).map(|((arg, _), run)| weights(*arg, b.add(*run, at), k_chunk)).collect();
-                for r in 0..ROWS {
-                    let from = b.let_("from", b.add(at, r * k));
-                    let x: Vec<Val> = (0..k_chunk).map(|j| b.let_("x", b.load(left, b.add(from, j)))).collect();
-                    let x = |j: u32| x.get(j as usize).copied().unwrap_or(from);
-                    for (acc, w) in accs.iter().zip(&sides) {
-                        acc.get(r as usize).into_iter().for_each(|acc| add(*acc, &x, w, k_chunk));
-                    }
-                }
+                multiply(&accs, &sides, left, at, k, k_chunk);
             });
             for r in 0..ROWS {
                 let found = accs.iter().filter_map(|a| a.get(r as usize)).map(|a| b.get(*a)).collect();
@@ -132,14 +130,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities, c: &Chain) -> Resul
                 let at = b.add(i0, j);
                 let sides: Vec<Vec<Val>> =
                     starts.iter().map(|start| weights(down, b.add(*start, at), inner_chunk)).collect();
-                for r in 0..ROWS {
-                    let from = b.let_("from", b.add(j, r * SLICE));
-                    let x: Vec<Val> = (0..inner_chunk).map(|q| b.let_("x", b.load(middle, b.add(from, q)))).collect();
-                    let x = |q: u32| x.get(q as usize).copied().unwrap_or(from);
-                    for (acc, w) in out.iter().zip(&sides) {
-                        acc.get(r as usize).into_iter().for_each(|acc| add(*acc, &x, w, inner_chunk));
-                    }
-                }
+                multiply(&out, &sides, middle, j, SLICE, inner_chunk);
             });
             b.barrier();
         });

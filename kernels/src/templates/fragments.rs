@@ -4,7 +4,7 @@
 //! column: whole rows are stored together, and the epilogue sees one element at a time as in every product.
 
 use super::common::{KernelCtx, Scope};
-use super::gemm::Problem;
+use super::product::Problem;
 use crate::ir::{ArrayRef, Builder, Type, Val, Var};
 use crate::spec::Store;
 

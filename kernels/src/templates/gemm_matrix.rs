@@ -13,7 +13,7 @@
 //! eight rows over all banks, for writing and for loading matrices alike.
 
 use super::common::{KernelCtx, Scope, dispatch};
-use super::gemm::{Problem, Right, RowStats};
+use super::product::{Problem, Right, RowStats};
 use super::reduce::WARP;
 use super::{Rendered, TemplateError};
 use crate::dtype::Storage;

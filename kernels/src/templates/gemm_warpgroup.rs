@@ -11,7 +11,7 @@
 
 use super::common::{KernelCtx, Scope, dispatch};
 use super::fragments::{Fragments, staging};
-use super::gemm::{Problem, Right, RowStats};
+use super::product::{Problem, Right, RowStats};
 use super::reduce::WARP;
 use super::{Rendered, TemplateError, View};
 use crate::dim::{Dim, Sym};

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use super::common::{Held, KernelCtx, Scope, dispatch};
-use super::gemm::{Problem, Right};
+use super::product::{Problem, Right};
 use super::stats::Team;
 use super::{Part, Rendered, TemplateError, View, uses_gemv};
 use crate::ir::{ArrayRef, Builder, Builtin, Collective, Type, Val, Var};

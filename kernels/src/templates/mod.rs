@@ -34,6 +34,7 @@ mod lower_expr;
 mod map;
 mod partials;
 mod precision;
+mod product;
 mod reduce;
 mod row;
 mod stats;
@@ -139,7 +140,7 @@ pub fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, Templa
 pub fn warpgroup_refusal(spec: &KernelSpec) -> Option<&'static str> {
     match &spec.anchor {
         Anchor::MatMul { .. } if uses_gemv(spec) => Some("there are few rows"),
-        Anchor::MatMul { .. } => match gemm::Problem::new(spec) {
+        Anchor::MatMul { .. } => match product::Problem::new(spec) {
             Ok(problem) => gemm_warpgroup::plan(&problem).err(),
             Err(_) => Some("it is no product of matrices"),
         },

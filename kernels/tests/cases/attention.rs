@@ -12,20 +12,16 @@ const GROUP: u64 = 2;
 const HEADS: u64 = 4;
 
 /// `HEADS` query heads of `head` elements, values of `value` elements; arguments q, k, v, y, then what `change` adds.
-fn attention(head: u64, value: u64, change: impl FnOnce(&mut SpecBuilder, &mut Attention)) -> KernelSpec {
-    let domain = ["B".to_owned(), HEADS.to_string(), "S".to_owned(), value.to_string()];
-    let domain: Vec<&str> = domain.iter().map(String::as_str).collect();
-    let mut s = SpecBuilder::new("attention", &domain, &["B", "S", "T", "P"]);
-    let kv = HEADS / GROUP;
-    let q = s.arg("q", Space::Arena, Storage::F32, &format!("{}*B*S", HEADS * head));
+/// Queries, keys and values of `head` and `value` elements, for the sequence `batch` says.
+fn sides(s: &mut SpecBuilder, batch: &str, head: u64, value: u64) -> Attention {
+    let (kv, all) = (HEADS / GROUP, HEADS * head);
+    let q = s.arg("q", Space::Arena, Storage::F32, &format!("{all}*B*S"));
     let k = s.arg("k", Space::Kv(0), Storage::F32, &format!("{}*B*T", kv * head));
     let v = s.arg("v", Space::Kv(0), Storage::F32, &format!("{}*B*T", kv * value));
-    let y = s.out("y", Space::Arena, Storage::F32, &format!("{}*B*S", HEADS * value));
-    let all = HEADS * head;
-    let mut anchor = Attention {
-        q: s.load(q, &format!("{all}*S*i0 + {all}*i2 + {head}*i1 + i4")),
-        k: s.load(k, &format!("{}*T*i0 + {head}*T*div(i1, {GROUP}) + {head}*i5 + i4", kv * head)),
-        v: s.load(v, &format!("{}*T*i0 + {value}*T*div(i1, {GROUP}) + {value}*i5 + i3", kv * value)),
+    Attention {
+        q: s.load(q, &format!("{all}*S*{batch} + {all}*i2 + {head}*i1 + i4")),
+        k: s.load(k, &format!("{}*T*{batch} + {head}*T*div(i1, {GROUP}) + {head}*i5 + i4", kv * head)),
+        v: s.load(v, &format!("{}*T*{batch} + {value}*T*div(i1, {GROUP}) + {value}*i5 + i3", kv * value)),
         group: GROUP,
         head_dim: head,
         value_dim: value,
@@ -37,7 +33,15 @@ fn attention(head: u64, value: u64, change: impl FnOnce(&mut SpecBuilder, &mut A
         scale: 1.0 / (head as f32).sqrt(),
         softcap: None,
         parts: None,
-    };
+    }
+}
+
+fn attention(head: u64, value: u64, change: impl FnOnce(&mut SpecBuilder, &mut Attention)) -> KernelSpec {
+    let domain = ["B".to_owned(), HEADS.to_string(), "S".to_owned(), value.to_string()];
+    let domain: Vec<&str> = domain.iter().map(String::as_str).collect();
+    let mut s = SpecBuilder::new("attention", &domain, &["B", "S", "T", "P"]);
+    let mut anchor = sides(&mut s, "i0", head, value);
+    let y = s.out("y", Space::Arena, Storage::F32, &format!("{}*B*S", HEADS * value));
     change(&mut s, &mut anchor);
     s.spec.anchor = Anchor::Attention(Box::new(anchor));
     let acc = s.acc(0);
@@ -90,28 +94,10 @@ fn in_parts(count: u64, head: u64, value: u64, change: impl FnOnce(&mut SpecBuil
     let domain = [format!("{count}*B"), HEADS.to_string(), "S".to_owned(), value.to_string()];
     let domain: Vec<&str> = domain.iter().map(String::as_str).collect();
     let mut s = SpecBuilder::new("attention_parts", &domain, &["B", "S", "T", "P"]);
-    let (kv, all, row) = (HEADS / GROUP, HEADS * head, value + 2);
-    let q = s.arg("q", Space::Arena, Storage::F32, &format!("{all}*B*S"));
-    let k = s.arg("k", Space::Kv(0), Storage::F32, &format!("{}*B*T", kv * head));
-    let v = s.arg("v", Space::Kv(0), Storage::F32, &format!("{}*B*T", kv * value));
+    let row = value + 2;
+    let mut anchor = sides(&mut s, &format!("div(i0, {count})"), head, value);
+    anchor.causal_offset = Some(dim("P"));
     let y = s.out("y", Space::Arena, Storage::F32, &format!("{}*B*S", count * HEADS * row));
-    let b = format!("div(i0, {count})");
-    let mut anchor = Attention {
-        q: s.load(q, &format!("{all}*S*{b} + {all}*i2 + {head}*i1 + i4")),
-        k: s.load(k, &format!("{}*T*{b} + {head}*T*div(i1, {GROUP}) + {head}*i5 + i4", kv * head)),
-        v: s.load(v, &format!("{}*T*{b} + {value}*T*div(i1, {GROUP}) + {value}*i5 + i3", kv * value)),
-        group: GROUP,
-        head_dim: head,
-        value_dim: value,
-        kv_len: dim("T"),
-        causal_offset: Some(dim("P")),
-        window: None,
-        mask: None,
-        bias: None,
-        scale: 1.0 / (head as f32).sqrt(),
-        softcap: None,
-        parts: None,
-    };
     change(&mut s, &mut anchor);
     let (offset, window) = (anchor.causal_offset.clone(), anchor.window);
     anchor.parts = Some(KeyParts::of(count, &dim("S"), &dim("T"), offset.as_ref(), window));

@@ -12,7 +12,7 @@ use frit_kernels::ir::{TEXELS_PER_ROW, TILE_COLUMNS};
 use frit_kernels::spec::Space;
 use frit_kernels::target::Tier;
 use frit_plan::{Placement, Plan, Port, Step, TensorSource};
-use frit_simt::{Argument, Buffer, Language, Launch, Options, Region, Swizzle, TensorMap, Texture, Violation};
+use frit_simt::{Argument, Buffer, Language, Launch, Options, Region, TensorMap, Texture, Violation};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -235,15 +235,8 @@ impl SimtExecutor {
             let at = slots(&kernel.spec, self.tier).iter().position(is_arg);
             let slot =
                 at.and_then(|i| arguments.get_mut(i)).ok_or_else(|| refused("a matrix of no argument".into()))?;
-            let map = TensorMap {
-                argument: homes.len() + matrices.len(),
-                start: 0,
-                element_bytes: 2,
-                extents: [m.columns, m.rows],
-                row_bytes: 2 * m.columns,
-                tile: [TILE_COLUMNS, m.tile_rows],
-                swizzle: Swizzle::Bytes128,
-            };
+            let argument = homes.len() + matrices.len();
+            let map = TensorMap::of_halves(argument, [m.columns, m.rows], [TILE_COLUMNS, m.tile_rows]);
             matrices.push(std::mem::replace(slot, Argument::TensorMap(map)));
         }
         arguments.extend(matrices);

@@ -93,11 +93,12 @@ impl<'a> Partitioner<'a> {
             }
             i
         }
+        let anchors: Vec<ValueId> = nodes.iter().copied().filter(|v| is_anchor(self.graph.op(*v))).collect();
         let mut lefts: BTreeMap<ValueId, usize> = BTreeMap::new();
         for (i, v) in nodes.iter().enumerate() {
             let mut joined: Vec<usize> = Vec::new();
             for u in self.producers(*v) {
-                if let Some(u) = index.get(&u).filter(|_| self.may_join(u, *v)) {
+                if let Some(u) = index.get(&u).filter(|_| self.may_join(u, *v, &anchors)) {
                     joined.push(*u);
                 }
             }
@@ -133,9 +134,8 @@ impl<'a> Partitioner<'a> {
         out
     }
     /// Whether the two may share a kernel as far as their kinds say, and those of what lies between them.
-    fn may_join(&self, u: ValueId, v: ValueId) -> bool {
-        let between = |w: &ValueId| is_anchor(self.graph.op(*w)) && self.depends(*w, u) && self.depends(v, *w);
-        if self.order.iter().any(between) {
+    fn may_join(&self, u: ValueId, v: ValueId, anchors: &[ValueId]) -> bool {
+        if anchors.iter().any(|w| self.depends(*w, u) && self.depends(v, *w)) {
             return false;
         }
         match (self.graph.op(u), self.graph.op(v)) {

@@ -2,11 +2,11 @@
 
 use super::linear::Linear;
 use super::norm::Norm;
+use super::patches::windows;
 use crate::graph::ValueId;
 use crate::ingest::activation::Activation;
 use crate::ingest::builder::GraphBuilder;
 use frit_kernels::dim::Dim;
-use frit_kernels::spec::{BinaryOp, UnaryOp};
 
 /// `norm(y + act(conv(x)))` for what a layer reads, x, and what it gives, y. Rows that are padding are 0.
 #[derive(Clone, Debug)]
@@ -30,23 +30,8 @@ impl Nearby {
             let tap = b.iota(&grid, 1, Dim::constant(-before));
             let at = b.add(place, tap);
             let rows = b.transpose(x, &[1, 0, 2]);
-            let taken = b.gather(rows, at);
-            let [zero, end] = [Dim::zero(), tokens].map(|first| b.iota(&[Dim::one(), Dim::one()], 0, first));
-            let early = b.binary(BinaryOp::Lt, at, zero);
-            let inside = b.binary(BinaryOp::Lt, at, end);
-            let late = b.unary(UnaryOp::Not, inside);
-            let outside = b.binary(BinaryOp::Or, early, late);
-            let mut wide = grid.to_vec();
-            wide.extend([Dim::one(), Dim::one()]);
-            let outside = b.reshape(outside, &wide);
-            let nothing = b.f32(0.0);
-            let taken = b.select(outside, nothing, taken);
-            // [S, taps, B, H] to [B, S, H, taps].
-            let rows = b.transpose(taken, &[2, 0, 3, 1]);
-            let shape = b.ty(rows).shape.clone();
-            let (outer, inner) = shape.split_at(2.min(shape.len()));
-            let flat: Vec<Dim> = outer.iter().cloned().chain([frit_kernels::dim::product(inner)]).collect();
-            let rows = b.reshape(rows, &flat);
+            let end = b.iota(&[Dim::one(), Dim::one()], 0, tokens);
+            let rows = windows(b, rows, at, end);
             let near = self.linear.apply(b, rows);
             let near = b.mul(near, seen);
             let near = self.act.apply(b, near);

@@ -3,8 +3,8 @@
 use super::linear::Linear;
 use crate::graph::ValueId;
 use crate::ingest::builder::GraphBuilder;
-use frit_kernels::dim::Dim;
-use frit_kernels::spec::BinaryOp;
+use frit_kernels::dim::{Dim, product};
+use frit_kernels::spec::{BinaryOp, UnaryOp};
 
 /// Cuts an image `[B, C, h, w]` into patches of `size` × `size` without overlap and projects each: `[B, n, N]`, row by
 /// row. What is left over at the right and below is not read.
@@ -30,6 +30,29 @@ pub(crate) fn embed_patches(
     let x = b.transpose(x, &[0, 2, 4, 1, 3, 5]);
     let x = b.reshape(x, &[batch, down * across, channels * size.clone() * size]);
     projection.apply(b, x)
+}
+
+/// Windows of a signal `x`, `[len, B, C]`, as rows of a product with a weight `[N, C·taps]`: `[B, places, C·taps]`. `at`,
+/// `[places, taps]`, says what each tap reads; zeros in front of 0 and from `end` on.
+pub(super) fn windows(b: &mut GraphBuilder<'_>, x: ValueId, at: ValueId, end: ValueId) -> ValueId {
+    let taken = b.gather(x, at);
+    let zero = b.i32(0);
+    let before = b.binary(BinaryOp::Lt, at, zero);
+    let inside = b.binary(BinaryOp::Lt, at, end);
+    let outside = b.unary(UnaryOp::Not, inside);
+    let outside = b.binary(BinaryOp::Or, before, outside);
+    let mut wide = b.ty(at).shape.clone();
+    wide.extend([Dim::one(), Dim::one()]);
+    let outside = b.reshape(outside, &wide);
+    let nothing = b.f32(0.0);
+    let taken = b.select(outside, nothing, taken);
+    // [places, taps, B, C] to [B, places, C, taps].
+    let rows = b.transpose(taken, &[2, 0, 3, 1]);
+    let shape = b.ty(rows).shape.clone();
+    let (outer, inner) = shape.split_at(2.min(shape.len()));
+    let mut flat = outer.to_vec();
+    flat.push(product(inner));
+    b.reshape(rows, &flat)
 }
 
 /// A convolution along one axis.
@@ -59,24 +82,7 @@ impl Conv1d {
             let tap = b.iota(&grid, 1, Dim::zero());
             let at = b.add(start, tap);
             let at = b.sub(at, padding);
-            let taken = b.gather(x, at);
-            let zero = b.i32(0);
-            let before = b.binary(BinaryOp::Lt, at, zero);
-            let inside = b.binary(BinaryOp::Lt, at, end);
-            let outside = b.unary(frit_kernels::spec::UnaryOp::Not, inside);
-            let outside = b.binary(BinaryOp::Or, before, outside);
-            let mut wide = grid.to_vec();
-            wide.extend([Dim::one(), Dim::one()]);
-            let outside = b.reshape(outside, &wide);
-            let nothing = b.f32(0.0);
-            let taken = b.select(outside, nothing, taken);
-            // [places, taps, B, C] to [B, places, C, taps].
-            let rows = b.transpose(taken, &[2, 0, 3, 1]);
-            let shape = b.ty(rows).shape.clone();
-            let (outer, inner) = shape.split_at(2.min(shape.len()));
-            let mut flat = outer.to_vec();
-            flat.push(frit_kernels::dim::product(inner));
-            let rows = b.reshape(rows, &flat);
+            let rows = windows(b, x, at, end);
             b.linear(rows, self.linear.weight, self.linear.bias)
         })
     }

@@ -136,26 +136,11 @@ pub(super) fn deepseek2(k: &mut Keys<'_>, file: &GgufFile) -> Recipe {
         ["context_length", "embedding_length", "attention.head_count"].map(|name| k.size(name, None, dim));
     let sizes = k.sizes_of(file, [context, hidden, heads, heads, head_dim]);
     let norm = rms(k);
-    let rope = k.rope(sizes, file);
+    let mut rope = k.rope(sizes, file);
     let magnitude = magnitude(k, &rope);
-    let rope = match rope.scaling {
-        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, truncate, .. } => {
-            let attention_factor = Some(k.positive("rope.scaling.attn_factor", Some(1.0)));
-            let (mscale, mscale_all_dim) = (None, None);
-            let scaling = RopeScaling::Yarn {
-                factor,
-                attention_factor,
-                beta_fast,
-                beta_slow,
-                mscale,
-                mscale_all_dim,
-                original_context,
-                truncate,
-            };
-            RopeConfig { scaling, ..rope }
-        }
-        _ => rope,
-    };
+    if let RopeScaling::Yarn { attention_factor, .. } = &mut rope.scaling {
+        *attention_factor = Some(k.positive("rope.scaling.attn_factor", Some(1.0)));
+    }
     let latent = LatentForm {
         q_rank,
         kv_rank,

@@ -12,7 +12,7 @@ use frit_kernels::spec::Space;
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates::Rendered;
 use frit_simt::{
-    Argument, Buffer, Error, Language, Launch, Options, Outcome, Region, Swizzle, TensorMap, Texture, run as execute,
+    Argument, Buffer, Error, Language, Launch, Options, Outcome, Region, TensorMap, Texture, run as execute,
 };
 
 /// The targets whose kernels are executed here.
@@ -86,15 +86,8 @@ pub fn try_run(case: &Case, r: &Rendered, options: &Options) -> Result<(Outcome,
     });
     for (b, map) in maps(r) {
         let argument = arguments.len();
-        let map = Argument::TensorMap(TensorMap {
-            argument,
-            start: 0,
-            element_bytes: 2,
-            extents: [map.columns, map.rows],
-            row_bytes: 2 * map.columns,
-            tile: [TILE_COLUMNS, map.tile_rows],
-            swizzle: Swizzle::Bytes128,
-        });
+        let map = TensorMap::of_halves(argument, [map.columns, map.rows], [TILE_COLUMNS, map.tile_rows]);
+        let map = Argument::TensorMap(map);
         let matrix = std::mem::replace(&mut arguments[b], map);
         arguments.push(matrix);
     }

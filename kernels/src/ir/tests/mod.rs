@@ -9,12 +9,21 @@ mod tiles;
 mod verify;
 mod warpgroups;
 
-use super::Module;
+use super::{Error, Module, Rule};
 use crate::target::{Capabilities, Tier};
 
 /// Base limits with every optional feature.
 pub(crate) fn everything() -> Capabilities {
     Capabilities { has_f16: true, has_matrix: true, subgroup_size: Some(32), ..Capabilities::webgpu(Tier::Gpu) }
+}
+
+/// The rules that a module breaks for a target.
+pub(crate) fn broken(module: &Module, caps: &Capabilities) -> Vec<Rule> {
+    match super::verify(module, caps) {
+        Ok(()) => Vec::new(),
+        Err(Error::Invalid { violations, .. }) => violations.iter().map(|v| v.rule).collect(),
+        Err(other) => panic!("{other}"),
+    }
 }
 
 /// Verifies, emits for a native consumer, and has naga validate the text.

@@ -1,5 +1,6 @@
 //! Work of warpgroups: text form, rules, and which language has it.
 
+use super::broken;
 use crate::emit::{ptx, wgsl};
 use crate::ir::*;
 use crate::target::{Capabilities, Tier};
@@ -40,11 +41,7 @@ fn module(body: &str) -> Module {
 }
 
 fn rules(body: &str) -> Vec<Rule> {
-    match verify(&module(body), &Capabilities::cuda_warpgroups()) {
-        Ok(()) => Vec::new(),
-        Err(Error::Invalid { violations, .. }) => violations.iter().map(|v| v.rule).collect(),
-        Err(other) => panic!("{other}"),
-    }
+    broken(&module(body), &Capabilities::cuda_warpgroups())
 }
 
 #[test]

@@ -383,11 +383,7 @@ impl Parser {
             _ => {
                 let sum = self.local()?;
                 self.mark('=')?;
-                let format = match self.word()?.as_str() {
-                    "f16" => HalfFormat::F16,
-                    "bf16" => HalfFormat::Bf16,
-                    other => return self.fail(format!("unknown matrix format `{other}`")),
-                };
+                let format = self.half_format()?;
                 self.mark('(')?;
                 let a = self.expr()?;
                 self.mark(',')?;
@@ -399,6 +395,13 @@ impl Parser {
         Ok(Stmt::Tile(op))
     }
 
+    pub(super) fn half_format(&mut self) -> Parsed<HalfFormat> {
+        match self.word()?.as_str() {
+            "f16" => Ok(HalfFormat::F16),
+            "bf16" => Ok(HalfFormat::Bf16),
+            other => self.fail(format!("unknown matrix format `{other}`")),
+        }
+    }
     pub(super) fn local(&mut self) -> Parsed<Handle<Local>> {
         let name = self.name('%')?;
         match self.locals.get(&name) {

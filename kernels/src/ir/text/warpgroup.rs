@@ -2,7 +2,7 @@
 
 use super::parse::{Parsed, Parser};
 use crate::ir::expr::{ArrayRef, Expr, Literal};
-use crate::ir::stmt::{HalfFormat, Stmt};
+use crate::ir::stmt::Stmt;
 use crate::ir::warpgroup::{Place, WarpgroupOp};
 
 impl Parser {
@@ -46,11 +46,7 @@ impl Parser {
                     sums.push(self.local()?);
                 }
                 self.mark('=')?;
-                let format = match self.word()?.as_str() {
-                    "f16" => HalfFormat::F16,
-                    "bf16" => HalfFormat::Bf16,
-                    other => return self.fail(format!("unknown matrix format `{other}`")),
-                };
+                let format = self.half_format()?;
                 self.mark('(')?;
                 let a = self.place()?;
                 self.mark(',')?;

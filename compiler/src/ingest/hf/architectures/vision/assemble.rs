@@ -228,6 +228,15 @@ fn pair_classes([down, across]: [u64; 2]) -> Vec<i32> {
     (0..rows).flat_map(|i| (0..rows).map(move |j| class(i, j) as i32)).collect()
 }
 
+impl Layers {
+    /// Attention over the sizes of these layers.
+    fn attention(&self, qkv: Projections, output: Linear) -> MultiHead {
+        let head_dim = self.hidden / self.heads.max(1);
+        let scale = (head_dim as f64).powf(-0.5) as f32;
+        MultiHead { name: "attention", heads: self.heads, head_dim, scale, qkv, rope: None, output }
+    }
+}
+
 pub(super) fn layer(l: &Layers, n: Names, image: Image, t: &mut Binder<'_>, stem: &str) -> StackLayer {
     let hidden: Extent<'_> = (l.hidden, HIDDEN);
     let inner: Extent<'_> = (l.inner, "intermediate_size");
@@ -235,16 +244,8 @@ pub(super) fn layer(l: &Layers, n: Names, image: Image, t: &mut Binder<'_>, stem
     let [q, k, v] = l.qkv_bias;
     let parts = [("query", n.q, q), ("key", n.k, k), ("value", n.v, v)];
     let qkv = Projections::Separate(parts.map(|(name, at, bias)| linear(t, name, &of(at), hidden, hidden, bias)));
-    let head_dim = l.hidden / l.heads.max(1);
-    let attention = MultiHead {
-        name: "attention",
-        heads: l.heads,
-        head_dim,
-        scale: (head_dim as f64).powf(-0.5) as f32,
-        qkv,
-        rope: None,
-        output: linear(t, "output", &of(n.attention_output), hidden, hidden, true),
-    };
+    let output = linear(t, "output", &of(n.attention_output), hidden, hidden, true);
+    let attention = l.attention(qkv, output);
     let up = match l.gated {
         true => {
             let gate_up = linear(t, "up", &of(n.up), (2 * l.inner, "2·inner"), hidden, true);
@@ -374,16 +375,9 @@ impl Probe {
         let three: Extent<'_> = (3 * l.hidden, "3·hidden_size");
         let weight = t.take(&format!("{stem}.attention.in_proj_weight"), &[three, hidden]);
         let bias = t.take(&format!("{stem}.attention.in_proj_bias"), &[three]);
-        let head_dim = l.hidden / l.heads.max(1);
-        let attention = MultiHead {
-            name: "attention",
-            heads: l.heads,
-            head_dim,
-            scale: (head_dim as f64).powf(-0.5) as f32,
-            qkv: Projections::Fused(Linear::new("in_proj", weight, Some(bias))),
-            rope: None,
-            output: linear(t, "out_proj", &format!("{stem}.attention.out_proj"), hidden, hidden, true),
-        };
+        let qkv = Projections::Fused(Linear::new("in_proj", weight, Some(bias)));
+        let output = linear(t, "out_proj", &format!("{stem}.attention.out_proj"), hidden, hidden, true);
+        let attention = l.attention(qkv, output);
         let norm = layer_norm(t, "layernorm", &format!("{stem}.layernorm"), hidden, l.eps, true);
         let inner: Extent<'_> = (l.inner, "intermediate_size");
         let up = Up::Plain(linear(t, "fc1", &format!("{stem}.mlp.fc1"), inner, hidden, true));
