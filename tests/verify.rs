@@ -55,7 +55,13 @@ fn quantised_weights() {
                 continue;
             }
             let capability = (major, 0);
-            let options = VerifyOptions { tokens: 8, tolerance, new_tokens: 0, capability, ..Default::default() };
+            let options = VerifyOptions {
+                tokens: 8,
+                tolerance: Some(tolerance),
+                new_tokens: 0,
+                capability,
+                ..Default::default()
+            };
             let found = verify(&loaded, tier, &options).unwrap();
             assert!(found.passed(), "{model} {} {capability:?}: {:?}", found.tier, found.outputs);
         }

@@ -200,6 +200,19 @@ impl Session {
     pub fn counters(&self) -> Counters {
         self.executor.counters()
     }
+    /// The kind of device.
+    pub fn tier(&self) -> frit_kernels::target::Tier {
+        self.executor.tier()
+    }
+    /// Asks for the time of runs by the device's own clock, where it has one.
+    pub fn time_on_device(&mut self, wanted: bool) {
+        self.executor.time_on_device(wanted);
+    }
+    /// Seconds that the kernels of the last [`Session::run`] took by the device's clock; none where that was not asked
+    /// for, or there is no such clock.
+    pub fn device_seconds(&self) -> Option<f64> {
+        self.executor.device_seconds()
+    }
     /// What the last [`Session::run`] or [`Session::generate`] executed, where a policy decides about it.
     pub fn stats(&self) -> &RunStats {
         &self.stats

@@ -1,10 +1,12 @@
 //! Checks a plan without a device: every kernel's text is executed by the checking interpreter at the sizes of a real
 //! run, and what comes out is compared with the CPU backend, which computes the same kernels from their meaning.
 
+use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::simt::{KernelCheck, SimtBackend};
 use crate::{Error, GenerateOptions, LoadedModel, Result, Session, Tensor};
 use frit_kernels::dtype::Scalar;
+use frit_kernels::spec::MatmulPrecision;
 use frit_kernels::target::Tier;
 use frit_plan::{Plan, Task, sizes};
 use serde::Serialize;
@@ -20,8 +22,8 @@ pub struct VerifyOptions {
     pub tokens: u64,
     /// Tokens that a decoder goes on with.
     pub new_tokens: usize,
-    /// Largest difference allowed, relative to the largest magnitude of the output.
-    pub tolerance: f64,
+    /// Largest difference allowed, relative to the largest magnitude of the output; [`bound`] of the plan unless said.
+    pub tolerance: Option<f64>,
     /// Order of warps and workgroups is drawn from this seed.
     pub shuffle: Option<u64>,
     /// Of PTX, what a GPU of this compute capability runs.
@@ -30,7 +32,7 @@ pub struct VerifyOptions {
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        VerifyOptions { batch: 1, tokens: 7, new_tokens: 3, tolerance: 1e-4, shuffle: None, capability: (8, 0) }
+        VerifyOptions { batch: 1, tokens: 7, new_tokens: 3, tolerance: None, shuffle: None, capability: (8, 0) }
     }
 }
 
@@ -43,7 +45,9 @@ pub struct OutputCheck {
     pub max_difference: f64,
     /// Largest magnitude on the CPU.
     pub magnitude: f64,
-    /// Whether the difference is within the tolerance.
+    /// Largest difference allowed.
+    pub bound: f64,
+    /// Whether the difference is no larger.
     pub agrees: bool,
 }
 
@@ -84,8 +88,62 @@ impl TierCheck {
 pub fn verify(model: &LoadedModel, tier: Tier, options: &VerifyOptions) -> Result<TierCheck> {
     let simt = SimtBackend::new(tier, options.shuffle).with_capability(options.capability);
     let checks = simt.checks();
+    let (outputs, same_tokens) = compare_with_cpu(model, &simt, options)?;
+    let kernels = checks.kernels();
+    let not_launched = kernels.iter().filter(|k| k.launches == 0).count();
+    let capability = (tier == Tier::Cuda).then_some(options.capability);
+    Ok(TierCheck { tier: tier.name(), capability, kernels, not_launched, outputs, same_tokens })
+}
+
+/// How far results of this tier may be from the CPU's, relative to the largest magnitude of an output: 1e-4, and 5e-2 where
+/// matrix units round both sides of a product to 16 bits.
+pub fn bound(plan: &Plan, tier: Tier) -> f64 {
+    let rounds = |k: &frit_plan::Kernel| {
+        let on_units = |v: &frit_plan::Variant| {
+            v.tier == tier && matches!(v.schedule.template.as_str(), "gemm_matrix" | "gemm_warpgroup")
+        };
+        k.spec.precision == MatmulPrecision::Auto && k.variants.iter().any(on_units)
+    };
+    if plan.kernels.iter().any(rounds) { 5e-2 } else { 1e-4 }
+}
+
+/// What a device computed.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeviceCheck {
+    /// Name of the backend.
+    pub backend: &'static str,
+    /// The device, in words.
+    pub device: String,
+    /// Outputs of one run, and of other runs those that disagree.
+    pub outputs: Vec<OutputCheck>,
+    /// Whether a decoder chose the same tokens; absent for other models.
+    pub same_tokens: Option<bool>,
+}
+
+impl DeviceCheck {
+    /// Whether everything agrees.
+    pub fn passed(&self) -> bool {
+        self.outputs.iter().all(|o| o.agrees) && self.same_tokens != Some(false)
+    }
+}
+
+/// Runs every program of `model` on a device, at the sizes of [`verify`], and compares with the CPU.
+///
+/// # Errors
+/// A model that cannot be bound, or a device that fails.
+pub fn verify_on(model: &LoadedModel, backend: &dyn Backend, options: &VerifyOptions) -> Result<DeviceCheck> {
+    let (outputs, same_tokens) = compare_with_cpu(model, backend, options)?;
+    Ok(DeviceCheck { backend: backend.name(), device: backend.device(), outputs, same_tokens })
+}
+
+/// Runs of every kind: without buckets, in each bucket, with the keys of decode steps in parts.
+fn compare_with_cpu(
+    model: &LoadedModel,
+    backend: &dyn Backend,
+    options: &VerifyOptions,
+) -> Result<(Vec<OutputCheck>, Option<bool>)> {
     let (plan, weights) = (&model.plan, &*model.weights);
-    let mut checked = Session::builder().bind_on(&simt, Arc::clone(plan), weights)?;
+    let mut checked = Session::builder().bind_on(backend, Arc::clone(plan), weights)?;
     let exact = Session::builder().bind_on(&CpuBackend, Arc::clone(plan), weights)?;
     checked.takes_buckets = false;
     let mut pair = (checked, exact);
@@ -103,10 +161,7 @@ pub fn verify(model: &LoadedModel, tier: Tier, options: &VerifyOptions) -> Resul
         outputs.extend(more.into_iter().filter(|o| !o.agrees));
         same_tokens = same_tokens.map(|s| s && same != Some(false));
     }
-    let kernels = checks.kernels();
-    let not_launched = kernels.iter().filter(|k| k.launches == 0).count();
-    let capability = (tier == Tier::Cuda).then_some(options.capability);
-    Ok(TierCheck { tier: tier.name(), capability, kernels, not_launched, outputs, same_tokens })
+    Ok((outputs, same_tokens))
 }
 
 /// Sequences and tokens of runs that take each program for few rows: of two programs for at most 8 and 64 rows, say, one
@@ -128,7 +183,8 @@ fn compare_runs(
 ) -> Result<(Vec<OutputCheck>, Option<bool>)> {
     let inputs = inputs(plan, options)?;
     let (found, want) = (checked.run(&inputs)?, exact.run(&inputs)?);
-    let outputs = want.iter().zip(&found).map(|((n, w), (_, f))| compare(n, w, f, options.tolerance)).collect();
+    let tolerance = options.tolerance.unwrap_or_else(|| bound(plan, checked.tier()));
+    let outputs = want.iter().zip(&found).map(|((n, w), (_, f))| compare(n, w, f, tolerance)).collect();
     let same_tokens = if plan.model.task == Task::Decoder && options.new_tokens > 0 {
         let prompts: Vec<Vec<u32>> =
             (0..options.batch).map(|b| (0..options.tokens).map(|i| token(plan, b, i) as u32).collect()).collect();
@@ -210,6 +266,6 @@ fn compare(name: &str, want: &Tensor, found: &Tensor, tolerance: f64) -> OutputC
         _ if want == found => {}
         _ => difference = f64::INFINITY,
     }
-    let agrees = difference <= tolerance * magnitude.max(1.0);
-    OutputCheck { name: name.into(), max_difference: difference, magnitude, agrees }
+    let bound = tolerance * magnitude.max(1.0);
+    OutputCheck { name: name.into(), max_difference: difference, magnitude, bound, agrees: difference <= bound }
 }

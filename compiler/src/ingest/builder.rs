@@ -78,16 +78,31 @@ impl ModelBuilder {
     }
     /// A constant tensor held in memory.
     pub fn constant(&mut self, name: &str, shape: &[u64], values: &[f32]) -> WeightId {
-        let elems = shape.iter().try_fold(1u64, |p, d| p.checked_mul(*d));
-        if elems != Some(values.len() as u64) {
-            self.fault(name, format!("{} values for the shape {shape:?}", values.len()));
-        }
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let data = TensorData { storage: Storage::F32, shape: shape.to_vec(), bytes };
+        self.held(name, Storage::F32, shape, values.len(), bytes)
+    }
+    /// As [`ModelBuilder::constant`], each value rounded to the nearest `bf16` or `f16`; other storage is a fault.
+    pub fn constant_half(&mut self, name: &str, storage: Storage, shape: &[u64], values: &[f32]) -> WeightId {
+        let bytes = match storage {
+            Storage::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+            Storage::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+            other => {
+                self.fault(name, format!("{other} is no 16-bit storage of floats"));
+                Vec::new()
+            }
+        };
+        self.held(name, storage, shape, values.len(), bytes)
+    }
+    fn held(&mut self, name: &str, storage: Storage, shape: &[u64], count: usize, bytes: Vec<u8>) -> WeightId {
+        let elems = shape.iter().try_fold(1u64, |p, d| p.checked_mul(*d));
+        if elems != Some(count as u64) {
+            self.fault(name, format!("{count} values for the shape {shape:?}"));
+        }
+        let data = TensorData { storage, shape: shape.to_vec(), bytes };
         if self.memory.0.insert(name.into(), data).is_some() {
             self.fault(name, "a constant of this name exists already".into());
         }
-        self.stored(name, Storage::F32, shape)
+        self.stored(name, storage, shape)
     }
     /// As [`ModelBuilder::constant`] at the first call with that name; later ones give the same weight.
     pub fn constant_once(&mut self, name: &str, shape: &[u64], values: &[f32]) -> WeightId {
@@ -98,16 +113,8 @@ impl ModelBuilder {
     }
     /// A constant tensor of integers held in memory.
     pub fn constant_ints(&mut self, name: &str, shape: &[u64], values: &[i32]) -> WeightId {
-        let elems = shape.iter().try_fold(1u64, |p, d| p.checked_mul(*d));
-        if elems != Some(values.len() as u64) {
-            self.fault(name, format!("{} values for the shape {shape:?}", values.len()));
-        }
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let data = TensorData { storage: Storage::I32, shape: shape.to_vec(), bytes };
-        if self.memory.0.insert(name.into(), data).is_some() {
-            self.fault(name, "a constant of this name exists already".into());
-        }
-        self.stored(name, Storage::I32, shape)
+        self.held(name, Storage::I32, shape, values.len(), bytes)
     }
     /// A tensor of the source, used as stored.
     pub fn stored(&mut self, name: &str, storage: Storage, shape: &[u64]) -> WeightId {

@@ -23,8 +23,13 @@ impl Kernel {
     }
     /// The PTX for a GPU of this compute capability (major, minor): that of the newest instruction set it has.
     pub fn ptx(&self, capability: (u32, u32)) -> Option<&Variant> {
-        let runs = |v: &&Variant| v.tier == Tier::Cuda && v.architecture.is_some_and(|a| a.runs_on(capability));
-        self.variants.iter().filter(runs).max_by_key(|v| v.architecture)
+        self.ptx_until(capability, Architecture::Sm90a)
+    }
+    /// As [`Kernel::ptx`], of no newer instruction set than this.
+    pub fn ptx_until(&self, capability: (u32, u32), newest: Architecture) -> Option<&Variant> {
+        let runs = |a: Architecture| a <= newest && a.runs_on(capability);
+        let serves = |v: &&Variant| v.tier == Tier::Cuda && v.architecture.is_some_and(runs);
+        self.variants.iter().filter(serves).max_by_key(|v| v.architecture)
     }
 }
 

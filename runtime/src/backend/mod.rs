@@ -112,6 +112,13 @@ pub trait Executor: Send {
         }
         Ok(out)
     }
+    /// Asks for the time of runs by the device's own clock, where it has one.
+    fn time_on_device(&mut self, _wanted: bool) {}
+    /// Seconds that the kernels of the last [`Executor::run`] took by the device's clock, bringing inputs and taking
+    /// outputs left out; none where that was not asked for or there is no such clock.
+    fn device_seconds(&self) -> Option<f64> {
+        None
+    }
     /// What has been created and moved so far.
     fn counters(&self) -> Counters;
     /// Bytes held on the device: weights, cache, arenas.

@@ -4,7 +4,20 @@ use super::cache::Cache;
 use super::driver::{Address, DeviceInfo, Driver, DriverError, DriverResult, Function, Graph, Launch};
 use crate::backend::Counters;
 use crate::{Error, Result};
+use frit_kernels::target::Architecture;
 use frit_plan::Matrix;
+
+/// How launches reach the device; every step is faster than the one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Launching {
+    /// One by one, each after the end of the one before: for debuggers and sanitizers.
+    Single,
+    /// Steps of decoders as graphs.
+    Graphs,
+    /// As graphs, a launch beginning while the one before still runs.
+    #[default]
+    Overlapping,
+}
 
 /// A driver and what it did.
 pub(super) struct Context {
@@ -14,12 +27,20 @@ pub(super) struct Context {
     pub limit_bytes: Option<u64>,
     /// What was done.
     pub counters: Counters,
+    /// How launches reach the device.
+    pub launching: Launching,
+    /// The newest instruction set whose kernels are run.
+    pub newest: Architecture,
+    /// Whether runs are timed by the device's clock.
+    pub is_timed: bool,
     poisoned: Option<String>,
 }
 
 impl Context {
     pub fn new(driver: Box<dyn Driver>, cache: Cache, limit_bytes: Option<u64>) -> Context {
-        Context { driver, cache, limit_bytes, counters: Counters::default(), poisoned: None }
+        let (launching, newest) = (Launching::default(), Architecture::Sm90a);
+        let counters = Counters::default();
+        Context { driver, cache, limit_bytes, counters, launching, newest, is_timed: false, poisoned: None }
     }
     pub fn info(&self) -> &DeviceInfo {
         self.driver.info()
@@ -128,15 +149,24 @@ impl Context {
         self.call(|d| {
             d.begin()?;
             let all = launches.iter().try_for_each(|l| d.launch(l));
-            let graph = d.end()?;
-            match all {
-                Ok(()) => Ok(graph),
-                Err(e) => d.forget(graph).and(Err(e)),
+            // a launch that fails spoils the recording, whose end then says only that
+            match (all, d.end()) {
+                (Ok(()), ended) => ended,
+                (Err(e), Ok(graph)) => d.forget(graph).and(Err(e)),
+                (Err(e), Err(_)) => Err(e),
             }
         })
     }
     pub fn replay(&mut self, g: Graph) -> Result<()> {
         self.call(|d| d.replay(g))
+    }
+    /// What launches take on the device begins or ends here, where it is asked for.
+    pub fn mark(&mut self, is_second: bool) -> Result<()> {
+        if self.is_timed { self.call(|d| d.mark(is_second)) } else { Ok(()) }
+    }
+    /// Seconds between the marks of the last run, which is done.
+    pub fn between_marks(&mut self) -> Result<Option<f64>> {
+        if self.is_timed { self.call(|d| d.between_marks()) } else { Ok(None) }
     }
     pub fn forget(&mut self, g: Graph) -> Result<()> {
         self.call(|d| d.forget(g))

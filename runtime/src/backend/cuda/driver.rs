@@ -120,6 +120,10 @@ pub(crate) trait Driver: Send {
     fn end(&mut self) -> DriverResult<Graph>;
     /// Runs what was recorded.
     fn replay(&mut self, graph: Graph) -> DriverResult<()>;
+    /// Puts a mark behind everything asked for so far, whose time the device keeps: the first of a pair, or the second.
+    fn mark(&mut self, is_second: bool) -> DriverResult<()>;
+    /// Seconds from the first mark to the second by the device's clock, both of which have passed; none without a clock.
+    fn between_marks(&mut self) -> DriverResult<Option<f64>>;
     /// Forgets a graph; it may still be running.
     fn forget(&mut self, graph: Graph) -> DriverResult<()>;
 }

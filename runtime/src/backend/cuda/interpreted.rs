@@ -10,7 +10,7 @@ use super::driver::{Address, DeviceInfo, Driver, DriverError, DriverResult, Func
 use frit_kernels::emit::ptx::MAP_BYTES;
 use frit_kernels::ir::TILE_COLUMNS;
 use frit_plan::Matrix;
-use frit_simt::{Argument, Buffer, Language, Options, Swizzle, TensorMap, Violation};
+use frit_simt::{Argument, Buffer, Language, Options, TensorMap, Violation};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -183,16 +183,7 @@ fn decode(bytes: &[u8]) -> Option<(Address, TensorMap)> {
         bytes.chunks_exact(8).map(|c| c.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b))).collect();
     match words.as_slice() {
         [MAP, at, columns, rows, tile_rows, ..] if bytes.len() == MAP_BYTES as usize => {
-            let map = TensorMap {
-                argument: 0,
-                start: 0,
-                element_bytes: 2,
-                extents: [*columns, *rows],
-                row_bytes: 2 * columns,
-                tile: [TILE_COLUMNS, *tile_rows as u32],
-                swizzle: Swizzle::Bytes128,
-            };
-            Some((*at, map))
+            Some((*at, TensorMap::of_halves(0, [*columns, *rows], [TILE_COLUMNS, *tile_rows as u32])))
         }
         _ => None,
     }
@@ -460,6 +451,13 @@ impl Driver for InterpretedDriver {
         self.queue.extend(launches.iter().cloned().map(Work::Launch));
         self.device.lock().replays += 1;
         Ok(())
+    }
+    fn mark(&mut self, _is_second: bool) -> DriverResult<()> {
+        self.begin_call("cuEventRecord", false)
+    }
+    fn between_marks(&mut self) -> DriverResult<Option<f64>> {
+        self.begin_call("cuEventElapsedTime", false)?;
+        Ok(None)
     }
     fn forget(&mut self, graph: Graph) -> DriverResult<()> {
         self.begin_call("cuGraphExecDestroy", false)?;

@@ -51,6 +51,21 @@ fn within(limit: Option<u64>, free: u64, held: u64, wanted: u64) -> Result<()> {
     Ok(())
 }
 
+/// Kernels compute addresses in elements of 32 bits, the sign among them.
+const MOST_ELEMENTS: u64 = (1 << 31) - 1;
+
+/// Fails where a buffer that kernels share would be longer than they can address.
+fn addressable(plan: &Plan, layout: &Layout) -> Result<()> {
+    let slots = plan.kv_slots.iter().enumerate().map(|(i, s)| (s.name.as_str(), layout.kv_elems(i)));
+    let shared = [("side", layout.side_elems), ("arena", layout.arena_elems), ("ints", layout.ints_elems)];
+    match slots.chain(shared).find(|(_, n)| *n > MOST_ELEMENTS) {
+        Some((name, wanted)) => {
+            Err(Error::Limit { what: format!("elements of the buffer `{name}`"), wanted, limit: MOST_ELEMENTS })
+        }
+        None => Ok(()),
+    }
+}
+
 impl Memory {
     /// Reserves everything and uploads the weights.
     pub fn load(
@@ -61,6 +76,7 @@ impl Memory {
         extent: &Extent,
         progress: Progress<'_>,
     ) -> Result<Memory> {
+        addressable(plan, layout)?;
         within(gpu.limit_bytes, gpu.free_bytes()?, 0, wanted_bytes(plan, layout, extent))?;
         let mut m = Memory { sizes: gpu.alloc("sizes", SIZES_BYTES)?, ..Memory::default() };
         for (w, bytes) in plan.weights.iter().zip(&layout.own_bytes) {
@@ -98,6 +114,7 @@ impl Memory {
         old_extent: &Extent,
         extent: &Extent,
     ) -> Result<()> {
+        addressable(plan, new)?;
         let held = wanted_bytes(plan, old, old_extent);
         within(gpu.limit_bytes, gpu.free_bytes()?, held, wanted_bytes(plan, new, extent))?;
         let old_side = self.side.take();

@@ -28,26 +28,36 @@ use super::ports::{self, check_inputs, check_outputs, check_sizes};
 use super::{Backend, Counters, Executor, Extent, Progress};
 use crate::{Error, Result, Tensor};
 use cache::Cache;
-use context::Context;
+use context::{Context, Launching};
 use driver::{DeviceInfo, Driver};
-use frit_kernels::target::Tier;
+use frit_kernels::target::{Architecture, Tier};
 use frit_plan::{Plan, TensorSource};
 use memory::{LOG_LINES, Memory};
 use program::{Ending, Kernels, Prepared};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Names the newest instruction set whose kernels are run, `sm_80`, `sm_90` or `sm_90a`, where a device could run newer ones.
+pub const TARGET_VARIABLE: &str = "FRIT_CUDA_TARGET";
+/// Names how launches reach the device: `overlapping`, as they do unless said, `graphs` or `single`.
+pub const LAUNCH_VARIABLE: &str = "FRIT_CUDA_LAUNCH";
 
 /// Steps that run without the host: enough to hide it, few enough that text still comes as a stream.
 const STEPS_AHEAD: u64 = 8;
 
 type Open = Arc<dyn Fn() -> Result<Box<dyn Driver>> + Send + Sync>;
+/// A driver that was opened to look at its device, until a plan is bound: opening one takes long.
+type Opened = Mutex<Option<Box<dyn Driver>>>;
 
 /// An NVIDIA GPU.
 pub struct CudaBackend {
     open: Open,
+    opened: Opened,
     info: DeviceInfo,
     cache: Cache,
     limit_bytes: Option<u64>,
     is_hardware: bool,
+    launching: Launching,
+    newest: Architecture,
 }
 
 impl CudaBackend {
@@ -58,7 +68,25 @@ impl CudaBackend {
     #[cfg(feature = "cuda")]
     pub fn new() -> Result<CudaBackend> {
         let open: Open = Arc::new(|| Ok(Box::new(native::Native::open()?)));
-        Self::with(open, Cache::of_user(), true)
+        let wrong = |option: &str, said: &str, known: &str| {
+            Err(Error::Option { option: option.into(), reason: format!("`{said}` is {known}") })
+        };
+        let launching = match std::env::var(LAUNCH_VARIABLE).unwrap_or_default().as_str() {
+            "" | "overlapping" => Launching::Overlapping,
+            "graphs" => Launching::Graphs,
+            "single" => Launching::Single,
+            other => return wrong(LAUNCH_VARIABLE, other, "none of overlapping, graphs, single"),
+        };
+        let newest = match std::env::var(TARGET_VARIABLE).unwrap_or_default().as_str() {
+            "" | "sm_90a" => Architecture::Sm90a,
+            "sm_90" => Architecture::Sm90,
+            "sm_80" => Architecture::Sm80,
+            other => return wrong(TARGET_VARIABLE, other, "none of sm_80, sm_90, sm_90a"),
+        };
+        let mut backend = Self::with(open, Cache::of_user(), true)?;
+        backend.newest = newest;
+        backend.launching = launching;
+        Ok(backend)
     }
     /// A GPU that is not there: the backend's own code, its launches executed by the checking interpreter.
     ///
@@ -71,8 +99,10 @@ impl CudaBackend {
         Self::with(open, Cache::at(device.cache_folder()), false)
     }
     fn with(open: Open, cache: Cache, is_hardware: bool) -> Result<CudaBackend> {
-        let info = open()?.info().clone();
-        Ok(CudaBackend { open, info, cache, limit_bytes: None, is_hardware })
+        let driver = open()?;
+        let (info, opened) = (driver.info().clone(), Mutex::new(Some(driver)));
+        let (launching, newest) = (Launching::default(), Architecture::Sm90a);
+        Ok(CudaBackend { open, opened, info, cache, limit_bytes: None, is_hardware, launching, newest })
     }
     /// Refuses plans that need more device memory; it is counted before anything is allocated.
     #[must_use]
@@ -101,14 +131,17 @@ impl Backend for CudaBackend {
         extent: &Extent,
         progress: Progress<'_>,
     ) -> Result<Box<dyn Executor>> {
-        let mut gpu = Context::new((self.open)()?, self.cache.clone(), self.limit_bytes);
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let driver = opened.map_or_else(|| (self.open)(), Ok)?;
+        let mut gpu = Context::new(driver, self.cache.clone(), self.limit_bytes);
+        (gpu.launching, gpu.newest) = (self.launching, self.newest);
         let layout = Layout::new(&plan, extent)?;
         let memory = Memory::load(&mut gpu, &plan, &layout, source, extent, progress)?;
         gpu.wait()?;
         let programs = plan.programs.iter().map(|_| None).collect();
         let bound = Bound { extent: extent.clone(), layout, programs };
         let kernels = Kernels::default();
-        Ok(Box::new(CudaExecutor { gpu, plan, memory, kernels, bound: Some(bound), sizes: None }))
+        Ok(Box::new(CudaExecutor { gpu, plan, memory, kernels, bound: Some(bound), sizes: None, device_seconds: None }))
     }
 }
 
@@ -128,6 +161,7 @@ struct CudaExecutor {
     bound: Option<Bound>,
     /// The table of sizes as the device has it.
     sizes: Option<[u32; 16]>,
+    device_seconds: Option<f64>,
 }
 
 fn unbound() -> Error {
@@ -257,7 +291,18 @@ impl Executor for CudaExecutor {
             self.gpu.read(self.memory.get(o.place.home)? + o.place.offset * 4, &mut bytes)?;
             out.extend(ports::tensors(&[o], &bytes)?);
         }
+        if self.gpu.is_timed {
+            self.gpu.wait()?;
+            self.device_seconds = self.gpu.between_marks()?;
+        }
         Ok(out)
+    }
+    fn time_on_device(&mut self, wanted: bool) {
+        self.gpu.is_timed = wanted;
+        self.device_seconds = None;
+    }
+    fn device_seconds(&self) -> Option<f64> {
+        self.device_seconds
     }
     fn steps_ahead(&self) -> u64 {
         STEPS_AHEAD

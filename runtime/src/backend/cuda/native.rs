@@ -11,6 +11,8 @@ use std::ptr;
 
 /// The oldest driver that takes everything used here: CUDA 12.0.
 const OLDEST_DRIVER: i32 = 12000;
+/// The oldest driver whose clock is read: CUDA 12.8.
+const CLOCK_DRIVER: i32 = 12080;
 /// The oldest GPU that kernels are written for.
 const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
 /// Bytes of the assembler's log that are shown.
@@ -42,6 +44,27 @@ fn check(call: &'static str, r: CUresult) -> DriverResult<()> {
     Err(DriverError { call, code: r as u32, name, text })
 }
 
+/// Where the driver's assembler writes what it has to say.
+struct Log {
+    text: Vec<u8>,
+    options: [Jit; 2],
+    values: [*mut c_void; 2],
+}
+
+impl Log {
+    fn new() -> Log {
+        let mut text = vec![0u8; LOG_BYTES];
+        let options = [Jit::CU_JIT_ERROR_LOG_BUFFER, Jit::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        let values = [text.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
+        Log { text, options, values }
+    }
+    fn add_to(&self, mut e: DriverError) -> DriverError {
+        let said = self.text.split(|c| *c == 0).next().unwrap_or_default();
+        e.text = format!("{}\n{}", e.text, String::from_utf8_lossy(said)).trim().to_owned();
+        e
+    }
+}
+
 /// The first GPU, its primary context, one stream.
 pub(super) struct Native {
     info: DeviceInfo,
@@ -52,6 +75,7 @@ pub(super) struct Native {
     modules: Vec<(sys::CUmodule, sys::CUfunction)>,
     graphs: BTreeMap<Graph, sys::CUgraphExec>,
     graphs_made: u64,
+    marks: [sys::CUevent; 2],
 }
 
 // SAFETY: handles of the driver may be used from any thread in which the context is current, which every method sees to.
@@ -122,6 +146,7 @@ impl Native {
             modules: Vec::new(),
             graphs: BTreeMap::new(),
             graphs_made: 0,
+            marks: [ptr::null_mut(); 2],
         };
         n.current()?;
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
@@ -131,6 +156,31 @@ impl Native {
     /// Makes the context that of the calling thread.
     fn current(&self) -> DriverResult<()> {
         call!(cuCtxSetCurrent(self.context))
+    }
+    /// Machine code of a text that ends in a zero.
+    fn link(&mut self, text: &[u8]) -> DriverResult<Vec<u8>> {
+        let mut log = Log::new();
+        let mut link = ptr::null_mut();
+        let count = log.options.len() as u32;
+        call!(cuLinkCreate_v2(count, log.options.as_mut_ptr(), log.values.as_mut_ptr(), &mut link))?;
+        let (mut code, mut len) = (ptr::null_mut(), 0);
+        let made = call!(cuLinkAddData_v2(
+            link,
+            sys::CUjitInputType::CU_JIT_INPUT_PTX,
+            text.as_ptr().cast_mut().cast(),
+            text.len(),
+            c"kernel".as_ptr(),
+            0,
+            ptr::null_mut(),
+            ptr::null_mut()
+        ))
+        .and_then(|()| call!(cuLinkComplete(link, &mut code, &mut len)));
+        let bytes = match made {
+            // SAFETY: the driver made `len` bytes at `code`, which live until the link is destroyed below.
+            Ok(()) => Ok(unsafe { std::slice::from_raw_parts(code.cast::<u8>(), len) }.to_vec()),
+            Err(e) => Err(log.add_to(e)),
+        };
+        call!(cuLinkDestroy(link)).and(bytes)
     }
     fn give_back(&mut self) -> DriverResult<()> {
         self.current()?;
@@ -145,6 +195,9 @@ impl Native {
         }
         for a in std::mem::take(&mut self.memory) {
             call!(cuMemFree_v2(a))?;
+        }
+        for e in std::mem::replace(&mut self.marks, [ptr::null_mut(); 2]).into_iter().filter(|e| !e.is_null()) {
+            call!(cuEventDestroy_v2(e))?;
         }
         if !self.stream.is_null() {
             call!(cuStreamDestroy_v2(self.stream))?;
@@ -208,40 +261,26 @@ impl Driver for Native {
     }
     fn assemble(&mut self, ptx: &str) -> DriverResult<Vec<u8>> {
         self.current()?;
-        let mut text = [ptx.as_bytes(), &[0]].concat();
-        let mut log = vec![0u8; LOG_BYTES];
-        let mut options = [Jit::CU_JIT_ERROR_LOG_BUFFER, Jit::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
-        let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
-        let mut link = ptr::null_mut();
-        call!(cuLinkCreate_v2(2, options.as_mut_ptr(), values.as_mut_ptr(), &mut link))?;
-        let (mut code, mut len) = (ptr::null_mut(), 0);
-        let made = call!(cuLinkAddData_v2(
-            link,
-            sys::CUjitInputType::CU_JIT_INPUT_PTX,
-            text.as_mut_ptr().cast(),
-            text.len(),
-            c"kernel".as_ptr(),
-            0,
-            ptr::null_mut(),
-            ptr::null_mut()
-        ))
-        .and_then(|()| call!(cuLinkComplete(link, &mut code, &mut len)));
-        let bytes = match made {
-            // SAFETY: the driver made `len` bytes at `code`, which live until the link is destroyed below.
-            Ok(()) => Ok(unsafe { std::slice::from_raw_parts(code.cast::<u8>(), len) }.to_vec()),
-            Err(mut e) => {
-                log.truncate(log.iter().position(|c| *c == 0).unwrap_or(0));
-                e.text = format!("{}\n{}", e.text, String::from_utf8_lossy(&log)).trim().to_owned();
-                Err(e)
-            }
-        };
-        call!(cuLinkDestroy(link)).and(bytes)
+        let text = [ptx.as_bytes(), &[0]].concat();
+        match self.link(&text) {
+            // Its target is the device's, `sm_90`; a text for `sm_90a` is left to the loader, which goes by the text.
+            Err(e) if !e.is_sticky() && ptx.contains(".target sm_90a") => Ok(text),
+            made => made,
+        }
     }
     fn load(&mut self, code: &[u8], entry: &str, shared_bytes: u32) -> DriverResult<Function> {
         self.current()?;
         let entry = CString::new(entry).unwrap_or_default();
         let (mut module, mut function) = (ptr::null_mut(), ptr::null_mut());
-        call!(cuModuleLoadData(&mut module, code.as_ptr().cast()))?;
+        let mut log = Log::new();
+        let loaded = call!(cuModuleLoadDataEx(
+            &mut module,
+            code.as_ptr().cast(),
+            log.options.len() as u32,
+            log.options.as_mut_ptr(),
+            log.values.as_mut_ptr()
+        ));
+        loaded.map_err(|e| log.add_to(e))?;
         let found = call!(cuModuleGetFunction(&mut function, module, entry.as_ptr()));
         self.modules.push((module, function));
         found?;
@@ -330,6 +369,25 @@ impl Driver for Native {
             Some(g) => call!(cuGraphLaunch(*g, self.stream)),
             None => Ok(()),
         }
+    }
+    fn mark(&mut self, is_second: bool) -> DriverResult<()> {
+        self.current()?;
+        let [first, second] = &mut self.marks;
+        let mark = if is_second { second } else { first };
+        if mark.is_null() {
+            call!(cuEventCreate(mark, sys::CUevent_flags_enum::CU_EVENT_DEFAULT as u32))?;
+        }
+        call!(cuEventRecord(*mark, self.stream))
+    }
+    fn between_marks(&mut self) -> DriverResult<Option<f64>> {
+        self.current()?;
+        let [first, second] = self.marks;
+        if first.is_null() || second.is_null() || self.info.driver < CLOCK_DRIVER {
+            return Ok(None);
+        }
+        let mut milliseconds = 0f32;
+        call!(cuEventElapsedTime_v2(&mut milliseconds, first, second))?;
+        Ok(Some(f64::from(milliseconds) / 1e3))
     }
     fn forget(&mut self, graph: Graph) -> DriverResult<()> {
         self.current()?;

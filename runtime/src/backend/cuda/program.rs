@@ -4,7 +4,7 @@
 use super::super::bindings::{Slot, slots};
 use super::super::layout::{Home, Layout, Place, no_kernel, record};
 use super::super::ports::port_places;
-use super::context::Context;
+use super::context::{Context, Launching};
 use super::driver::{Function, Graph, Launch, Parameter};
 use super::memory::Memory;
 use crate::{Error, Result};
@@ -39,9 +39,10 @@ fn overlaps(ptx: &str) -> bool {
     ptx.contains("griddepcontrol.wait")
 }
 
-fn variant(plan: &Plan, kernel: u32, capability: (u32, u32)) -> Result<&Variant> {
+fn variant<'p>(plan: &'p Plan, kernel: u32, gpu: &Context) -> Result<&'p Variant> {
+    let capability = gpu.info().capability;
     let k = plan.kernels.get(kernel as usize).ok_or_else(|| Error::Plan(format!("there is no kernel {kernel}")))?;
-    k.ptx(capability).ok_or_else(|| Error::Kernel {
+    k.ptx_until(capability, gpu.newest).ok_or_else(|| Error::Kernel {
         backend: "cuda",
         kernel: k.name.clone(),
         reason: format!("the plan holds no PTX of it for compute capability {}.{}", capability.0, capability.1),
@@ -53,10 +54,10 @@ impl Kernels {
         if let Some(l) = self.loaded.get(&kernel) {
             return Ok(*l);
         }
-        let v = variant(plan, kernel, gpu.info().capability)?;
+        let v = variant(plan, kernel, gpu)?;
         let name = plan.kernels.get(kernel as usize).map_or("", |k| k.name.as_str());
         let function = gpu.kernel(name, &v.text, v.dynamic_shared_bytes)?;
-        let l = Loaded { function, overlaps: overlaps(&v.text) };
+        let l = Loaded { function, overlaps: gpu.launching == Launching::Overlapping && overlaps(&v.text) };
         self.loaded.insert(kernel, l);
         Ok(l)
     }
@@ -115,7 +116,7 @@ impl Prepared {
             let spec = &plan.kernels.get(step.kernel as usize).ok_or_else(|| no_kernel(step))?.spec;
             let places = layout.places(plan, at, step)?;
             let loaded = kernels.load(gpu, plan, step.kernel)?;
-            let v = variant(plan, step.kernel, gpu.info().capability)?;
+            let v = variant(plan, step.kernel, gpu)?;
             let mut parameters = Vec::new();
             for slot in slots(spec, Tier::Cuda) {
                 parameters.push(match slot {
@@ -189,7 +190,7 @@ impl Prepared {
         let launched = grids.iter().filter(|g| !g.contains(&0)).count() as u64;
         gpu.counters.dispatches += launched + u64::from(ending != Ending::Host);
         if let Some(graph) = self.recorded(grids, ending) {
-            return gpu.replay(graph);
+            return timed(gpu, |gpu| gpu.replay(graph));
         }
         let settled = |(l, g): (&Launch, &[u32; 3])| Launch { grid: *g, ..l.clone() };
         let mut launches: Vec<Launch> =
@@ -199,8 +200,8 @@ impl Prepared {
         }
         let again = self.last == grids;
         self.last = grids.to_vec();
-        if !self.steps && !again {
-            return launches.iter().try_for_each(|l| gpu.launch(l));
+        if gpu.launching == Launching::Single || (!self.steps && !again) {
+            return timed(gpu, |gpu| launches.iter().try_for_each(|l| gpu.launch(l)));
         }
         if self.graphs.len() >= GRAPHS {
             let oldest = self.graphs.remove(0);
@@ -208,7 +209,7 @@ impl Prepared {
         }
         let graph = gpu.record(&launches)?;
         self.graphs.push(Recorded { grids: grids.to_vec(), ending, graph });
-        gpu.replay(graph)
+        timed(gpu, |gpu| gpu.replay(graph))
     }
     fn advance(
         &self,
@@ -247,6 +248,13 @@ impl Prepared {
     pub fn forget(&mut self, gpu: &mut Context) -> Result<()> {
         self.graphs.drain(..).try_for_each(|r| gpu.forget(r.graph))
     }
+}
+
+/// What `f` asks for, between two marks.
+fn timed(gpu: &mut Context, f: impl FnOnce(&mut Context) -> Result<()>) -> Result<()> {
+    gpu.mark(false)?;
+    f(gpu)?;
+    gpu.mark(true)
 }
 
 /// Whether the output is a state of whole numbers, one for each row, which a step can keep in the log.

@@ -1,14 +1,17 @@
 //! `frit bench`: the same workloads on any backend, on random weights of published shapes or on a model.
+//!
+//! Decode and prefill are timed by the host's clock, the host's share included. Encoders and products are timed by the
+//! device's clock where it has one, else by the host's, which then counts the copies of inputs and outputs as well.
 
 mod shapes;
 
-use crate::model::{self, Progress};
+use crate::model::Progress;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use frit::{BackendChoice, GenerateOptions, LoadedModel, Session, Tensor, model_source};
 use frit_compiler::ingest::builder::ModelBuilder;
 use frit_kernels::dim::Dim;
-use frit_kernels::dtype::Scalar;
+use frit_kernels::dtype::{Scalar, Storage};
 use frit_plan::{InputFill, Task};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -22,9 +25,9 @@ enum Workload {
     Prefill,
     /// A batch of sequences through an encoder.
     Encoder,
-    /// A square matrix product of f32.
+    /// A square matrix product of f32 with a matrix of `--storage`.
     Gemm,
-    /// A square matrix of f32 times one vector: how fast weights stream.
+    /// A square matrix of `--storage` times one vector: how fast weights stream.
     Stream,
 }
 
@@ -54,6 +57,9 @@ pub struct Args {
     /// Tokens that decode goes on with.
     #[arg(long, default_value_t = 128)]
     new_tokens: usize,
+    /// What the matrix of a product is stored as: f32, f16 or bf16.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
+    storage: String,
     /// Timed repetitions.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -66,9 +72,14 @@ pub struct Args {
     /// Where random weights are kept [default: the folder for temporary files].
     #[arg(long)]
     weights: Option<PathBuf>,
+    #[command(flatten)]
+    switches: crate::switches::Switches,
     /// Print a JSON object.
     #[arg(long)]
     json: bool,
+    /// Measure whenever a line is read, and answer with a line of JSON: so that others can be measured in turn.
+    #[arg(long)]
+    on_request: bool,
 }
 
 /// A reproducible stream of token ids and numbers.
@@ -93,42 +104,71 @@ pub fn main(a: &Args) -> Result<()> {
     let mut session = Session::builder().backend(a.backend).progress(|s| progress.stage(s)).open(&loaded)?;
     progress.clear();
     let mut random = Random(a.seed);
+    if !a.on_request {
+        return print(a, &measure(a, &name, &mut session, &mut random, a.warmup)?);
+    }
+    let mut warmup = a.warmup;
+    for line in std::io::stdin().lines() {
+        line?;
+        println!("{}", measure(a, &name, &mut session, &mut random, warmup)?);
+        warmup = 0;
+    }
+    Ok(())
+}
+
+/// The report of some repetitions.
+fn measure(
+    a: &Args,
+    name: &str,
+    session: &mut Session,
+    random: &mut Random,
+    warmup: usize,
+) -> Result<serde_json::Value> {
     let mut seconds = Vec::new();
     let mut shape = String::new();
-    for round in 0..a.warmup + a.rounds.max(1) {
+    for round in 0..warmup + a.rounds.max(1) {
         let ((time, parts), what) = match a.workload {
-            Workload::Decode => decode(a, &mut session, &mut random)?,
-            Workload::Prefill => prefill(a, &mut session, &mut random)?,
-            Workload::Encoder | Workload::Gemm | Workload::Stream => run(a, &mut session, &mut random)?,
+            Workload::Decode => decode(a, session, random)?,
+            Workload::Prefill => prefill(a, session, random)?,
+            Workload::Encoder | Workload::Gemm | Workload::Stream => run(a, session, random)?,
         };
         shape = what;
-        if round >= a.warmup {
+        if round >= warmup {
             seconds.push(time / parts.max(1) as f64);
         }
     }
     seconds.sort_by(f64::total_cmp);
     let at = |share: f64| seconds.get(((seconds.len() - 1) as f64 * share).round() as usize).copied().unwrap_or(0.0);
     let (median, p10, p90) = (at(0.5), at(0.1), at(0.9));
-    let workload = workload(a);
     let n = size(a) as f64;
+    let element = if a.storage == "f32" { 4.0 } else { 2.0 };
     let flops = (a.workload == Workload::Gemm).then(|| 2.0 * n.powi(3) / median);
-    let bytes_per_second = (a.workload == Workload::Stream).then(|| 4.0 * n * n / median);
+    let bytes_per_second = (a.workload == Workload::Stream).then(|| element * n * n / median);
+    Ok(serde_json::json!({
+        "workload": workload(a), "model": name, "shape": shape, "backend": session.backend(),
+        "device": session.device(), "median_ms": median * 1e3, "p10_ms": p10 * 1e3, "p90_ms": p90 * 1e3,
+        "clock": if session.device_seconds().is_some() { "device" } else { "host" },
+        "rounds": seconds.len(), "seed": a.seed, "flops": flops, "bytes_per_second": bytes_per_second,
+        "memory_bytes": session.memory_bytes(), "counters": session.counters(), "version": env!("CARGO_PKG_VERSION"),
+    }))
+}
+
+fn print(a: &Args, report: &serde_json::Value) -> Result<()> {
     if a.json {
-        let report = serde_json::json!({
-            "workload": workload, "model": name, "shape": shape, "backend": session.backend(),
-            "device": session.device(), "median_ms": median * 1e3, "p10_ms": p10 * 1e3, "p90_ms": p90 * 1e3,
-            "rounds": seconds.len(), "seed": a.seed, "flops": flops, "bytes_per_second": bytes_per_second, "memory_bytes": session.memory_bytes(),
-            "counters": session.counters(), "version": env!("CARGO_PKG_VERSION"),
-        });
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        println!("{workload} {name}, {shape}, on {} ({})", session.backend(), session.device());
-        println!("median {:.3} ms, p10 {:.3}, p90 {:.3}, {} rounds", median * 1e3, p10 * 1e3, p90 * 1e3, seconds.len());
-        match (a.workload, flops) {
-            (Workload::Decode, _) => println!("{:.1} tokens/s", 1.0 / median),
-            (_, Some(f)) => println!("{:.1} GFLOP/s", f / 1e9),
-            _ => bytes_per_second.iter().for_each(|b| println!("{:.2} GB/s", b / 1e9)),
-        }
+        println!("{}", serde_json::to_string_pretty(report)?);
+        return Ok(());
+    }
+    let text = |key: &str| report.get(key).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+    let number = |key: &str| report.get(key).and_then(serde_json::Value::as_f64);
+    let ms = |key: &str| number(key).unwrap_or_default();
+    println!("{} {}, {}, on {} ({})", text("workload"), text("model"), text("shape"), text("backend"), text("device"));
+    let (median, rounds) = (ms("median_ms"), ms("rounds"));
+    println!("median {median:.3} ms, p10 {:.3}, p90 {:.3}, {rounds} rounds", ms("p10_ms"), ms("p90_ms"));
+    match (a.workload, number("flops"), number("bytes_per_second")) {
+        (Workload::Decode, ..) => println!("{:.1} tokens/s", 1e3 / median),
+        (_, Some(f), _) => println!("{:.1} GFLOP/s", f / 1e9),
+        (_, _, Some(b)) => println!("{:.2} GB/s", b / 1e9),
+        _ => {}
     }
     Ok(())
 }
@@ -143,12 +183,12 @@ fn size(a: &Args) -> u64 {
 
 fn open(a: &Args, progress: &Progress) -> Result<(String, LoadedModel)> {
     match a.workload {
-        Workload::Gemm => return Ok((format!("{0}x{0}x{0} f32", size(a)), product(a, "N".into())?)),
-        Workload::Stream => return Ok((format!("{0}x{0} f32", size(a)), product(a, 1.into())?)),
+        Workload::Gemm => return Ok((format!("{0}x{0}x{0} {1}", size(a), a.storage), product(a, "N".into())?)),
+        Workload::Stream => return Ok((format!("{0}x{0} {1}", size(a), a.storage), product(a, 1.into())?)),
         Workload::Decode | Workload::Prefill | Workload::Encoder => {}
     }
     if let Some(path) = &a.model {
-        let loaded = model::open(path, progress)?;
+        let loaded = a.switches.open(path, progress)?;
         return Ok((loaded.plan.model.name.clone(), loaded));
     }
     let is_encoder = a.workload == Workload::Encoder;
@@ -164,7 +204,7 @@ fn open(a: &Args, progress: &Progress) -> Result<(String, LoadedModel)> {
     }
     let below = a.weights.clone().unwrap_or_else(|| std::env::temp_dir().join("frit-bench"));
     let folder = shapes::write(shape, a.layers.unwrap_or(shape.layers), a.seed, &below)?;
-    Ok((shape.name.into(), model::open(&folder, progress)?))
+    Ok((shape.name.into(), a.switches.open(&folder, progress)?))
 }
 
 /// `rows` vectors times a square matrix.
@@ -173,7 +213,11 @@ fn product(a: &Args, rows: Dim) -> Result<LoadedModel> {
     let mut random = Random(a.seed);
     let values: Vec<f32> = (0..n * n).map(|_| random.unit()).collect();
     let mut m = ModelBuilder::new("product");
-    let w = m.constant("w", &[n, n], &values);
+    let w = match a.storage.as_str() {
+        "f16" => m.constant_half("w", Storage::F16, &[n, n], &values),
+        "bf16" => m.constant_half("w", Storage::Bf16, &[n, n], &values),
+        _ => m.constant("w", &[n, n], &values),
+    };
     m.graph("forward", |g| {
         let x = g.input("x", Scalar::F32, &[rows.clone(), n.into()]);
         let y = g.linear(x, w, None);
@@ -228,8 +272,10 @@ fn run(a: &Args, session: &mut Session, random: &mut Random) -> Result<(Timed, S
         };
         inputs.push((p.name.clone(), tensor));
     }
+    session.time_on_device(true);
     let start = Instant::now();
     session.run(&inputs)?;
+    let seconds = session.device_seconds().unwrap_or(start.elapsed().as_secs_f64());
     let shape = if is_encoder { format!("{batch} x {tokens} tokens") } else { format!("{rows} rows") };
-    Ok(((start.elapsed().as_secs_f64(), 1), shape))
+    Ok(((seconds, 1), shape))
 }
