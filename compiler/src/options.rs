@@ -68,7 +68,13 @@ impl Default for CompileOptions {
     fn default() -> Self {
         CompileOptions {
             fusion: FusionOptions::default(),
-            targets: vec![Capabilities::webgpu(Tier::Cpu), Capabilities::webgpu(Tier::Gpu), Capabilities::cuda()],
+            targets: vec![
+                Capabilities::webgpu(Tier::Cpu),
+                Capabilities::webgpu(Tier::Gpu),
+                Capabilities::cuda(),
+                Capabilities::cuda_overlapping(),
+                Capabilities::cuda_warpgroups(),
+            ],
             outline: true,
             skip_passes: Vec::new(),
             rewrite_fuel: None,

@@ -121,6 +121,9 @@ pub struct Module {
     pub doc: Vec<String>,
     /// Invocations per workgroup along each axis.
     pub workgroup_size: [u32; 3],
+    /// Invocations that share a multiprocessor at least, so that each may have so many registers; the emitter's choice
+    /// unless said.
+    pub resident: Option<u32>,
     /// Bound storage buffers.
     pub buffers: Arena<Buffer>,
     /// Bound uniform blocks.

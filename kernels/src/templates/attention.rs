@@ -4,7 +4,7 @@
 
 use super::common::{KernelCtx, Scope};
 use super::reduce::WARP;
-use super::{Rendered, TemplateError, attention_lanes, attention_tile, attention_warp};
+use super::{Rendered, TemplateError, attention_lanes, attention_matrix, attention_tile, attention_warp};
 use crate::dim::{Dim, product};
 use crate::ir::{Builder, Type, Val, Var};
 use crate::spec::{Anchor, Attention, ExprId, KernelSpec, Store};
@@ -17,6 +17,9 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     let Anchor::Attention(a) = &spec.anchor else {
         return Err(TemplateError::unsupported(spec, "no attention"));
     };
+    if attention_matrix::serves(spec, caps, a) {
+        return attention_matrix::render(spec, caps, a);
+    }
     if caps.subgroup_size == Some(WARP) && a.head_dim.max(a.value_dim) <= attention_warp::MOST {
         return attention_warp::render(spec, caps, a);
     }
@@ -124,15 +127,17 @@ impl<'t> Place<'t> {
     /// The softmax of every query before the first key.
     pub fn queries(&self, ctx: &KernelCtx<'_>, a: &Attention) -> Vec<Query> {
         let b = &ctx.b;
-        let one = |i| {
-            let mut scope = self.query(ctx, b.u32(i));
-            let (start, end) = ctx.visible_keys(a, &scope);
-            let added: Vec<ExprId> = a.mask.into_iter().chain(a.bias).collect();
-            ctx.hoist(&mut scope, &added);
-            let largest = b.var("largest", Type::F32, NONE);
-            Query { scope, start, end, largest, sum: b.var("sum", Type::F32, 0.0) }
-        };
-        (0..self.tile.count()).map(one).collect()
+        (0..self.tile.count()).map(|i| self.query_state(ctx, a, b.u32(i))).collect()
+    }
+    /// The softmax of query `i` before the first key.
+    pub fn query_state(&self, ctx: &KernelCtx<'_>, a: &Attention, i: Val) -> Query {
+        let b = &ctx.b;
+        let mut scope = self.query(ctx, i);
+        let (start, end) = ctx.visible_keys(a, &scope);
+        let added: Vec<ExprId> = a.mask.into_iter().chain(a.bias).collect();
+        ctx.hoist(&mut scope, &added);
+        let largest = b.var("largest", Type::F32, NONE);
+        Query { scope, start, end, largest, sum: b.var("sum", Type::F32, 0.0) }
     }
 }
 

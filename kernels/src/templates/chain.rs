@@ -64,7 +64,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities, c: &Chain) -> Resul
         let lane = b.let_("lane", b.rem(me, LANES));
         let mut own = row_of(team);
         if !c.lhs_stats.is_empty() {
-            let team = Team { lanes: LANES, teams: ROWS, lane, team, active: b.bool(true) };
+            let team = Team { lanes: LANES, teams: ROWS, lane, team, active: b.bool(true), ahead: 0 };
             ctx.row_stats(&mut own, &c.lhs_stats, k_axis, b.u32(k), &team);
         }
         ctx.hoist(&mut own, &[c.lhs]);

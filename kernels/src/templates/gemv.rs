@@ -55,7 +55,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
         ctx.unravel(&mut scope, 0, &spec.domain[..rank - 1], row);
         let depth = b.let_("k_len", ctx.extent(k));
         if !lhs_stats.is_empty() {
-            let team = Team { lanes: width, teams: 1, lane: me, team: b.u32(0), active: b.bool(true) };
+            let team = Team { lanes: width, teams: 1, lane: me, team: b.u32(0), active: b.bool(true), ahead: 0 };
             ctx.row_stats(&mut scope, lhs_stats, rank, depth, &team);
         }
         let block = b.rem(group, count);

@@ -4,11 +4,14 @@
 //! Every element of the left side serves all columns of a subgroup. Several chunks of each column are asked for before
 //! the first is used, which is what keeps memory busy. The order of the sum depends on K and the storage alone.
 //!
-//! Where launches overlap, the first chunks are asked for before the kernel waits for the launch in front of it.
+//! Rows of a few chunks are written out, and their weights asked for before anything else ([`warp_row`]): the statistics of a
+//! norm then take no workgroup memory and no barrier. Where launches overlap, the first chunks are asked for before the
+//! kernel waits for the launch in front of it.
 
 use super::load::View;
 use super::reduce::WARP;
 use super::stats::Team;
+use super::warp_row::{self, Kept, Place};
 use super::{KernelCtx, Rendered, Scope, TemplateError, dispatch, left_row};
 use crate::dim::{Dim, Sym, product};
 use crate::dtype::Storage;
@@ -18,6 +21,18 @@ use crate::target::Capabilities;
 
 /// Subgroups of a workgroup.
 const WARPS: u32 = 4;
+
+/// Chunks of a lane, of all columns and right sides together, up to which a row is written out: four registers each.
+const MOST_CHUNKS: u32 = 16;
+
+/// Invocations of a multiprocessor, by how many registers weights and left side may then take.
+const RESIDENT: [(u32, u32); 3] = [(512, 80), (384, 112), (256, u32::MAX)];
+/// Multiprocessors of a large GPU: so many workgroups that all run at once are enough.
+const MULTIPROCESSORS: u32 = 132;
+/// Passes of a workgroup at most.
+const MOST_PASSES: u32 = 16;
+/// Words of a pass up to which those of the next are asked for meanwhile.
+const AHEAD_WORDS: u32 = 32;
 
 /// The parts of a matrix-vector product.
 pub(super) struct Product<'a> {
@@ -46,110 +61,88 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities, p: &Product<'_>) ->
     let (Some(n), Some(row_axes)) = (spec.domain.last(), spec.domain.get(..rank - 1)) else {
         return Err(TemplateError::unsupported(spec, "a matmul without the axes M and N"));
     };
-    let columns = if p.runs.len() == 1 { 2 } else { 1 };
-    let per_group = columns * WARPS;
-    let blocks = n.ceil_div(&Dim::constant(i64::from(per_group)));
+    let shape = Shape::new(spec, p, n);
+    let blocks = n.ceil_div(&Dim::constant(i64::from(shape.per_group() * shape.passes)));
     let groups = &blocks * &product(row_axes);
     let ctx = KernelCtx::new(spec, caps, [WARP * WARPS, 1, 1], |_, _| View::Scalar)?;
     let b = &ctx.b;
-    let constant = p.k.as_const().and_then(|k| u32::try_from(k).ok());
-    let wanted = chunk_of(spec, &p.runs);
-    let chunk = constant.filter(|k| k.is_multiple_of(wanted)).map_or(1, |_| wanted);
-    let most = (32 / chunk).clamp(1, 4);
-    // Chunks of a lane, where all lanes have as many.
-    let chunks = constant.map_or(0, |k| k / (WARP * chunk));
-    let unroll = (1..=most).rev().find(|u| chunks.is_multiple_of(*u)).unwrap_or(1);
+    b.share_multiprocessor(shape.resident(p));
     let me = b.let_("me", b.local_x());
     let lane = b.let_("lane", b.bit_and(me, WARP - 1));
     let group = b.let_("group", ctx.group(&groups));
-    let step = WARP * chunk;
-    let whole = constant.map_or(0, |k| k - k % (step * unroll));
-    let early = caps.overlaps() && whole > 0 && chunk > 1 && p.reads_ahead(spec, n);
-    // Which block of columns, which row, and where the weights lie.
-    let split = || {
-        let count = ctx.extent(&blocks);
-        let row = b.let_("m", b.div(group, count));
-        (row, b.sub(group, b.mul(row, count)))
-    };
-    let columns_of = |scope: &mut Scope, block: Val, hoisted: &[ExprId]| {
-        let first = b.let_("n", b.add(b.mul(block, per_group), b.mul(b.shr(me, WARP.trailing_zeros()), columns)));
-        let last = b.let_("last", b.sub(ctx.extent(n), 1));
-        ctx.hoist(scope, hoisted);
-        let start = |column: u32| -> Vec<Val> {
-            let inside = b.let_("n_safe", b.min(b.add(first, column), last));
-            let mut safe = scope.with(rank - 1, inside);
-            p.runs.iter().map(|(arg, row)| b.let_("run", ctx.address(&mut safe, *arg, row))).collect()
-        };
-        Columns { first, last, starts: (0..columns).map(start).collect() }
-    };
-    let from = || b.let_("from", b.mul(lane, chunk));
-    let ahead = early.then(|| {
-        let (row, block) = split();
-        let (columns, from) = (columns_of(&mut Scope::new(), block, &[]), from());
-        let words = (0..unroll).map(|u| columns.ask(&ctx, p, b.add(from, u * step), chunk)).collect();
-        b.launch_barrier();
-        Ahead { row, block, columns, from, words }
-    });
-    b.if_(b.lt(group, ctx.extent(&groups)), |b| {
-        let (row, block) = ahead.as_ref().map_or_else(split, |a| (a.row, a.block));
-        let mut scope = Scope::new();
-        ctx.unravel(&mut scope, 0, row_axes, row);
-        let depth = b.let_("k_len", ctx.extent(p.k));
-        if !p.lhs_stats.is_empty() {
-            let team = Team { lanes: WARP * WARPS, teams: 1, lane: me, team: b.u32(0), active: b.bool(true) };
-            ctx.row_stats(&mut scope, p.lhs_stats, rank, depth, &team);
-        }
-        if let Some(left) = &spec.left {
-            b.if_(b.eq(block, 0), |b| {
-                b.for_("i", me, depth, WARP * WARPS, |_, i| ctx.store_left(&mut scope.with(rank, i), p.lhs, left));
-            });
-        }
-        let held = left_row::length(p.k, caps).filter(|_| left_row::is_costly(spec, p.lhs));
-        let row = held.map(|k| left_row::hold(&ctx, &scope, (p.lhs, rank), k, (me, WARP * WARPS)));
-        let hoisted: &[ExprId] = if row.is_some() { &[] } else { &[p.lhs] };
-        let found = match &ahead {
-            Some(_) => {
-                ctx.hoist(&mut scope, hoisted);
-                None
-            }
-            None => Some(columns_of(&mut scope, block, hoisted)),
-        };
-        let Some(place) = ahead.as_ref().map(|a| &a.columns).or(found.as_ref()) else { return };
-        let (first, last, starts) = (place.first, place.last, &place.starts);
-        let accs: Vec<Vec<Var>> =
-            starts.iter().map(|s| s.iter().map(|_| b.var("acc", Type::F32, 0.0)).collect()).collect();
-        let from = ahead.as_ref().map_or_else(from, |a| a.from);
-        let sum = Sum { ctx: &ctx, p, chunk, starts, accs: &accs, row };
-        if let Some(a) = &ahead {
-            for (u, words) in a.words.iter().enumerate() {
-                sum.take(&scope, b.add(from, u as u32 * step), Some(words));
-            }
-        }
-        let begun = if ahead.is_some() { step * unroll } else { 0 };
-        if whole > begun {
-            let start = if begun > 0 { b.add(from, begun) } else { from };
-            b.for_("k", start, b.add(b.u32(whole), from), step * unroll, |b, at| {
-                let places: Vec<Val> = (0..unroll).map(|u| b.add(at, u * step)).collect();
-                places.into_iter().for_each(|at| sum.take(&scope, at, None));
-            });
-        }
-        if constant.is_none_or(|k| k % (step * unroll) != 0) {
-            b.for_("k", b.add(b.u32(whole), from), depth, step, |_, at| sum.take(&scope, at, None));
-        }
-        let sums: Vec<Vec<Val>> = accs
-            .iter()
-            .map(|column| column.iter().map(|a| ctx.across(WARP, b.get(*a), |b, x, y| b.add(x, y))).collect())
-            .collect();
-        let stores: Vec<&Store> = spec.stores.iter().collect();
-        for (i, found) in sums.into_iter().enumerate() {
-            let column = b.let_("column", b.add(first, i as u32));
-            b.if_(b.and(b.eq(lane, 0), b.le(column, last)), |_| {
-                ctx.store_all(&scope.with(rank - 1, column).with_accs(found), &stores);
-            });
-        }
-    });
-    let tile = [("columns", per_group), ("columns_per_warp", columns), ("chunk", chunk), ("unroll", unroll)];
+    let kernel = Kernel { ctx: &ctx, p, n, row_axes, shape: &shape, me, lane, group, blocks: &blocks };
+    match shape.short {
+        Some(k) => kernel.short_rows(k, &groups),
+        None => kernel.long_rows(&groups),
+    }
+    let tile = [
+        ("columns", shape.per_group()),
+        ("columns_per_warp", shape.columns),
+        ("chunk", shape.chunk),
+        ("unroll", shape.short.map_or(shape.unroll, |k| k.div_ceil(shape.step()))),
+        ("passes", shape.passes),
+    ];
     ctx.finish("gemv_warp", &tile, dispatch(&groups))
+}
+
+/// How the work is split.
+struct Shape {
+    /// Columns of a subgroup at once.
+    columns: u32,
+    /// Elements of a chunk.
+    chunk: u32,
+    /// The extent of a row that is written out, chunk by chunk.
+    short: Option<u32>,
+    /// How often a workgroup takes columns, for one row of the left side that its lanes keep.
+    passes: u32,
+    /// Chunks at once, of a row that is not written out, and the elements that are taken so.
+    unroll: u32,
+    whole: u32,
+}
+
+impl Shape {
+    fn new(spec: &KernelSpec, p: &Product<'_>, n: &Dim) -> Shape {
+        let columns = if p.runs.len() == 1 { 2 } else { 1 };
+        let constant = p.k.as_const().and_then(|k| u32::try_from(k).ok());
+        let wanted = chunk_of(spec, &p.runs);
+        let chunk = constant.filter(|k| k.is_multiple_of(wanted)).map_or(1, |_| wanted);
+        let step = WARP * chunk;
+        let short = constant.filter(|k| chunk > 1 && k.div_ceil(step) * columns * p.runs.len() as u32 <= MOST_CHUNKS);
+        let most = (32 / chunk).clamp(1, 4);
+        // Chunks of a lane, where all lanes have as many.
+        let chunks = constant.map_or(0, |k| k / step);
+        let unroll = (1..=most).rev().find(|u| chunks.is_multiple_of(*u)).unwrap_or(1);
+        let whole = constant.map_or(0, |k| k - k % (step * unroll));
+        let mut shape = Shape { columns, chunk, short, passes: 1, unroll, whole };
+        let wide = n.as_const().and_then(|n| u32::try_from(n).ok()).filter(|_| short.is_some());
+        // What precedes the product is computed once for all passes.
+        if let Some(wide) = wide.filter(|_| !p.lhs_stats.is_empty() && p.is_plain(spec)) {
+            shape.passes = 2;
+            let workgroups = MULTIPROCESSORS * shape.resident(p) / (WARP * WARPS);
+            let passes = wide.div_ceil(shape.per_group() * workgroups).min(MOST_PASSES);
+            // Two passes leave every other multiprocessor half the work.
+            shape.passes = if passes > 2 { passes } else { 1 };
+        }
+        shape
+    }
+    fn per_group(&self) -> u32 {
+        self.columns * WARPS
+    }
+    fn step(&self) -> u32 {
+        WARP * self.chunk
+    }
+    /// Invocations that share a multiprocessor.
+    fn resident(&self, p: &Product<'_>) -> u32 {
+        let registers = self.registers(p);
+        // Without passes the left side is used up chunk by chunk.
+        let registers = if self.passes == 1 { registers.min(RESIDENT[1].1) } else { registers };
+        RESIDENT.iter().find(|(_, most)| registers <= *most).map_or(RESIDENT[2].0, |(resident, _)| *resident)
+    }
+    /// Words of weights and floats of the left side that a lane has at once, of a row that is written out.
+    fn registers(&self, p: &Product<'_>) -> u32 {
+        let chunks = self.short.map_or(0, |k| k.div_ceil(self.step()));
+        chunks * (self.chunk + self.chunk / 2 * self.columns * p.runs.len() as u32)
+    }
 }
 
 /// Raw chunks of every column and right side.
@@ -163,17 +156,209 @@ struct Columns {
     starts: Vec<Vec<Val>>,
 }
 
-/// What is known and loaded while the launch before may still run.
-struct Ahead {
-    row: Val,
-    block: Val,
-    columns: Columns,
-    from: Val,
-    /// By chunk.
-    words: Vec<Words>,
+struct Kernel<'k, 'a> {
+    ctx: &'k KernelCtx<'a>,
+    p: &'k Product<'a>,
+    n: &'k Dim,
+    row_axes: &'k [Dim],
+    shape: &'k Shape,
+    me: Val,
+    lane: Val,
+    group: Val,
+    /// Workgroups of a row.
+    blocks: &'k Dim,
+}
+
+impl Kernel<'_, '_> {
+    /// Which row, and which block of columns.
+    fn split(&self) -> (Val, Val) {
+        let b = &self.ctx.b;
+        let count = self.ctx.extent(self.blocks);
+        let row = b.let_("m", b.div(self.group, count));
+        (row, b.let_("block", b.sub(self.group, b.mul(row, count))))
+    }
+
+    /// The columns of this subgroup in a pass over block `block`.
+    fn columns(&self, scope: &Scope, block: Val, pass: Val) -> Columns {
+        let (ctx, shape) = (self.ctx, self.shape);
+        let b = &ctx.b;
+        let block = if shape.passes > 1 { b.add(b.mul(block, shape.passes), pass) } else { block };
+        let warp = b.shr(self.me, WARP.trailing_zeros());
+        let first = b.let_("n", b.add(b.mul(block, shape.per_group()), b.mul(warp, shape.columns)));
+        let last = b.let_("last", b.sub(ctx.extent(self.n), 1));
+        let axis = self.row_axes.len();
+        let start = |column: u32| -> Vec<Val> {
+            let inside = b.let_("n_safe", b.min(b.add(first, column), last));
+            let mut safe = scope.with(axis, inside);
+            self.p.runs.iter().map(|(arg, row)| b.let_("run", ctx.address(&mut safe, *arg, row))).collect()
+        };
+        Columns { first, last, starts: (0..shape.columns).map(start).collect() }
+    }
+
+    /// What precedes the product of a row: its statistics, its copy if it is wanted elsewhere, and the left side in workgroup
+    /// memory if it is costly. With `places`, every subgroup computes the statistics for itself.
+    fn begin(&self, row: Val, block: Val, places: Option<&[Place]>) -> (Scope, Vec<Kept>, Option<ArrayRef>) {
+        let (ctx, p, me) = (self.ctx, self.p, self.me);
+        let (b, spec, axis) = (&ctx.b, ctx.spec, ctx.spec.domain.len());
+        let mut scope = Scope::new();
+        ctx.unravel(&mut scope, 0, self.row_axes, row);
+        let depth = b.let_("k_len", ctx.extent(p.k));
+        let mut kept = Vec::new();
+        match places.filter(|_| warp_row::serves(spec, p.lhs_stats)) {
+            Some(places) => {
+                kept = warp_row::stats(ctx, &mut scope, p.lhs_stats, (p.lhs, axis), places, self.shape.chunk);
+            }
+            None if !p.lhs_stats.is_empty() => {
+                let (zero, all) = (b.u32(0), b.bool(true));
+                let team = Team { lanes: WARP * WARPS, teams: 1, lane: me, team: zero, active: all, ahead: 0 };
+                ctx.row_stats(&mut scope, p.lhs_stats, axis, depth, &team);
+            }
+            None => {}
+        }
+        if let Some(left) = &spec.left {
+            b.if_(b.eq(block, 0), |b| {
+                b.for_("i", me, depth, WARP * WARPS, |_, i| ctx.store_left(&mut scope.with(axis, i), p.lhs, left));
+            });
+        }
+        let held = left_row::length(p.k, ctx.caps).filter(|_| left_row::is_costly(spec, p.lhs));
+        let row = held.map(|k| left_row::hold(ctx, &scope, (p.lhs, axis), k, (me, WARP * WARPS)));
+        if row.is_none() {
+            ctx.hoist(&mut scope, &[p.lhs]);
+        }
+        (scope, kept, row)
+    }
+
+    /// Rows of a few chunks, all of which are asked for at once.
+    fn short_rows(&self, k: u32, groups: &Dim) {
+        let (ctx, p, shape) = (self.ctx, self.p, self.shape);
+        let b = &ctx.b;
+        let places = warp_row::places(b, self.lane, k, shape.chunk);
+        let early = p.reads_ahead(ctx.spec, self.n);
+        let ask = |columns: &Columns| -> Vec<Words> {
+            places.iter().filter(|_| early).map(|place| columns.ask(ctx, p, place.at, shape.chunk)).collect()
+        };
+        let ahead = early.then(|| {
+            let (row, block) = self.split();
+            let columns = self.columns(&Scope::new(), block, b.u32(0));
+            let words = ask(&columns);
+            if ctx.caps.overlaps() {
+                b.launch_barrier();
+            }
+            (row, block, columns, words)
+        });
+        b.if_(b.lt(self.group, ctx.extent(groups)), |b| {
+            let (row, block) = ahead.as_ref().map_or_else(|| self.split(), |a| (a.0, a.1));
+            let (scope, mut kept, row) = self.begin(row, block, Some(&places));
+            if shape.passes > 1 {
+                kept = warp_row::elements(ctx, &scope, (p.lhs, ctx.spec.domain.len()), &places, shape.chunk, &kept);
+            }
+            let take = |columns: &Columns, words: &[Words]| {
+                let sum = Sum::new(ctx, p, shape.chunk, columns, row);
+                for (u, place) in places.iter().enumerate() {
+                    let product = || sum.take(&scope, place.at, kept.get(u), words.get(u));
+                    match place.inside {
+                        Some(inside) => b.if_(inside, |_| product()),
+                        None => product(),
+                    }
+                }
+                sum.store(&scope, self.lane, columns);
+            };
+            let own;
+            let (columns, words) = match &ahead {
+                Some((_, _, columns, words)) => (columns, words.as_slice()),
+                None => {
+                    own = self.columns(&scope, block, b.u32(0));
+                    (&own, [].as_slice())
+                }
+            };
+            if shape.passes == 1 {
+                return take(columns, words);
+            }
+            let count: usize = words.iter().flatten().flatten().map(Vec::len).sum();
+            if count == 0 || count as u32 > AHEAD_WORDS {
+                take(columns, words);
+                b.for_("pass", 1, shape.passes, 1, |_, pass| {
+                    let columns = self.columns(&scope, block, pass);
+                    take(&columns, &ask(&columns));
+                });
+                return;
+            }
+            // The words of the next pass are asked for before those of this one are used.
+            let bank: Vec<Var> = flat(words).map(|w| b.var("ahead", Type::U32, w)).collect();
+            b.for_("pass", 0, shape.passes, 1, |b, pass| {
+                let mut held = bank.iter().map(|w| b.let_("held", b.get(*w))).collect::<Vec<_>>().into_iter();
+                let now: Vec<Words> = alike(words, &mut held);
+                let next = b.let_("next", b.min(b.add(pass, 1), shape.passes - 1));
+                let asked = ask(&self.columns(&scope, block, next));
+                flat(&asked).zip(&bank).for_each(|(w, var)| b.set(*var, w));
+                take(&self.columns(&scope, block, pass), &now);
+            });
+        });
+    }
+
+    /// Rows that are passed over in loops; where launches overlap, the first chunks are asked for before the wait.
+    fn long_rows(&self, groups: &Dim) {
+        let (ctx, p, shape) = (self.ctx, self.p, self.shape);
+        let (b, step) = (&ctx.b, shape.step());
+        let early = ctx.caps.overlaps() && shape.whole > 0 && shape.chunk > 1 && p.reads_ahead(ctx.spec, self.n);
+        let ahead = early.then(|| {
+            let (row, block) = self.split();
+            let columns = self.columns(&Scope::new(), block, b.u32(0));
+            let places = warp_row::places(b, self.lane, step * shape.unroll, shape.chunk);
+            let words: Vec<Words> = places.iter().map(|at| columns.ask(ctx, p, at.at, shape.chunk)).collect();
+            b.launch_barrier();
+            (row, block, columns, places, words)
+        });
+        b.if_(b.lt(self.group, ctx.extent(groups)), |b| {
+            let (row, block) = ahead.as_ref().map_or_else(|| self.split(), |a| (a.0, a.1));
+            let (scope, _, row) = self.begin(row, block, None);
+            let own;
+            let columns = match &ahead {
+                Some(a) => &a.2,
+                None => {
+                    own = self.columns(&scope, block, b.u32(0));
+                    &own
+                }
+            };
+            let sum = Sum::new(ctx, p, shape.chunk, columns, row);
+            for (place, words) in ahead.iter().flat_map(|a| a.3.iter().zip(&a.4)) {
+                sum.take(&scope, place.at, None, Some(words));
+            }
+            let from = ahead.as_ref().and_then(|a| Some(a.3.first()?.at));
+            let from = from.unwrap_or_else(|| b.let_("from", b.mul(self.lane, shape.chunk)));
+            let begun = if ahead.is_some() { step * shape.unroll } else { 0 };
+            if shape.whole > begun {
+                let start = if begun > 0 { b.add(from, begun) } else { from };
+                b.for_("k", start, b.add(b.u32(shape.whole), from), step * shape.unroll, |b, at| {
+                    let places: Vec<Val> = (0..shape.unroll).map(|u| b.add(at, u * step)).collect();
+                    places.into_iter().for_each(|at| sum.take(&scope, at, None, None));
+                });
+            }
+            if p.k.as_const().is_none_or(|k| k % i64::from(step * shape.unroll) != 0) {
+                let depth = ctx.extent(p.k);
+                b.for_("k", b.add(b.u32(shape.whole), from), depth, step, |_, at| sum.take(&scope, at, None, None));
+            }
+            sum.store(&scope, self.lane, columns);
+        });
+    }
+}
+
+/// All words in order.
+fn flat(words: &[Words]) -> impl Iterator<Item = Val> + '_ {
+    words.iter().flatten().flatten().flatten().copied()
+}
+
+/// Words in the form of others, taken in order.
+fn alike(form: &[Words], from: &mut impl Iterator<Item = Val>) -> Vec<Words> {
+    let mut run = |words: &Vec<Val>| from.by_ref().take(words.len()).collect::<Vec<Val>>();
+    form.iter().map(|unit| unit.iter().map(|column| column.iter().map(&mut run).collect()).collect()).collect()
 }
 
 impl Product<'_> {
+    /// Whether the weights are of plain storage.
+    fn is_plain(&self, spec: &KernelSpec) -> bool {
+        self.runs.iter().all(|(arg, _)| spec.arg(*arg).is_some_and(|a| !a.storage.is_quantised()))
+    }
     /// Whether weights can be loaded before the launch before has ended: plain ones, whose place depends on no size.
     fn reads_ahead(&self, spec: &KernelSpec, n: &Dim) -> bool {
         let axis = Sym::Axis((spec.domain.len() - 1) as u8);
@@ -197,27 +382,43 @@ impl Columns {
 /// The sums of every column.
 struct Sum<'k, 'a> {
     ctx: &'k KernelCtx<'a>,
-    p: &'k Product<'k>,
+    p: &'k Product<'a>,
     chunk: u32,
     starts: &'k [Vec<Val>],
-    accs: &'k [Vec<Var>],
+    /// By column and right side.
+    accs: Vec<Vec<Var>>,
     /// The left side in workgroup memory.
     row: Option<ArrayRef>,
 }
 
-impl Sum<'_, '_> {
-    /// Adds the products of the chunk at `at`, whose weights may have been loaded already.
-    fn take(&self, scope: &Scope, at: Val, loaded: Option<&Words>) {
+impl<'k, 'a> Sum<'k, 'a> {
+    fn new(
+        ctx: &'k KernelCtx<'a>,
+        p: &'k Product<'a>,
+        chunk: u32,
+        columns: &'k Columns,
+        row: Option<ArrayRef>,
+    ) -> Sum<'k, 'a> {
+        let acc = |_| ctx.b.var("acc", Type::F32, 0.0);
+        let accs = columns.starts.iter().map(|s| s.iter().map(acc).collect()).collect();
+        Sum { ctx, p, chunk, starts: &columns.starts, accs, row }
+    }
+    /// Adds the products of the chunk at `at`, of which the left side or the weights may have been loaded already.
+    fn take(&self, scope: &Scope, at: Val, kept: Option<&Kept>, loaded: Option<&Words>) {
         let (ctx, p, chunk) = (self.ctx, self.p, self.chunk);
         let b = &ctx.b;
         let axis = ctx.spec.domain.len();
         let x = |i: u32| match self.row {
             Some(row) => b.load(row, b.add(at, i)),
-            None => ctx.expr(&mut scope.with(axis, b.add(at, i)), p.lhs),
+            None => {
+                let mut here = scope.with(axis, b.add(at, i));
+                here.exprs.extend(kept.and_then(|k| k.get(i as usize)).into_iter().flatten());
+                ctx.expr(&mut here, p.lhs)
+            }
         };
         if chunk == 1 {
             let x = ctx.parts(x(0));
-            for (starts, accs) in self.starts.iter().zip(self.accs) {
+            for (starts, accs) in self.starts.iter().zip(&self.accs) {
                 for ((arg, _), (start, acc)) in p.runs.iter().zip(starts.iter().zip(accs)) {
                     ctx.multiply_parts(*acc, &x, &ctx.parts(ctx.element(*arg, b.add(*start, at))));
                 }
@@ -226,7 +427,7 @@ impl Sum<'_, '_> {
         }
         let quads: Vec<Vec<Val>> =
             (0..chunk / 4).map(|q| ctx.parts(b.vec4(x(4 * q), x(4 * q + 1), x(4 * q + 2), x(4 * q + 3)))).collect();
-        for (c, (starts, accs)) in self.starts.iter().zip(self.accs).enumerate() {
+        for (c, (starts, accs)) in self.starts.iter().zip(&self.accs).enumerate() {
             for (j, ((arg, _), (start, acc))) in p.runs.iter().zip(starts.iter().zip(accs)).enumerate() {
                 let loaded = loaded.and_then(|w| w.get(c)?.get(j));
                 let values = match (loaded, ctx.spec.arg(*arg)) {
@@ -237,6 +438,21 @@ impl Sum<'_, '_> {
                     ctx.dot_parts(*acc, x, &ctx.parts(w));
                 }
             }
+        }
+    }
+    /// Joins the lanes' sums and stores every column that exists.
+    fn store(&self, scope: &Scope, lane: Val, columns: &Columns) {
+        let ctx = self.ctx;
+        let b = &ctx.b;
+        let across = |acc: &Var| ctx.across(WARP, b.get(*acc), |b, x, y| b.add(x, y));
+        let sums: Vec<Vec<Val>> = self.accs.iter().map(|column| column.iter().map(across).collect()).collect();
+        let stores: Vec<&Store> = ctx.spec.stores.iter().collect();
+        for (i, found) in sums.into_iter().enumerate() {
+            let column = b.let_("column", b.add(columns.first, i as u32));
+            b.if_(b.and(b.eq(lane, 0), b.le(column, columns.last)), |_| {
+                let axis = ctx.spec.domain.len() - 1;
+                ctx.store_all(&scope.with(axis, column).with_accs(found), &stores);
+            });
         }
     }
 }

@@ -132,7 +132,7 @@ fn left_row(p: &Problem<'_>, ctx: &KernelCtx<'_>, base: &Scope, row: Val, lane: 
     if p.spec.stats_over.is_none() {
         hold(p, ctx, &mut scope, lane);
     }
-    let team = Team { lanes: LANES, teams: 1, lane, team: b.u32(0), active: b.bool(true) };
+    let team = Team { lanes: LANES, teams: 1, lane, team: b.u32(0), active: b.bool(true), ahead: 0 };
     ctx.row_stats(&mut scope, p.stats, p.k_axis(), ctx.extent(p.k), &team);
     scope
 }

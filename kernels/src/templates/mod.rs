@@ -17,6 +17,7 @@
 
 mod attention;
 mod attention_lanes;
+mod attention_matrix;
 mod attention_tile;
 mod attention_warp;
 pub mod chain;
@@ -40,6 +41,7 @@ mod row;
 mod stats;
 mod stores;
 mod super_blocks;
+mod warp_row;
 
 pub use common::{KernelCtx, Scope, dispatch};
 pub use load::{Part, View};

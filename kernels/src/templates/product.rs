@@ -188,7 +188,7 @@ impl<'a> Problem<'a> {
             let local = b.let_("local", b.add(team, turn * teams));
             let row = b.let_("at", b.add(first, local));
             let mut scope = self.bare_row(ctx, base, row);
-            let team = Team { lanes, teams, lane, team, active };
+            let team = Team { lanes, teams, lane, team, active, ahead: 0 };
             ctx.row_stats(&mut scope, self.stats, self.k_axis(), k, &team);
             let write = |b: &Builder| {
                 for (j, array) in arrays.iter().enumerate() {

@@ -5,7 +5,7 @@
 
 use super::common::{KernelCtx, Scope, dispatch};
 use super::map::is_folded;
-use super::stats::Team;
+use super::stats::{AHEAD, Team};
 use super::{Rendered, TemplateError, View};
 use crate::dim::{Dim, product};
 use crate::spec::{AliasKind, Anchor, Expr, ExprId, KernelSpec, Store};
@@ -21,8 +21,16 @@ fn shape(extent: &Dim, caps: &Capabilities) -> (u32, u32) {
         Tier::Gpu if n <= 64 => (16, 8),
         Tier::Gpu if n <= 256 => (32, 4),
         Tier::Gpu if n <= 1024 => (128, 1),
+        Tier::Cuda if n >= 8192 => (1024, 1),
         Tier::Gpu | Tier::Cuda => (256, 1),
     }
+}
+
+/// Elements of a row of `extent` that are asked for several at a time: where loads wait for memory, and nothing else hides
+/// that.
+fn ahead(extent: &Dim, lanes: u32, caps: &Capabilities) -> u32 {
+    let n = extent.as_const().and_then(|n| u32::try_from(n).ok());
+    n.filter(|_| caps.tier == Tier::Cuda).map_or(0, |n| n - n % (lanes * AHEAD))
 }
 
 pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
@@ -48,7 +56,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     let row = b.let_("row", b.add(b.mul(group, teams), team));
     let guarded = is_folded(&groups) || !rows.split(&Dim::constant(i64::from(teams))).1.is(0);
     let active = if guarded { b.let_("active", b.lt(row, ctx.extent(&rows))) } else { b.bool(true) };
-    let team = Team { lanes, teams, lane, team, active };
+    let team = Team { lanes, teams, lane, team, active, ahead: ahead(extent, lanes, caps) };
     let mut scope = Scope::new();
     // A team without a row computes the addresses of row 0 and reads nothing.
     let row = if guarded { b.select(active, row, 0) } else { row };

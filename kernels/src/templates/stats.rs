@@ -16,7 +16,13 @@ pub(super) struct Team {
     pub team: Val,
     /// Whether the team has a row; all its invocations agree.
     pub active: Val,
+    /// Elements of a row, from its start, of which an invocation asks for [`AHEAD`] before it takes the first: a multiple
+    /// of that and of `lanes`.
+    pub ahead: u32,
 }
+
+/// Elements that an invocation asks for at once.
+pub(super) const AHEAD: u32 = 8;
 
 /// Stands for the empty row of an arg-reduction.
 const NOWHERE: i32 = i32::MAX;
@@ -73,11 +79,26 @@ impl KernelCtx<'_> {
             let mut row = scope.clone();
             let values: Vec<ExprId> = stats.iter().map(|s| s.value).collect();
             self.hoist(&mut row, &values);
-            b.for_("i", team.lane, extent, team.lanes, |b, i| {
-                let mut at = row.with(axis, i);
+            let value = |s: &Slot, i: Val| {
+                let v = self.expr(&mut row.with(axis, i), s.stat.value);
+                (v, s.place.map(|p| (p, b.cast(crate::ir::Scalar::I32, i))))
+            };
+            // of tiles there are few
+            let ahead = if self.spec.stats_over.is_some() { 0 } else { team.ahead };
+            if ahead > 0 {
+                b.for_("i", team.lane, b.add(b.u32(ahead), team.lane), team.lanes * AHEAD, |b, i| {
+                    let places: Vec<Val> = (0..AHEAD).map(|u| b.let_("at", b.add(i, u * team.lanes))).collect();
+                    for s in &slots {
+                        let values: Vec<_> = places.iter().map(|i| value(s, *i)).collect();
+                        let values: Vec<_> = values.into_iter().map(|(v, place)| (b.let_("value", v), place)).collect();
+                        values.into_iter().for_each(|(v, place)| fold(b, s, v, place));
+                    }
+                });
+            }
+            let start = if ahead > 0 { b.add(b.u32(ahead), team.lane) } else { team.lane };
+            b.for_("i", start, extent, team.lanes, |b, i| {
                 for s in &slots {
-                    let v = self.expr(&mut at, s.stat.value);
-                    let place = s.place.map(|p| (p, b.cast(crate::ir::Scalar::I32, i)));
+                    let (v, place) = value(s, i);
                     fold(b, s, v, place);
                 }
             });
@@ -95,17 +116,17 @@ impl KernelCtx<'_> {
                 Some(place) => own(s.places, place),
                 None => own(s.values, s.value),
             };
-            let raw = b.let_("stat", raw);
-            let finished = match s.stat.finish {
-                Some(e) => {
-                    let mut here = scope.clone();
-                    here.push_stat(raw);
-                    b.let_("stat", self.expr(&mut here, e))
-                }
-                None => raw,
-            };
+            let finished = self.finished(scope, s.stat, raw);
             scope.push_stat(finished);
         }
+    }
+    /// What a statistic is once its row is reduced to `raw`.
+    pub(super) fn finished(&self, scope: &Scope, stat: &Stat, raw: Val) -> Val {
+        let raw = self.b.let_("stat", raw);
+        let Some(e) = stat.finish else { return raw };
+        let mut here = scope.clone();
+        here.push_stat(raw);
+        self.b.let_("stat", self.expr(&mut here, e))
     }
     /// Joins the partial results of a team, which every one of its invocations then holds: those of each subgroup by
     /// shuffles, then those of the subgroups in order.
@@ -185,7 +206,8 @@ impl KernelCtx<'_> {
     }
 }
 
-fn initial(op: ReduceOp) -> f32 {
+/// What a reduction of nothing is.
+pub(super) fn initial(op: ReduceOp) -> f32 {
     match op {
         ReduceOp::Sum => 0.0,
         ReduceOp::Prod => 1.0,
@@ -198,18 +220,20 @@ fn initial(op: ReduceOp) -> f32 {
 /// Takes one more value into a reduction. Of equal largest values the one at the smaller place stays.
 fn fold(b: &Builder, s: &Slot, v: Val, place: Option<(Var, Val)>) {
     let so_far = b.get(s.value);
-    match s.stat.op {
-        ReduceOp::Sum => b.set(s.value, b.add(so_far, v)),
-        ReduceOp::Prod => b.set(s.value, b.mul(so_far, v)),
-        ReduceOp::Max => b.set(s.value, b.max(so_far, v)),
-        ReduceOp::Min => b.set(s.value, b.min(so_far, v)),
-        ReduceOp::ArgMax => {
-            if let Some((var, at)) = place {
-                let earlier = b.and(b.eq(v, so_far), b.lt(at, var));
-                let better = b.or(b.gt(v, so_far), earlier);
-                b.set(var, b.select(better, at, var));
-                b.set(s.value, b.max(so_far, v));
-            }
-        }
+    if let (ReduceOp::ArgMax, Some((var, at))) = (s.stat.op, place) {
+        let earlier = b.and(b.eq(v, so_far), b.lt(at, var));
+        let better = b.or(b.gt(v, so_far), earlier);
+        b.set(var, b.select(better, at, var));
+    }
+    b.set(s.value, combine(b, s.stat.op, so_far, v));
+}
+
+/// Two values of a reduction as one; of an arg-reduction, the value without its place.
+pub(super) fn combine(b: &Builder, op: ReduceOp, x: Val, y: Val) -> Val {
+    match op {
+        ReduceOp::Sum => b.add(x, y),
+        ReduceOp::Prod => b.mul(x, y),
+        ReduceOp::Max | ReduceOp::ArgMax => b.max(x, y),
+        ReduceOp::Min => b.min(x, y),
     }
 }

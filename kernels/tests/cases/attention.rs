@@ -74,6 +74,16 @@ pub fn window_and_soft_cap(check: &dyn Fn(&Case)) {
     }
 }
 
+/// More queries and keys than a tile has, in heads that fill tiles, that do not, and of different widths.
+pub fn tiles_of_queries_and_keys(check: &dyn Fn(&Case)) {
+    for (head, value) in [(64, 64), (40, 24), (16, 128)] {
+        let spec = attention(head, value, |_, a| a.causal_offset = Some(dim("P")));
+        check(&filled(spec, &[("B", 1), ("S", 37), ("T", 98), ("P", 61)], head));
+    }
+    let window = attention(32, 32, |_, a| (a.causal_offset, a.window) = (Some(dim("P")), Some(40)));
+    check(&filled(window, &[("B", 2), ("S", 70), ("T", 75), ("P", 5)], 11));
+}
+
 /// The last query sees no key at all, and gets zeros.
 pub fn mask_and_bias(check: &dyn Fn(&Case)) {
     let spec = attention(8, 8, |s, a| {

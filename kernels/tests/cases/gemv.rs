@@ -70,6 +70,41 @@ pub fn a_norm_of_the_rows_in_front(check: &dyn Fn(&Case)) {
     }
 }
 
+/// Rows normalised in front of two products that meet in one element: of a tile's worth of columns, and of so many that a
+/// workgroup takes them in several passes; rows that end inside a chunk of lanes, and rows of one chunk each.
+pub fn norms_in_front_of_few_and_many_columns(check: &dyn Fn(&Case)) {
+    for (rows, k, n, sides) in
+        [(2i64, 72u64, 21u64, 2u64), (1, 256, 9, 1), (1, 40, 4301, 2), (2, 72, 8500, 1), (1, 2048, 2500, 2)]
+    {
+        let mut s = SpecBuilder::new("normed", &["B", "1", &n.to_string()], &["B"]);
+        let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*B"));
+        let w = s.arg("w", Space::Weight, Storage::Bf16, &(sides * n * k).to_string());
+        let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
+        let y = s.out("y", Space::Arena, Storage::F32, &format!("{n}*B"));
+        let v = s.load(x, &format!("{k}*i0 + i3"));
+        let value = s.bin(BinaryOp::Mul, v, v);
+        let (raw, share, eps) = (s.stat(0, Scalar::F32), s.f(1.0 / k as f32), s.f(1e-5));
+        let mean = s.bin(BinaryOp::Mul, raw, share);
+        let mean = s.bin(BinaryOp::Add, mean, eps);
+        let finish = Some(s.un(UnaryOp::Rsqrt, mean));
+        let (scale, gain) = (s.stat(0, Scalar::F32), s.load(gain, "i3"));
+        let lhs = s.bin(BinaryOp::Mul, v, scale);
+        let lhs = s.bin(BinaryOp::Mul, lhs, gain);
+        let rhs = (0..sides).map(|j| s.load(w, &format!("{}*i2 + {} + i3", sides * k, j * k))).collect();
+        let lhs_stats = vec![Stat { op: ReduceOp::Sum, value, finish }];
+        s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };
+        let mut v = s.acc(0);
+        if sides > 1 {
+            let up = s.acc(1);
+            v = s.bin(BinaryOp::Mul, v, up);
+        }
+        s.store(y, &format!("{n}*i0 + i2"), v);
+        let mut case = filled(s.done(), &[("B", rows)], k + n);
+        case.tolerance = 1e-4;
+        check(&case);
+    }
+}
+
 pub fn gate_and_up_meet_in_one_lane(check: &dyn Fn(&Case)) {
     let (n, k) = (35u64, 64u64);
     let mut s = SpecBuilder::new("gated", &["B", "1", &n.to_string()], &["B"]);

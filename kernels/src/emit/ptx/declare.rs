@@ -64,7 +64,8 @@ pub(super) fn signature(module: &Module, options: &Options, names: &Names) -> St
         })
         .collect();
     let [x, y, z] = module.workgroup_size;
-    let groups = (RESIDENT / module.invocations().max(1)).max(1);
+    let resident = module.resident.map_or(RESIDENT, u64::from);
+    let groups = (resident / module.invocations().max(1)).max(1);
     let all = all.join(",\n");
     format!(".visible .entry {ENTRY_POINT}(\n{all}\n)\n.reqntid {x}, {y}, {z}\n.minnctapersm {groups}\n")
 }

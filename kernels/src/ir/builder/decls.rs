@@ -7,6 +7,11 @@ use crate::ir::stmt::Stmt;
 use crate::ir::types::{Scalar, Type};
 
 impl Builder {
+    /// Says that at least so many invocations share a multiprocessor: fewer have more registers each.
+    pub fn share_multiprocessor(&self, invocations: u32) {
+        self.inner.borrow_mut().module.resident = Some(invocations);
+    }
+
     /// Declares a read-only storage buffer at the next free binding.
     pub fn input(&self, name: &str, elem: Type) -> ArrayRef {
         let binding = self.take_binding();
