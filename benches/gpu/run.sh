@@ -3,9 +3,10 @@
 #
 #     bash benches/gpu/run.sh [FOLDER]
 #
-# In this order: correctness of the kernels (no figure is printed before), the stream rate of the device, then decode,
-# prefill, encoder and matrix products on seeded random weights. Takes less than 8 minutes on one GPU; workloads that do
-# not fit any more are left out and named. Writes FOLDER/gpu.json and FOLDER/gpu.md (FOLDER: benches/results).
+# In this order: correctness (no figure is printed before), the stream rate of the device, then decode, prefill, encoder
+# and matrix products on seeded random weights. Takes less than 8 minutes on one GPU; workloads that do not fit any more
+# are left out and named. Writes FOLDER/gpu.json and FOLDER/gpu.md (FOLDER: benches/results). FRIT names a binary that is
+# there already, and FRIT_BENCH_OPTIONS more options of measure.py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -13,12 +14,17 @@ out="${1:-benches/results}"
 weights="${FRIT_BENCH_WEIGHTS:-${TMPDIR:-/tmp}/frit-bench}"
 mkdir -p "$out" "$weights"
 
-cargo build --release --bin frit
-frit="${CARGO_TARGET_DIR:-target}/release/frit"
+if [ -n "${FRIT:-}" ]; then
+    frit="$FRIT"
+else
+    cargo build --release --bin frit
+    frit="${CARGO_TARGET_DIR:-target}/release/frit"
+fi
 python="${PYTHON:-python3}"
 
 said="$("$frit" bench gemm --tokens 64 --rounds 1 --backend cuda 2>&1)" || {
     printf 'benches/gpu/run.sh: %s\n' "$said" >&2
     exit 1
 }
-exec "$python" benches/gpu/measure.py --frit "$frit" --weights "$weights" --out "$out"
+# shellcheck disable=SC2086
+exec "$python" benches/gpu/measure.py --frit "$frit" --weights "$weights" --out "$out" ${FRIT_BENCH_OPTIONS:-}
