@@ -522,7 +522,8 @@ impl Lowering<'_> {
         spec.verify().map_err(|e| Error::Internal { pass: "fusion", fault: e.to_string() })?;
         let mut variants = Vec::new();
         for caps in &self.options.targets {
-            if caps.has_warpgroups() && templates::warpgroup_refusal(spec).is_some() {
+            let pays = self.options.every_text || templates::pays(spec, caps);
+            if !pays || caps.has_warpgroups() && templates::warpgroup_refusal(spec).is_some() {
                 continue;
             }
             let r = templates::render(spec, caps)

@@ -12,6 +12,8 @@ pub struct CompileOptions {
     pub fusion: FusionOptions,
     /// Kernel texts are made for these; the CPU backend needs none.
     pub targets: Vec<Capabilities>,
+    /// Make every text that a kernel can have, also where another one for the same device was measured to be faster.
+    pub every_text: bool,
     /// Fuse equal layers once; the plan is the same without, only later.
     pub outline: bool,
     /// Passes left out, by name.
@@ -75,6 +77,7 @@ impl Default for CompileOptions {
                 Capabilities::cuda_overlapping(),
                 Capabilities::cuda_warpgroups(),
             ],
+            every_text: false,
             outline: true,
             skip_passes: Vec::new(),
             rewrite_fuel: None,

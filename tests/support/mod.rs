@@ -28,7 +28,7 @@ pub fn compile(model: &Model) -> LoadedModel {
 
 /// A plan with given fusion options and targets.
 pub fn compile_with(model: &Model, fusion: FusionOptions, targets: Vec<Capabilities>) -> LoadedModel {
-    let plan = Compiler::new(CompileOptions { fusion, targets, ..CompileOptions::default() })
+    let plan = Compiler::new(CompileOptions { fusion, targets, every_text: true, ..CompileOptions::default() })
         .compile(model)
         .unwrap_or_else(|e| panic!("{e}"));
     plan.validate().unwrap_or_else(|e| panic!("{e}"));

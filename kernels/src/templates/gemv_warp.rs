@@ -31,9 +31,6 @@ const RESIDENT: [(u32, u32); 3] = [(512, 80), (384, 112), (256, u32::MAX)];
 const MULTIPROCESSORS: u32 = 132;
 /// Passes of a workgroup at most.
 const MOST_PASSES: u32 = 16;
-/// Words of a pass up to which those of the next are asked for meanwhile.
-const AHEAD_WORDS: u32 = 32;
-
 /// The parts of a matrix-vector product.
 pub(super) struct Product<'a> {
     /// Extent of the summed axis.
@@ -115,8 +112,9 @@ impl Shape {
         let whole = constant.map_or(0, |k| k - k % (step * unroll));
         let mut shape = Shape { columns, chunk, short, passes: 1, unroll, whole };
         let wide = n.as_const().and_then(|n| u32::try_from(n).ok()).filter(|_| short.is_some());
-        // What precedes the product is computed once for all passes.
-        if let Some(wide) = wide.filter(|_| !p.lhs_stats.is_empty() && p.is_plain(spec)) {
+        // What precedes the product is computed once for all passes. Of shorter rows it costs less than passes do.
+        let is_long = shape.registers(p) > RESIDENT[1].1;
+        if let Some(wide) = wide.filter(|_| is_long && !p.lhs_stats.is_empty() && p.is_plain(spec)) {
             shape.passes = 2;
             let workgroups = MULTIPROCESSORS * shape.resident(p) / (WARP * WARPS);
             let passes = wide.div_ceil(shape.per_group() * workgroups).min(MOST_PASSES);
@@ -271,28 +269,13 @@ impl Kernel<'_, '_> {
                     (&own, [].as_slice())
                 }
             };
-            if shape.passes == 1 {
-                return take(columns, words);
-            }
-            let count: usize = words.iter().flatten().flatten().map(Vec::len).sum();
-            if count == 0 || count as u32 > AHEAD_WORDS {
-                take(columns, words);
+            take(columns, words);
+            if shape.passes > 1 {
                 b.for_("pass", 1, shape.passes, 1, |_, pass| {
                     let columns = self.columns(&scope, block, pass);
                     take(&columns, &ask(&columns));
                 });
-                return;
             }
-            // The words of the next pass are asked for before those of this one are used.
-            let bank: Vec<Var> = flat(words).map(|w| b.var("ahead", Type::U32, w)).collect();
-            b.for_("pass", 0, shape.passes, 1, |b, pass| {
-                let mut held = bank.iter().map(|w| b.let_("held", b.get(*w))).collect::<Vec<_>>().into_iter();
-                let now: Vec<Words> = alike(words, &mut held);
-                let next = b.let_("next", b.min(b.add(pass, 1), shape.passes - 1));
-                let asked = ask(&self.columns(&scope, block, next));
-                flat(&asked).zip(&bank).for_each(|(w, var)| b.set(*var, w));
-                take(&self.columns(&scope, block, pass), &now);
-            });
         });
     }
 
@@ -341,17 +324,6 @@ impl Kernel<'_, '_> {
             sum.store(&scope, self.lane, columns);
         });
     }
-}
-
-/// All words in order.
-fn flat(words: &[Words]) -> impl Iterator<Item = Val> + '_ {
-    words.iter().flatten().flatten().flatten().copied()
-}
-
-/// Words in the form of others, taken in order.
-fn alike(form: &[Words], from: &mut impl Iterator<Item = Val>) -> Vec<Words> {
-    let mut run = |words: &Vec<Val>| from.by_ref().take(words.len()).collect::<Vec<Val>>();
-    form.iter().map(|unit| unit.iter().map(|column| column.iter().map(&mut run).collect()).collect()).collect()
 }
 
 impl Product<'_> {

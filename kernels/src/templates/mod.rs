@@ -9,7 +9,7 @@
 //! | [`Anchor::Row`] | `row` |
 //! | [`Anchor::MatMul`] | `lanes` on CPU drivers where it covers the kernel, else `gemv` where [`uses_gemv`] says so, else `gemm`, which on GPUs with matrix units is `gemm_warpgroup` or `gemm_matrix` where they cover the kernel |
 //! | [`Anchor::Chain`] | `chain` |
-//! | [`Anchor::Attention`] | `attention_tile`, on CPU drivers `attention_lanes`, on NVIDIA cards `attention_warp` |
+//! | [`Anchor::Attention`] | `attention_tile`, on CPU drivers `attention_lanes`, on NVIDIA cards `attention_matrix` for many rows and `attention_warp` for one |
 //!
 //! Every template binds its buffers through [`KernelCtx`], so that all kernels follow one convention: storage buffers
 //! in order of first occurrence of their space in `spec.args`, then the uniform `record` (the element offset of each
@@ -52,7 +52,7 @@ use crate::dtype::Storage;
 use crate::emit::{Language, ptx};
 use crate::ir;
 use crate::spec::{Anchor, ArgId, Expr, ExprId, KernelSpec};
-use crate::target::{Capabilities, Tier};
+use crate::target::{Architecture, Capabilities, Tier};
 
 /// A kernel in the form a target runs.
 #[derive(Clone, Debug)]
@@ -148,6 +148,34 @@ pub fn warpgroup_refusal(spec: &KernelSpec) -> Option<&'static str> {
         },
         Anchor::Attention(_) => Some("attention runs on the matrix units of every GPU"),
         _ => Some("it is no product of matrices"),
+    }
+}
+
+/// Columns from which on products of warpgroups are faster: narrower ones have too few tiles for a large GPU.
+const WARPGROUP_COLUMNS: i64 = 641;
+
+/// Whether a text for this target is worth having beside the one for older devices, as measured (`benches/results`):
+/// launches overlap where each does little, and warpgroups serve wide products.
+pub fn pays(spec: &KernelSpec, caps: &Capabilities) -> bool {
+    let columns = || spec.domain.last().and_then(|n| n.as_const());
+    match caps.architecture {
+        Some(Architecture::Sm90) => does_little(spec),
+        Some(Architecture::Sm90a) => columns().is_none_or(|n| n >= WARPGROUP_COLUMNS),
+        Some(Architecture::Sm80) | None => true,
+    }
+}
+
+/// Whether a launch is for one token of each sequence: apart from sequences, its rows are no more than the heads of one.
+fn does_little(spec: &KernelSpec) -> bool {
+    const HEADS: i64 = 64;
+    let is_few = |d: &Dim| match d.as_const() {
+        Some(n) => n <= HEADS,
+        None => d.symbols().iter().all(|s| matches!(s, Sym::Size(n) if **n == *"B")),
+    };
+    let axes = spec.domain.len().saturating_sub(1);
+    match spec.anchor {
+        Anchor::Attention(_) => spec.domain.get(2).is_some_and(|rows| rows.is(1)),
+        _ => spec.domain.iter().take(axes).all(is_few),
     }
 }
 

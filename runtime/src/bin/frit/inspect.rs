@@ -108,7 +108,7 @@ pub fn main(a: &Args) -> Result<()> {
             (Emit::PtxSm90a, _) => match k.variants.iter().find(|v| v.architecture == Some(Architecture::Sm90a)) {
                 Some(v) => print!("{}", v.text),
                 None => {
-                    let why = warpgroup_refusal(&k.spec).unwrap_or("the plan was made without");
+                    let why = warpgroup_refusal(&k.spec).unwrap_or("the plan was made without: another text is faster");
                     bail!("`{name}` has no text of its own for sm_90a: {why}")
                 }
             },
