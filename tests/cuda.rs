@@ -5,8 +5,9 @@
 mod support;
 
 use frit::backend::cuda::{CudaBackend, Fault, Interpreted};
+use frit::verify::{VerifyOptions, verify_on};
 use frit::{BackendChoice, Error, GenerateOptions, LoadedModel, Result, Session, Tensor};
-use frit_kernels::target::Capabilities;
+use frit_kernels::target::{Architecture, Capabilities};
 use frit_plan::InputFill;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -136,6 +137,35 @@ fn kernels_that_overlap_read_only_weights_early() {
     let given = prompts(&[5, 2]);
     assert_eq!(generate(&mut cuda, &given, 4).unwrap(), generate(&mut cpu, &given, 4).unwrap());
     assert_clean(&device);
+}
+
+/// What a plan holds unless told otherwise: texts for overlapping launches of the kernels of one token, and of no others.
+#[test]
+fn launches_of_one_token_overlap_and_those_of_prompts_do_not() {
+    let source = support::load("devset/qwen2");
+    let plan = frit_compiler::Compiler::default().compile(&source).unwrap();
+    let overlapping = |name: &str| {
+        let steps = &plan.program(name).unwrap().steps;
+        let kernels = steps.iter().filter_map(|s| plan.kernels.get(s.kernel as usize));
+        let texts =
+            kernels.map(|k| k.ptx((9, 1)).unwrap().architecture == Some(Architecture::Sm90)).collect::<Vec<_>>();
+        (texts.iter().filter(|t| **t).count(), texts.len())
+    };
+    let (some, all) = overlapping("decode");
+    assert_eq!(some, all, "decode");
+    let (some, all) = overlapping("forward");
+    assert_eq!((some, all > 5), (0, true), "forward");
+}
+
+#[test]
+fn a_device_is_compared_with_the_cpu_in_every_program() {
+    let model = model("devset/qwen2");
+    let backend = CudaBackend::interpreted(&Interpreted::default().with_capability((9, 0), 13000)).unwrap();
+    let options = VerifyOptions { tokens: 6, ..Default::default() };
+    let done = verify_on(&model, &backend, &options).unwrap();
+    assert!(done.passed() && done.backend == "cuda" && done.same_tokens == Some(true), "{done:?}");
+    let exact = verify_on(&model, &backend, &VerifyOptions { tolerance: Some(0.0), ..options }).unwrap();
+    assert!(!exact.passed(), "sums in another order have other bits: {exact:?}");
 }
 
 #[test]

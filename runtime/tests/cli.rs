@@ -365,7 +365,11 @@ fn verify_proves_every_kernel_of_every_target() {
     let report = json(&["verify", path(&fixture("devset/qwen2")), "--tokens", "5", "--json"]);
     assert_eq!(report["passed"], true, "{report}");
     let tiers = report["tiers"].as_array().unwrap();
-    assert_eq!(tiers.iter().map(|t| t["tier"].as_str().unwrap()).collect::<Vec<_>>(), ["cpu", "gpu", "cuda", "cuda"], "PTX for every card, then for sm_90");
+    assert_eq!(
+        tiers.iter().map(|t| t["tier"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["cpu", "gpu", "cuda", "cuda"],
+        "PTX for every card, then for sm_90"
+    );
     for t in tiers {
         assert_eq!((t["not_launched"].as_u64(), &t["same_tokens"]), (Some(0), &Value::Bool(true)), "{t}");
         let kernels = t["kernels"].as_array().unwrap();

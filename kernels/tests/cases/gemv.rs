@@ -94,7 +94,7 @@ pub fn norms_in_front_of_few_and_many_columns(check: &dyn Fn(&Case)) {
         let mut v = s.acc(0);
         if sides > 1 {
             let up = s.acc(1);
-            v = s.bin(BinaryOp::Mul, v, up);
+            v = s.bin(BinaryOp::Add, v, up);
         }
         s.store(y, &format!("{n}*i0 + i2"), v);
         let mut case = filled(s.done(), &[("B", rows)], k + n);
