@@ -32,7 +32,8 @@ pub(crate) struct EncoderDecoder {
     pub decoder_bias: Option<RelativeBias>,
     /// What the decoder's rows are multiplied with in front of the head.
     pub head_scale: Option<f32>,
-    pub head: Linear,
+    /// To logits; `None` where something else is read from the decoder's rows.
+    pub head: Option<Linear>,
     pub vocab: u64,
     /// The most tokens that the decoder writes, where there is a limit.
     pub context: Option<u64>,
@@ -91,7 +92,8 @@ pub(crate) struct SignalStem {
 }
 
 /// What the graphs of one model share.
-struct Declared {
+#[derive(Default)]
+pub(super) struct Declared {
     own: Vec<KvSlotId>,
     cross: Vec<KvSlotId>,
     source_mask: Option<StateId>,
@@ -100,9 +102,11 @@ struct Declared {
 }
 
 /// What the encoder made.
-struct Encoded {
-    states: ValueId,
-    mask: Option<ValueId>,
+pub(super) struct Encoded {
+    pub states: ValueId,
+    pub mask: Option<ValueId>,
+    /// The tokens `[B, T]`, where it reads tokens.
+    pub ids: Option<ValueId>,
 }
 
 impl TokenEmbedding {
@@ -241,7 +245,8 @@ impl EncoderDecoder {
         m.graph_with("decode_wide", &one, &[], |b| self.step(b, Phase::Decode, &declared));
     }
 
-    fn encode(&self, b: &mut GraphBuilder<'_>, declared: &Declared) -> Encoded {
+    /// The encoder's rows; declares what it reads.
+    pub(super) fn encode(&self, b: &mut GraphBuilder<'_>, declared: &Declared) -> Encoded {
         let (batch, len) = (Dim::size(sizes::BATCH), self.source_len());
         match &self.source {
             Source::Tokens { embedding, .. } => {
@@ -260,7 +265,7 @@ impl EncoderDecoder {
                     let x = b.scope("embedding", |b| embedding.apply(b, ids, Dim::zero()));
                     self.encoder.apply(b, &Scene { scores, classes, ..Scene::default() }, x)
                 });
-                Encoded { states, mask: Some(mask) }
+                Encoded { states, mask: Some(mask), ids: Some(ids) }
             }
             Source::Signal(stem) => {
                 let shape = [batch, Dim::from(stem.features), Dim::from(stem.frames)];
@@ -269,12 +274,13 @@ impl EncoderDecoder {
                     let x = stem.apply(b, signal);
                     self.encoder.apply(b, &Scene::default(), x)
                 });
-                Encoded { states, mask: None }
+                Encoded { states, mask: None, ids: None }
             }
         }
     }
 
-    fn decode(
+    /// The decoder's rows for the tokens `ids` `[B, S]`.
+    pub(super) fn decode(
         &self,
         b: &mut GraphBuilder<'_>,
         declared: &Declared,
@@ -305,7 +311,7 @@ impl EncoderDecoder {
             }
             None => x,
         };
-        self.head.apply(b, x)
+        self.head.as_ref().map_or(x, |head| head.apply(b, x))
     }
 
     fn forward(&self, b: &mut GraphBuilder<'_>, declared: &Declared) {

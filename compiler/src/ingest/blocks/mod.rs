@@ -6,7 +6,8 @@
 //! `sharing` and `probs` (what layers take from each other), `merged` and `anchors` (what caches keep), `decoder` (layers,
 //! and the ways to run a decoder), `depth` and `halting` (which layers run for whom), `layer_attention` (reads along
 //! layers). Encoders are made of `multi_head`, `relative` and `disentangled` (positions in scores), `nearby` (a convolution beside a layer),
-//! `stack` (layers), `patches` (windows of pictures and signals) and `encoder_decoder` (the ways to run a pair of both).
+//! `stack` (layers), `patches` (windows of pictures and signals) and `encoder_decoder` (the ways to run a pair of both) and
+//! `reading` (a pair that writes nothing).
 
 mod alibi;
 mod anchors;
@@ -27,6 +28,7 @@ mod nearby;
 mod norm;
 mod patches;
 mod probs;
+mod reading;
 mod relative;
 mod rotary;
 mod shared;
@@ -52,6 +54,7 @@ pub(crate) use multi_head::{Memory, MultiHead, Projections, Rotary, ScoreTerms};
 pub(crate) use nearby::Nearby;
 pub(crate) use norm::Norm;
 pub(crate) use patches::{Conv1d, embed_patches};
+pub(crate) use reading::{First, Reading, Top};
 pub(crate) use relative::{Buckets, RelativeBias, per_head};
 pub(crate) use rotary::{Rope, Rotation};
 pub(crate) use sharing::{HeadMaps, Sources};

@@ -7,9 +7,9 @@ mod t5;
 mod whisper;
 
 use super::super::registry::{Class, Network};
-use crate::ingest::blocks::{EncoderDecoder, TokenEncoder};
+use crate::ingest::blocks::{EncoderDecoder, Reading, TokenEncoder};
 use crate::ingest::builder::ModelBuilder;
-use bart::Family;
+use bart::{Family, Kind};
 
 /// Class, `model_type` and reader.
 pub(super) const CLASSES: &[Class] = &[
@@ -21,6 +21,12 @@ pub(super) const CLASSES: &[Class] = &[
     both("UMT5EncoderModel", "umt5", |f| t5::encoder(f, t5::Family::Umt5)),
     both("BartForConditionalGeneration", "bart", |f| bart::read(f, Family::Bart)),
     both("MBartForConditionalGeneration", "mbart", |f| bart::read(f, Family::MBart)),
+    both("BartModel", "bart", |f| bart::reading(f, Family::Bart, Kind::Model)),
+    both("BartForSequenceClassification", "bart", |f| bart::reading(f, Family::Bart, Kind::Sequence)),
+    both("BartForQuestionAnswering", "bart", |f| bart::reading(f, Family::Bart, Kind::Answer)),
+    both("MBartModel", "mbart", |f| bart::reading(f, Family::MBart, Kind::Model)),
+    both("MBartForSequenceClassification", "mbart", |f| bart::reading(f, Family::MBart, Kind::Sequence)),
+    both("MBartForQuestionAnswering", "mbart", |f| bart::reading(f, Family::MBart, Kind::Answer)),
     both("MarianMTModel", "marian", |f| bart::read(f, Family::Marian)),
     both("PegasusForConditionalGeneration", "pegasus", |f| bart::read(f, Family::Pegasus)),
     both("M2M100ForConditionalGeneration", "m2m_100", |f| bart::read(f, Family::M2m100)),
@@ -36,6 +42,15 @@ const fn both(class: &'static str, model_type: &'static str, read: super::super:
 impl Network for TokenEncoder {
     fn build(&self, m: &mut ModelBuilder) {
         TokenEncoder::build(self, m);
+    }
+}
+
+impl Network for Reading {
+    fn build(&self, m: &mut ModelBuilder) {
+        Reading::build(self, m);
+    }
+    fn context(&mut self) -> Option<&mut u64> {
+        self.pair.context.as_mut()
     }
 }
 

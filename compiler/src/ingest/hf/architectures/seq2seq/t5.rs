@@ -181,7 +181,7 @@ impl Architecture for Config {
             decoder,
             decoder_bias: Some(decoder_bias),
             head_scale: self.tied.then(|| (self.width as f64).powf(-0.5) as f32),
-            head,
+            head: Some(head),
             vocab: self.vocab,
             context: None,
             start: self.start.clone(),

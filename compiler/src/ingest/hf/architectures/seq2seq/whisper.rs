@@ -96,7 +96,7 @@ impl Architecture for Config {
             decoder,
             decoder_bias: None,
             head_scale: None,
-            head: Linear::new("proj_out", weight, None),
+            head: Some(Linear::new("proj_out", weight, None)),
             vocab: self.vocab,
             context: Some(self.context),
             start: self.start.clone(),

@@ -4,6 +4,7 @@ mod assemble;
 mod clip;
 mod families;
 mod recipe;
+mod swin;
 mod texts;
 
 use super::super::registry::Class;
@@ -25,6 +26,8 @@ pub(super) const CLASSES: &[Class] = &[
     }),
     Class::new("BeitModel", "beit", |f| families::beit(f, Model)),
     Class::new("BeitForImageClassification", "beit", |f| families::beit(f, Image)),
+    Class::new("SwinModel", "swin", |f| swin::read(f, Model)),
+    Class::new("SwinForImageClassification", "swin", |f| swin::read(f, Image)),
     Class::new("CLIPModel", "clip", |f| clip::read(f, Clip)),
     Class::new("CLIPForImageClassification", "clip", |f| clip::pictures(f, Clip, clip::Kind::Labels)),
     Class::new("CLIPVisionModel", "clip_vision_model", |f| clip::pictures(f, Clip, clip::Kind::Model)),
