@@ -14,7 +14,7 @@ pub(crate) fn class(op: &Op) -> Class {
         }
         Op::Un { op, .. } => match op {
             Un::NegI | Un::AbsI | Un::SignI | Un::BitNot | Un::LogicNot | Un::NotZero => Class::Integer,
-            Un::Clz | Un::Ctz | Un::Popc | Un::Brev | Un::FirstHighS | Un::FirstHighU => Class::Integer,
+            Un::Clz | Un::Ctz | Un::Popc | Un::Brev | Un::FirstHighS | Un::FirstHighU | Un::FirstLow => Class::Integer,
             Un::Neg | Un::Abs | Un::Floor | Un::Ceil | Un::RoundEven | Un::Trunc | Un::Fract | Un::Sign => Class::Float,
             Un::Saturate | Un::IsNan | Un::IsInf | Un::NegH2 | Un::AbsH2 | Un::NegB2 | Un::AbsB2 => Class::Float,
             Un::TruncS | Un::TruncU | Un::NearS | Un::NearU | Un::FloorS | Un::FloorU | Un::CeilS | Un::CeilU => {

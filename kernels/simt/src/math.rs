@@ -199,6 +199,7 @@ impl Arith {
             Ctz => map(a, u32::trailing_zeros),
             Popc => map(a, u32::count_ones),
             Brev => map(a, u32::reverse_bits),
+            FirstLow => map(a, |x| if x == 0 { u32::MAX } else { x.trailing_zeros() }),
             FirstHighU => map(a, |x| 31u32.wrapping_sub(x.leading_zeros())),
             FirstHighS => map(a, |x| 31u32.wrapping_sub((x ^ ((x as i32 >> 31) as u32)).leading_zeros())),
             Neg => map(a, |x| x ^ 0x8000_0000),

@@ -19,7 +19,7 @@ pub(crate) type Reg = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[rustfmt::skip]
 pub(crate) enum Un {
-    NegI, AbsI, SignI, BitNot, LogicNot, Clz, Ctz, Popc, Brev, FirstHighS, FirstHighU,
+    NegI, AbsI, SignI, BitNot, LogicNot, Clz, Ctz, Popc, Brev, FirstHighS, FirstHighU, FirstLow,
     Neg, Abs, Floor, Ceil, RoundEven, Trunc, Fract, Sign, Saturate,
     /// Correctly rounded.
     SqrtExact, RcpExact,

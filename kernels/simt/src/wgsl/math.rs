@@ -159,6 +159,7 @@ fn unary(fun: F, kind: ScalarKind) -> Option<Un> {
         F::CountTrailingZeros => Un::Ctz,
         F::CountOneBits => Un::Popc,
         F::ReverseBits => Un::Brev,
+        F::FirstTrailingBit => Un::FirstLow,
         F::FirstLeadingBit if kind == ScalarKind::Sint => Un::FirstHighS,
         F::FirstLeadingBit => Un::FirstHighU,
         _ => return None,

@@ -31,6 +31,40 @@ fn bytes(v: &[f32]) -> Vec<u8> {
     v.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
+/// Runs `body` in 32 threads on words `%a`, `%b`, `%c`; its result is `%d`. Floats are `%x`, `%y`, `%z` and `%w`.
+pub fn lanes(body: &str, words: [[u32; 32]; 3]) -> Vec<u32> {
+    let text = format!(
+        ".version 7.8
+.target sm_90
+.address_size 64
+.visible .entry main(.param .u64 pin, .param .u64 pout)
+{{
+    .reg .pred %p<8>; .reg .b16 %h<8>; .reg .b32 %r<16>, %a, %b, %c, %d, %i;
+    .reg .f32 %f<8>, %x, %y, %z, %w; .reg .b64 %rd<16>, %in, %out;
+    ld.param.u64 %in, [pin];
+    ld.param.u64 %out, [pout];
+    mov.u32 %i, %tid.x;
+    mad.wide.u32 %in, %i, 4, %in;
+    mad.wide.u32 %out, %i, 4, %out;
+    ld.global.u32 %a, [%in];
+    ld.global.u32 %b, [%in+128];
+    ld.global.u32 %c, [%in+256];
+    mov.b32 %x, %a;
+    mov.b32 %y, %b;
+    mov.b32 %z, %c;
+    {body}
+    st.global.u32 [%out], %d;
+    ret;
+}}"
+    );
+    let bytes = words.iter().flatten().flat_map(|w| w.to_le_bytes()).collect();
+    let run = Run::ptx(&text, [32, 1, 1]).input_bytes(bytes).output(32).with(|o| o.finite = false);
+    let left = run.run();
+    let other = |v: &&Violation| v.kind != ViolationKind::IntegerDivision;
+    assert!(left.violations.iter().find(other).is_none(), "{:?}\n{text}", left.violations);
+    left.words(1)
+}
+
 impl Run {
     fn new(text: &str, language: Language, workgroup: [u32; 3]) -> Run {
         let arguments = Vec::new();
