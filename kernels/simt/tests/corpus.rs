@@ -11,7 +11,7 @@ mod launch;
 use cases::gemm::filled;
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Storage;
-use frit_kernels::spec::KernelSpec;
+use frit_kernels::spec::{KernelSpec, PartialKind};
 use frit_kernels::target::Capabilities;
 use frit_kernels::templates::{Rendered, render, warpgroup_refusal};
 use support::blocks::Random;
@@ -103,13 +103,25 @@ fn warpgroups_at_every_edge() {
         (Storage::Bf16, Form::RotaryKv, 72, 64, 130, 1),
     ] {
         let z = Shapes { width, columns, kv_heads: 8, capacity: 300, ..ODD };
-        let case = case(corpus::matmul(&z, "S", storage, form), &sizes(rows));
-        let mut r = render(&case.spec, &Capabilities::cuda_warpgroups()).unwrap();
-        assert_eq!(r.template, "gemm_warpgroup", "{:?}", warpgroup_refusal(&case.spec));
-        r.grid[0] = r.grid[0].smaller(&Dim::constant(workgroups));
-        for shuffle in [None, Some(5)] {
-            agrees(&case, &r, &frit_simt::Options { shuffle, ..Default::default() });
+        warpgroups(&case(corpus::matmul(&z, "S", storage, form), &sizes(rows)), workgroups);
+    }
+    // Statistics of tiles: full ones, one of a single column, and one that only the second block of columns has.
+    for (rows, columns, k, storage, workgroups) in
+        [(20, 64, 64, Storage::F16, 132), (130, 193, 72, Storage::Bf16, 1), (70, 136, 328, Storage::Bf16, 2)]
+    {
+        for kind in [PartialKind::Squares, PartialKind::Moments] {
+            warpgroups(&cases::gemm::forwarding((rows, columns, k), storage, kind), workgroups);
         }
+    }
+}
+
+/// Runs a case as warpgroups work on it, on so many workgroups at most.
+fn warpgroups(case: &Case, workgroups: i64) {
+    let mut r = render(&case.spec, &Capabilities::cuda_warpgroups()).unwrap();
+    assert_eq!(r.template, "gemm_warpgroup", "{:?}", warpgroup_refusal(&case.spec));
+    r.grid[0] = r.grid[0].smaller(&Dim::constant(workgroups));
+    for shuffle in [None, Some(5)] {
+        agrees(case, &r, &frit_simt::Options { shuffle, ..Default::default() });
     }
 }
 

@@ -10,8 +10,10 @@ use super::types::{Scalar, Type};
 /// How a kernel uses a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// Never written; loads at uniform indices are uniform.
+    /// Not written by this kernel; loads at uniform indices are uniform.
     ReadOnly,
+    /// Written by no kernel at all: weights.
+    Constant,
     /// Read and written.
     ReadWrite,
     /// Never written, and bound as a two-dimensional texture of `vec4<u32>`, [`TEXELS_PER_ROW`] elements a row; what

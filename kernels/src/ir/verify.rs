@@ -326,13 +326,10 @@ impl<'m> Verifier<'m> {
                 self.block(otherwise, uniform);
                 self.joint = outer;
             }
-            Stmt::Barrier(Barrier::Subgroup) => {
-                let joint = if self.warpgroups.is_some() { self.joint } else { flow };
-                self.together("barrier of a subgroup", joint);
-            }
+            Stmt::Barrier(Barrier::Subgroup) => self.in_subgroups("barrier of a subgroup", flow),
             Stmt::Barrier(_) => self.together("barrier", flow),
             Stmt::Collective { local, op, value } => {
-                self.together(op.name(), flow);
+                self.in_subgroups(op.name(), flow);
                 if self.types[value.index()].is_some_and(|t| t.scalar == Scalar::Bool) {
                     self.fault(Rule::Type, format!("{} of bool", op.name()));
                 }
@@ -371,7 +368,7 @@ impl<'m> Verifier<'m> {
                 if !eight(module.workgroup[*to].elem) || !eight(module.buffers[*from].elem) {
                     self.fault(Rule::Type, "copy of anything but vec4<u32>");
                 }
-                if module.buffers[*from].access != Access::ReadOnly {
+                if !matches!(module.buffers[*from].access, Access::ReadOnly | Access::Constant) {
                     self.fault(Rule::Access, format!("copy from `{}`, which is written", module.buffers[*from].name));
                 }
             }
@@ -497,7 +494,7 @@ impl<'m> Verifier<'m> {
         while let Some(e) = open.pop() {
             let expr = &module.exprs[e];
             if let Expr::Load { array: ArrayRef::Buffer(h), .. } = expr
-                && module.buffers[*h].access == Access::ReadWrite
+                && matches!(module.buffers[*h].access, Access::ReadOnly | Access::ReadWrite)
             {
                 self.fault(Rule::Uniformity, format!("`{}` read in front of the wait", module.buffers[*h].name));
             }
@@ -509,6 +506,12 @@ impl<'m> Verifier<'m> {
         if !flow {
             self.fault(Rule::Uniformity, format!("{what} in divergent control flow"));
         }
+    }
+
+    /// What the invocations of a subgroup do together: in kernels of warpgroups, which may part, as those of a warpgroup.
+    fn in_subgroups(&mut self, what: &str, flow: bool) {
+        let joint = if self.warpgroups.is_some() { self.joint } else { flow };
+        self.together(what, joint);
     }
 
     /// The same among the invocations of a warpgroup.

@@ -183,7 +183,7 @@ impl<'a> KernelCtx<'a> {
                     let access = match view {
                         View::Texels { .. } => Access::Texels,
                         View::Tiles(map) => Access::Tiles(map),
-                        View::Scalar | View::Vec4 => Access::ReadOnly,
+                        View::Scalar | View::Vec4 => Access::Constant,
                     };
                     b.buffer(&a.name, access, view.elem(a.storage))
                 }

@@ -65,9 +65,14 @@ impl<'k, 'a> Fragments<'k, 'a> {
         here.bind(p.n(), b.let_("column_safe", b.min(at, b.sub(self.columns, 1))));
         b.for_("r", 0, 16, 1, |b, r| {
             let at_row = b.let_("row", b.add(row, r));
+            let of_row = |scope: &Scope| {
+                let mut row = scope.clone();
+                ctx.unravel(&mut row, p.first, p.extents(p.first, p.m + 1), at_row);
+                row
+            };
+            let kept = p.spec.partials.as_ref().map(|partials| (partials, b.var("kept", Type::F32, 0.0)));
             b.if_(b.and(b.lt(at_row, self.rows), b.lt(at, self.columns)), |b| {
-                let mut inner = here.clone();
-                ctx.unravel(&mut inner, p.first, p.extents(p.first, p.m + 1), at_row);
+                let inner = of_row(&here);
                 let from = b.add(b.add(self.mine, b.mul(r, PITCH)), b.shr(self.lane, 1));
                 let odd = b.eq(b.bit_and(self.lane, 1), 1);
                 let sum = |j: u32| {
@@ -75,8 +80,16 @@ impl<'k, 'a> Fragments<'k, 'a> {
                     b.let_("sum", b.select(odd, b.lane(pair, 1), b.lane(pair, 0)))
                 };
                 let found: Vec<Val> = (0..accs.len() as u32).map(sum).collect();
-                ctx.store_all(&inner.with_accs(found), &stores);
+                let mut inner = inner.with_accs(found);
+                if let Some((partials, kept)) = &kept {
+                    b.set(*kept, ctx.expr(&mut inner, partials.value));
+                }
+                ctx.store_all(&inner, &stores);
             });
+            if let Some((partials, kept)) = kept {
+                let row = (b.lt(at_row, self.rows), || of_row(scope));
+                ctx.store_tile_of_subgroup(partials, (p.n(), self.lane), (at, self.columns), b.get(kept), row);
+            }
         });
     }
 }

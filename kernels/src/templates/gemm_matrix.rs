@@ -18,7 +18,7 @@ use super::reduce::WARP;
 use super::{Rendered, TemplateError};
 use crate::dtype::Storage;
 use crate::ir::{ArrayRef, Builder, HalfFormat, Type, Val, Var};
-use crate::spec::{ArgId, MatmulPrecision, PARTIAL_COLUMNS, Store};
+use crate::spec::{ArgId, MatmulPrecision, Store};
 use crate::target::Capabilities;
 
 /// Elements of a tile along k, in units of eight.
@@ -422,18 +422,13 @@ impl Kernel<'_, '_> {
                     ctx.store_all(&inner, &stores);
                 });
                 if let Some((partials, kept)) = kept {
-                    // A subgroup has one tile of statistics of a row.
-                    let start = b.sub(at, lane);
-                    let tile = b.let_("tile", b.div(start, PARTIAL_COLUMNS));
-                    let own = [(b.get(kept), b.lt(at, columns))];
-                    let count = ctx.partial_count(columns, tile);
-                    let numbers = ctx.joined_partials(partials.kind, WARP, &own, count);
-                    let exists = b.and(b.lt(at_row, rows), b.lt(start, columns));
-                    b.if_(b.and(b.eq(lane, 0), exists), |_| {
+                    let of_row = || {
                         let mut row = scope.clone();
                         ctx.unravel(&mut row, p.first, p.extents(p.first, p.m + 1), at_row);
-                        ctx.store_partials(partials, &row, p.n(), tile, &numbers);
-                    });
+                        row
+                    };
+                    let row = (b.lt(at_row, rows), of_row);
+                    ctx.store_tile_of_subgroup(partials, (p.n(), lane), (at, columns), b.get(kept), row);
                 }
             });
         }

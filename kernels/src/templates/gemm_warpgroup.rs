@@ -61,9 +61,6 @@ pub(super) fn plan(p: &Problem<'_>) -> Result<Plan, &'static str> {
     if p.spec.precision != MatmulPrecision::Auto {
         return Err("a precision is asked for");
     }
-    if p.spec.partials.is_some() {
-        return Err("statistics of the result are wanted");
-    }
     if k < TILE_COLUMNS {
         return Err("the sum is shorter than a tile");
     }

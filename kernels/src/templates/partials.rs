@@ -19,11 +19,11 @@ pub fn writes_partials(rows: &Dim, k: Option<u64>, weight: Storage) -> bool {
 }
 
 impl KernelCtx<'_> {
-    /// Elements of tile `tile` of a row of `columns`, as a float, where the tile is not empty.
+    /// Elements of tile `tile` of a row of `columns`, as a float; at least 1 past the last tile, whose numbers nobody stores.
     pub(super) fn partial_count(&self, columns: Val, tile: Val) -> Val {
         let b = &self.b;
         let left = b.sub(columns, b.mul(tile, PARTIAL_COLUMNS));
-        b.let_("count", b.cast(crate::ir::Scalar::F32, b.min(left, PARTIAL_COLUMNS)))
+        b.let_("count", b.cast(crate::ir::Scalar::F32, b.max(b.min(left, PARTIAL_COLUMNS), 1)))
     }
     /// Writes the numbers of a tile. `row` has the row axes bound, `n` is the axis of columns.
     pub(super) fn store_partials(&self, p: &Partials, row: &Scope, n: usize, tile: Val, numbers: &[Val]) {
@@ -37,6 +37,24 @@ impl KernelCtx<'_> {
             }
             None => b.error(format!("store to argument {}", p.arg.0)),
         }
+    }
+    /// Writes the numbers of a tile whose elements are spread over a subgroup: `value` at column `at` of `columns`. `place`
+    /// gives the scope with the row axes bound, where the row exists. Must be reached by whole subgroups.
+    pub(super) fn store_tile_of_subgroup(
+        &self,
+        p: &Partials,
+        (n, lane): (usize, Val),
+        (at, columns): (Val, Val),
+        value: Val,
+        (exists, place): (Val, impl Fn() -> Scope),
+    ) {
+        let b = &self.b;
+        let start = b.sub(at, lane);
+        let tile = b.let_("tile", b.div(start, PARTIAL_COLUMNS));
+        let count = self.partial_count(columns, tile);
+        let numbers = self.joined_partials(p.kind, WARP, &[(value, b.lt(at, columns))], count);
+        let writes = b.and(b.eq(lane, 0), b.and(exists, b.lt(start, columns)));
+        b.if_(writes, |_| self.store_partials(p, &place(), n, tile, &numbers));
     }
     /// The numbers of a tile whose elements are spread over `lanes` invocations of a subgroup, each of which has some of
     /// them with whether they exist. Must be reached by whole workgroups.

@@ -278,36 +278,41 @@ pub fn rows_are_normalised_in_front_of_their_products(check: &dyn Fn(&Case)) {
 
 /// A residual in place, with the statistics of its rows beside it: every tail of a tile of statistics, and a mean far off 0.
 pub fn statistics_of_a_result_by_tiles(check: &dyn Fn(&Case)) {
-    let kinds = [(PartialKind::Squares, 1), (PartialKind::Moments, 2)];
     for (rows, columns, k, storage) in [
         (9, 31, 8, Storage::F32),
-        (5, 64, 40, Storage::F16),
+        (5, 96, 40, Storage::F16),
         (64, 33, 64, Storage::Q8_0),
         (70, 100, 32, Storage::Bf16),
         (33, 1, 48, Storage::F32),
     ] {
-        for (kind, numbers) in kinds {
-            let tiles = (columns as usize).div_ceil(PARTIAL_COLUMNS as usize);
-            let mut s = SpecBuilder::new("forwarding", &["S", &columns.to_string()], &["S"]);
-            let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*S"));
-            let z = s.arg("z", Space::Weight, storage, &(columns * k).to_string());
-            let r = s.arg("r", Space::Arena, Storage::F32, &format!("{columns}*S"));
-            let y = s.out("y", Space::Arena, Storage::F32, &format!("{columns}*S"));
-            let t = s.out("t", Space::Arena, Storage::F32, &format!("{}*S", tiles * numbers));
-            let lhs = s.load(x, &format!("{k}*i0 + i2"));
-            let rhs = vec![s.load(z, &format!("{k}*i1 + i2"))];
-            s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats: Vec::new(), rhs };
-            let at = format!("{columns}*i0 + i1");
-            let (acc, before, far) = (s.acc(0), s.load(r, &at), s.f(30.0));
-            let sum = s.bin(BinaryOp::Add, acc, before);
-            let value = s.bin(BinaryOp::Add, sum, far);
-            s.store(y, &at, value);
-            s.alias(y, r, AliasKind::SameElement);
-            let index = dim(&format!("{}*i0 + {numbers}*i1", tiles * numbers));
-            s.spec.partials = Some(Partials { value, kind, arg: t, index });
-            check(&filled(s.done(), &[("S", rows)], 41));
+        for kind in [PartialKind::Squares, PartialKind::Moments] {
+            check(&forwarding((rows, columns, k), storage, kind));
         }
     }
+}
+
+/// `r + x Wᵀ` in place of `r`, with the statistics of its rows, which lie about 30.
+pub fn forwarding((rows, columns, k): (i64, u64, u64), storage: Storage, kind: PartialKind) -> Case {
+    let numbers = if kind == PartialKind::Moments { 2 } else { 1 };
+    let tiles = (columns as usize).div_ceil(PARTIAL_COLUMNS as usize);
+    let mut s = SpecBuilder::new("forwarding", &["S", &columns.to_string()], &["S"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*S"));
+    let z = s.arg("z", Space::Weight, storage, &(columns * k).to_string());
+    let r = s.arg("r", Space::Arena, Storage::F32, &format!("{columns}*S"));
+    let y = s.out("y", Space::Arena, Storage::F32, &format!("{columns}*S"));
+    let t = s.out("t", Space::Arena, Storage::F32, &format!("{}*S", tiles * numbers));
+    let lhs = s.load(x, &format!("{k}*i0 + i2"));
+    let rhs = vec![s.load(z, &format!("{k}*i1 + i2"))];
+    s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats: Vec::new(), rhs };
+    let at = format!("{columns}*i0 + i1");
+    let (acc, before, far) = (s.acc(0), s.load(r, &at), s.f(30.0));
+    let sum = s.bin(BinaryOp::Add, acc, before);
+    let value = s.bin(BinaryOp::Add, sum, far);
+    s.store(y, &at, value);
+    s.alias(y, r, AliasKind::SameElement);
+    let index = dim(&format!("{}*i0 + {numbers}*i1", tiles * numbers));
+    s.spec.partials = Some(Partials { value, kind, arg: t, index });
+    filled(s.done(), &[("S", rows)], 41)
 }
 
 /// The other end: a norm whose statistics are joined from those of tiles.

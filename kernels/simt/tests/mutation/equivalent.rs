@@ -11,10 +11,16 @@ pub struct Equivalent {
     pub line: &'static str,
     /// Why nothing changes.
     pub why: &'static str,
+    /// Whether it takes more than two sites of a kind in a kernel to meet one.
+    pub is_deep: bool,
 }
 
 const fn same(template: &'static str, operator: &'static str, line: &'static str, why: &'static str) -> Equivalent {
-    Equivalent { template, operator, line, why }
+    Equivalent { template, operator, line, why, is_deep: false }
+}
+
+const fn deep(template: &'static str, operator: &'static str, line: &'static str, why: &'static str) -> Equivalent {
+    Equivalent { template, operator, line, why, is_deep: true }
 }
 
 const IDLE: &str = "a workgroup too many reads the first row and stores nothing";
@@ -22,19 +28,33 @@ const TIE: &str = "equal places are the same element";
 const SURPLUS: &str = "workgroups too many lie past the last row, which every store checks for itself";
 const CLAMPED: &str = "rows past the last are the last: the invocation that has it stores its value again";
 const ALIGNED: &str = "the index of this part is known modulo four, so the choice between its words is too";
+const EDGE: &str =
+    "the columns (or elements) of an invocation are known modulo four; the first past the last is another one";
+const FIRST: &str = "a workgroup that is not too many has its first row";
 const DRAINED: &str = "behind the loop only copies of zeros are under way, and nothing reads the tiles any more";
 const ZEROS: &str = "past the end of k the other side is zero, or nothing is multiplied";
 const OVERLAP: &str = "the next array begins earlier, and is used only when this one no longer is";
 const FADED: &str = "the first key scales what was before by exp(-1e30 - top), which is 0; without a key 0 is stored";
-const SHIFTED: &str = "a softmax does not see what is added to every score";
+const SHIFTED: &str = "a softmax does not see what is added to every score, nor does a cap far above";
+const ALIKE: &str = "all queries of a workgroup see the same keys, or the last of them sees the farthest";
+const BOUND: &str = "at the bound the difference is 0 as well";
+const DEAD: &str = "what is kept of the last comparison is the place alone";
+const FRESH: &str = "nothing has read this array yet";
+const OWN: &str = "the invocation reads what it wrote itself";
+const APART: &str = "areas lie one pair further apart, and what is used of the last one still fits";
+const PAST: &str = "in front of the end of k both are the last unit, and past it nothing is copied";
 const NOTHING: &str = "without a key what was gathered is 0, whatever it is multiplied by";
 
 /// All of them.
 #[rustfmt::skip]
 pub const EQUIVALENT: &[Equivalent] = &[
     same("row", "guard always true", "if (active_) { -> let t_", IDLE),
-    same("row", "guard always true", "@!%active bra.uni $join_1; ->", IDLE),
-    same("row", "guard off by one", "other < place", TIE),
+    same("row", "guard always true", "@!%active bra.uni $join_", IDLE),
+    same("row", "guard off by one", "< place)); ->", TIE),
+    deep("row", "guard off by one", "%place; -> setp.le.s32", TIE),
+    deep("row", "update dropped", "reduced = max(reduced, other_5); ->", DEAD),
+    deep("row", "largest and smallest mixed up", "reduced = max(reduced, other_5); ->", DEAD),
+    deep("row", "largest and smallest mixed up", "reduced = max(reduced, partial_at_7); ->", DEAD),
     same("gemm_registers", "guard always true", "if (group < ", SURPLUS),
     same("gemm_registers", "guard off by one", "if (group < ", SURPLUS),
     same("gemm_registers", "stride off by one", "if (group < ", SURPLUS),
@@ -50,25 +70,48 @@ pub const EQUIVALENT: &[Equivalent] = &[
     same("lanes", "guard always true", "if (group < ", SURPLUS),
     same("lanes", "guard off by one", "if (group < ", SURPLUS),
     same("lanes", "stride off by one", "if (group < ", SURPLUS),
-    same("gemm_registers", "guard always true", "if (in_rows_", CLAMPED),
-    same("gemm_staged", "guard off by one", "in_rows_", CLAMPED),
+    deep("lanes", "guard always true", "if (first_row < ", FIRST),
+    deep("lanes", "guard off by one", "if (first_row < ", FIRST),
+    same("gemm_registers", "guard always true", "if (in_rows", CLAMPED),
+    deep("gemm_registers", "guard off by one", "let in_rows", CLAMPED),
+    same("gemm_staged", "guard off by one", "in_rows", CLAMPED),
     same("lanes", "guard always true", "if (first_row + ", CLAMPED),
     same("lanes", "guard off by one", "if (first_row + ", CLAMPED),
     same("attention_lanes", "guard always true", "<= last_row", CLAMPED),
-    same("gemm_registers", "guard off by one", "t_19 >= 2u", ALIGNED),
-    same("gemm_registers", "choice reversed", "select(quad.x, quad.y, t_16 == 1u)", ALIGNED),
-    same("gemm_staged", "guard off by one", "t_36 = select(", ALIGNED),
+    deep("attention_tile", "guard always true", "<= last_row", CLAMPED),
+    same("gemm_registers", "guard off by one", ">= 2u)", ALIGNED),
+    same("gemm_registers", "choice reversed", "select(select(quad", ALIGNED),
+    same("gemm_staged", "guard off by one", ">= 2u); ->", ALIGNED),
     same("gemv", "guard off by one", "t_6 = vec4<u32>(select(", ALIGNED),
     same("gemv", "choice reversed", "t_6 = vec4<u32>(select(", ALIGNED),
+    deep("gemm_staged", "guard off by one", "if (column", EDGE),
+    deep("gemm_staged", "guard off by one", ", %column", EDGE),
+    deep("gemv_warp", "guard off by one", "%r7, 32; -> setp.lt.u32", EDGE),
+    deep("attention_warp", "guard off by one", ", 20; -> setp.le.u32", EDGE),
     same("gemm_matrix", "copy not waited for", "cp.async.wait_group 0", DRAINED),
     same("gemm_matrix", "wait one group short", "cp.async.wait_group 0", DRAINED),
-    same("gemm_matrix", "guard off by one", "%in_k_", ZEROS),
+    same("gemm_matrix", "guard off by one", "%in_k", ZEROS),
+    deep("gemm_staged", "guard off by one", ", at < ", ZEROS),
+    deep("gemm_staged", "guard off by one", ", at_1 < ", ZEROS),
+    deep("gemm_staged", "guard off by one", ", %at, 37; ->", ZEROS),
+    deep("gemm_staged", "guard off by one", ", %at_1, 37; ->", ZEROS),
+    deep("gemm_matrix", "largest and smallest mixed up", "min.u32 %unit_at_1", PAST),
     same("gemm_matrix", "workgroup array too short", "add.u32 %sums", OVERLAP),
-    same("attention_lanes", "stale accumulator", "var sum: f32", FADED),
-    same("attention_tile", "stale accumulator", "var sum: f32", FADED),
-    same("attention_tile", "stale accumulator", "var out_", FADED),
+    deep("gemm_matrix", "stride off by one", "mul.lo.u32 %mine", APART),
+    deep("gemm_matrix", "barrier dropped", "-> mad.lo.u32 %r", FRESH),
+    deep("gemv", "barrier dropped", "-> if (lane == 0u", OWN),
+    same("attention_lanes", "stale accumulator", "var sum", FADED),
+    same("attention_tile", "stale accumulator", "var sum", FADED),
+    same("attention_tile", "stale accumulator", "var out", FADED),
     same("attention_warp", "stale accumulator", "mov.f32 %sum", FADED),
     same("attention_warp", "stale accumulator", "mov.f32 %out$", FADED),
     same("attention_lanes", "stale accumulator", "var dot_", SHIFTED),
-    same("attention_lanes", "guard off by one", "total > 0.0", NOTHING),
+    deep("attention_tile", "stale accumulator", "var dot_", SHIFTED),
+    same("attention_lanes", "guard off by one", "> 0.0); -> ", NOTHING),
+    deep("attention_tile", "guard off by one", "> 0.0); -> let share", NOTHING),
+    deep("attention_lanes", "guard off by one", "select(0u, t_", BOUND),
+    deep("attention_tile", "guard off by one", "select(0u, t_", BOUND),
+    deep("attention_warp", "guard off by one", ", 203; -> setp.ge.u32", BOUND),
+    deep("attention_lanes", "largest and smallest mixed up", "let end_key", ALIKE),
+    deep("attention_tile", "largest and smallest mixed up", "let end_key", ALIKE),
 ];

@@ -28,7 +28,7 @@ pub fn all() -> Vec<Subject> {
         subject("argmax", argmax()),
         subject("gemm", product(67, 37, Storage::F32, &[3, 70, 134])),
         subject("gemm_bf16", product(70, 136, Storage::Bf16, &[9, 150])),
-        subject("gemm_q4_0", product(70, 160, Storage::Q4_0, &[9, 70])),
+        subject("gemm_q4_0", product(70, 160, Storage::Q4_0, &[9, 150])),
         subject("gemm_gated", vec![gated(70, 72, Storage::Bf16, &["S"], 70)]),
         subject("gemm_normed", normed()),
         subject("gemv", vec![few_rows()]),
@@ -79,9 +79,10 @@ fn argmax() -> Vec<Case> {
     let spec = s.done();
     let case = |(rows, n): (i64, i64)| {
         let mut case = filled(spec.clone(), &[("S", rows), ("N", n)], 12);
-        // Few different values, so that the largest stands at many places.
+        // In every other row few different values, so that the largest stands at many places; at one place in the rest.
         let mut random = Random::new(n as u64);
-        case.data[0] = Data::F32((0..2 * rows * n).map(|_| random.below(40) as f32 - 50.0).collect());
+        let mut value = |i: i64| if i / n % 2 == 0 { random.below(40) as f32 - 50.0 } else { 50.0 * random.unit() };
+        case.data[0] = Data::F32((0..2 * rows * n).map(&mut value).collect());
         case
     };
     [(7, 5), (13, 70), (40, 700)].map(case).to_vec()
@@ -120,27 +121,27 @@ fn gated(n: u64, k: u64, storage: Storage, lead: &[&str], size: i64) -> Case {
     case
 }
 
-/// Rows normalised in front of their product, and stored as well.
+/// Rows normalised in front of their product, and stored as well; the sum goes around the ring of tiles.
 fn normed() -> Vec<Case> {
-    let (columns, k) = (70, 64);
+    let (columns, k) = (70u64, 136u64);
     let mut s = SpecBuilder::new("normed", &["S", "70"], &["S"]);
-    let x = s.arg("x", Space::Arena, Storage::F32, "64*S");
-    let z = s.arg("z", Space::Weight, Storage::Q8_0, &(columns * k).to_string());
-    let gain = s.arg("gain", Space::Side, Storage::F32, "64");
+    let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*S"));
+    let z = s.arg("z", Space::Weight, Storage::Bf16, &(columns * k).to_string());
+    let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
     let y = s.out("y", Space::Arena, Storage::F32, "70*S");
-    let kept = s.out("kept", Space::Arena, Storage::F32, "64*S");
-    let (x, gain) = (s.load(x, "64*i0 + i2"), s.load(gain, "i2"));
+    let kept = s.out("kept", Space::Arena, Storage::F32, &format!("{k}*S"));
+    let (x, gain) = (s.load(x, &format!("{k}*i0 + i2")), s.load(gain, "i2"));
     let square = s.bin(BinaryOp::Mul, x, x);
-    let (raw, share, eps) = (s.stat(0, Scalar::F32), s.f(1.0 / 64.0), s.f(1e-5));
+    let (raw, share, eps) = (s.stat(0, Scalar::F32), s.f(1.0 / k as f32), s.f(1e-5));
     let mean = s.bin(BinaryOp::Mul, raw, share);
     let mean = s.bin(BinaryOp::Add, mean, eps);
     let finish = Some(s.un(UnaryOp::Rsqrt, mean));
     let lhs = s.bin(BinaryOp::Mul, x, raw);
     let lhs = s.bin(BinaryOp::Mul, lhs, gain);
-    let rhs = vec![s.load(z, "64*i1 + i2")];
+    let rhs = vec![s.load(z, &format!("{k}*i1 + i2"))];
     let lhs_stats = vec![Stat { op: ReduceOp::Sum, value: square, finish }];
-    s.spec.anchor = Anchor::MatMul { k: dim("64"), lhs, lhs_stats, rhs };
-    s.spec.left = Some(LeftStore { arg: kept, index: dim("64*i0 + i2") });
+    s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };
+    s.spec.left = Some(LeftStore { arg: kept, index: dim(&format!("{k}*i0 + i2")) });
     let acc = s.acc(0);
     s.store(y, "70*i0 + i1", acc);
     let spec = s.done();
@@ -169,6 +170,7 @@ fn few_rows() -> Case {
     case
 }
 
+const EIGHTH: (usize, usize) = (8, 1);
 const HEADS: u64 = 4;
 const GROUP: u64 = 2;
 
@@ -202,12 +204,12 @@ fn attention(change: impl FnOnce(&mut SpecBuilder, &mut Attention)) -> KernelSpe
     s.done()
 }
 
-/// Queries so large that scores lie thousands apart, the largest among every eighth key, so that a maximum over all but
-/// those keys overflows.
-fn far_apart(mut case: Case) -> Case {
+/// Queries so large that scores lie thousands apart, the largest among the key of every `period` that `phase` names, which
+/// is another one from head to head, so that a maximum over all but those keys overflows.
+fn far_apart(mut case: Case, (period, phase): (usize, usize)) -> Case {
     let [Data::F32(q), Data::F32(k), ..] = &mut case.data[..] else { return case };
     q.iter_mut().for_each(|v| *v *= 3000.0);
-    k.iter_mut().enumerate().filter(|(i, _)| i / 20 % 8 == 1).for_each(|(_, v)| *v *= 10.0);
+    k.iter_mut().enumerate().filter(|(i, _)| i / 20 % period == phase).for_each(|(_, v)| *v *= 10.0);
     case.tolerance = 5e-3;
     case
 }
@@ -215,7 +217,9 @@ fn far_apart(mut case: Case) -> Case {
 fn attention_plain() -> Vec<Case> {
     let spec = attention(|_, _| {});
     let case = |b, s, t| filled(spec.clone(), &[("B", b), ("S", s), ("T", t), ("P", 0)], 5);
-    vec![case(2, 1, 1), case(2, 9, 17), case(1, 2, 330), far_apart(case(1, 9, 150))]
+    let apart = [(case(1, 9, 150), EIGHTH), (case(4, 1, 150), (32, 5))].map(|(c, which)| far_apart(c, which));
+    let plain = [case(2, 1, 1), case(2, 9, 17), case(1, 2, 330), case(2, 4, 50), case(1, 7, 110)];
+    plain.into_iter().chain(apart).collect()
 }
 
 fn attention_window() -> Vec<Case> {
@@ -223,7 +227,7 @@ fn attention_window() -> Vec<Case> {
         (a.causal_offset, a.window, a.softcap) = (Some(dim("P")), Some(203), Some(4000.0));
     });
     let case = |s, past| filled(spec.clone(), &[("B", 2), ("S", s), ("T", s + past), ("P", past)], 4);
-    vec![case(9, 0), case(2, 300), far_apart(case(9, 220))]
+    vec![case(9, 0), case(1, 40), case(2, 100), case(2, 300), far_apart(case(9, 220), EIGHTH)]
 }
 
 /// Some rows see no key at all, and get zeros.
@@ -239,5 +243,5 @@ fn attention_mask() -> Vec<Case> {
         case.data[4] = Data::I32((0..s * t).map(seen).collect());
         case
     };
-    vec![case(1, 3, 1), case(9, 33, 0), case(9, 33, 1), case(10, 70, 2), far_apart(case(9, 280, 1))]
+    vec![case(1, 3, 1), case(9, 33, 0), case(9, 33, 1), case(10, 70, 2), far_apart(case(9, 280, 1), EIGHTH)]
 }

@@ -74,7 +74,9 @@ impl Writer<'_> {
         for (h, buffer) in module.buffers.iter() {
             let name = names.array(ArrayRef::Buffer(h));
             let declared = match buffer.access {
-                Access::ReadOnly => format!("var<storage, read> {name}: array<{}>", buffer.elem),
+                Access::ReadOnly | Access::Constant => {
+                    format!("var<storage, read> {name}: array<{}>", buffer.elem)
+                }
                 Access::ReadWrite => format!("var<storage, read_write> {name}: array<{}>", buffer.elem),
                 Access::Texels => format!("var {name}: texture_2d<u32>"),
                 Access::Tiles(_) => continue,

@@ -1,6 +1,6 @@
 //! One refusal per rule.
 
-use super::everything;
+use super::{broken, everything};
 use crate::ir::*;
 use crate::target::{Capabilities, Tier};
 
@@ -100,6 +100,28 @@ fn constant_indices_stay_inside() {
     assert_eq!(check("store @own[3u] = @tile[63u]"), []);
     assert_eq!(check("store @own[4u] = 1u"), [Rule::Bounds]);
     assert_eq!(check("store @y[0u] = @tile[64u]"), [Rule::Bounds]);
+}
+
+#[test]
+fn only_what_no_kernel_writes_is_read_before_the_launch_in_front_has_ended() {
+    let check = |body: &str| {
+        let head = HEAD.replace("uniform $p", "buffer @w binding 3 constant u32\nuniform $p");
+        broken(&parse(&format!("{head}body {{ {body} }}")).unwrap(), &everything())
+    };
+    let store = "store @y[local_id.x] = %v";
+    assert_eq!(check(&format!("let %v: u32 = @w[local_id.x]\nbarrier launch\n{store}")), []);
+    assert_eq!(check(&format!("barrier launch\nlet %v: u32 = add(@x[local_id.x], @y[local_id.x])\n{store}")), []);
+    for body in [
+        // Another kernel may write what this one only reads.
+        format!("let %v: u32 = @x[local_id.x]\nbarrier launch\n{store}"),
+        format!("let %v: u32 = @w[@x[0u]]\nbarrier launch\n{store}"),
+        format!("let %v: u32 = @y[0u]\nbarrier launch\n{store}"),
+        format!("let %v: u32 = @w[0u]\n{store}\nbarrier launch"),
+        format!("barrier launch\nlet %v: u32 = @w[0u]\n{store}\nbarrier launch"),
+        format!("let %v: u32 = @w[0u]\nif lt(%v, $p.n) {{ barrier launch }}\n{store}"),
+    ] {
+        assert_eq!(check(&body), [Rule::Uniformity], "{body}");
+    }
 }
 
 #[test]

@@ -185,6 +185,7 @@ impl Parser {
         let binding = self.count()?;
         let access = match self.word()?.as_str() {
             "read" => Access::ReadOnly,
+            "constant" => Access::Constant,
             "read_write" => Access::ReadWrite,
             "texels" => Access::Texels,
             "tiles" => {

@@ -21,6 +21,7 @@ pub fn print(module: &Module) -> String {
     for b in module.buffers.values() {
         let access = match b.access {
             Access::ReadOnly => "read".to_owned(),
+            Access::Constant => "constant".to_owned(),
             Access::ReadWrite => "read_write".to_owned(),
             Access::Texels => "texels".to_owned(),
             Access::Tiles(t) => format!("tiles({}, {}, {})", t.columns, t.rows, t.tile_rows),

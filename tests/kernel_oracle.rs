@@ -1,0 +1,131 @@
+//! Every kernel of the plans of the dev models, by itself: each of its texts executed under all checks on random numbers,
+//! against naive loops in f64.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../kernels/simt/tests/launch/mod.rs"]
+mod launch;
+#[path = "support/mod.rs"]
+mod models;
+#[path = "../kernels/tests/support/mod.rs"]
+mod support;
+
+use frit_compiler::CompileOptions;
+use frit_kernels::dtype::Storage;
+use frit_kernels::spec::{Arg, KernelSpec};
+use frit_kernels::target::{Capabilities, Tier};
+use frit_kernels::templates::render;
+use frit_plan::{Plan, sizes};
+use frit_simt::Options;
+use std::collections::BTreeMap;
+use support::blocks::{Data, Random};
+use support::{Case, compare};
+
+/// Sizes of one run: no multiples of a tile, and the past and the tokens together fit.
+const RUNS: [(u64, u64, u64); 2] = [(2, 9, 4), (3, 35, 0)];
+
+/// Contents: whole numbers below two, which are rows of every table and lengths that fit, and floats about 1.
+fn content(random: &mut Random, a: &Arg, len: usize) -> Data {
+    match a.storage {
+        _ if a.written => Data::F32(vec![0.0; len]),
+        Storage::I32 => random.ints(len, 2),
+        s => random.stored(s, len),
+    }
+}
+
+fn case(spec: &KernelSpec, values: &BTreeMap<String, i64>, seed: u64) -> Case {
+    let mut random = Random::new(seed);
+    let env = |s: &frit_kernels::dim::Sym| match s {
+        frit_kernels::dim::Sym::Size(n) => values.get(&**n).copied(),
+        _ => None,
+    };
+    let data = spec.args.iter().map(|a| {
+        let len = usize::try_from(a.len.eval(&env).unwrap()).unwrap();
+        content(&mut random, a, len)
+    });
+    let data = data.collect();
+    let values: Vec<(&str, i64)> = values.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+    let mut case = Case::new(spec.clone(), &values, data);
+    case.tolerance = 1e-4;
+    case
+}
+
+/// The sizes of each program's kernels in a run.
+fn kernels(plan: &Plan, (batch, tokens, past): (u64, u64, u64)) -> BTreeMap<u32, BTreeMap<String, i64>> {
+    let mut found = BTreeMap::new();
+    for program in &plan.programs {
+        let fixed = |name: &str| program.fixed.iter().find(|f| f.0 == name).map(|f| f.1);
+        let most = |name: &str| program.at_most.iter().find(|f| f.0 == name).map_or(u64::MAX, |f| f.1);
+        let value = |name: &str| {
+            let wanted = match name {
+                sizes::BATCH => batch,
+                sizes::PAST => past,
+                sizes::CAPACITY => past + tokens + 3,
+                _ => tokens,
+            };
+            fixed(name).unwrap_or(wanted.min(most(name)))
+        };
+        let values: BTreeMap<String, i64> =
+            plan.sizes.iter().map(|s| (s.name.clone(), value(&s.name) as i64)).collect();
+        for step in &program.steps {
+            found.entry(step.kernel).or_insert_with(|| values.clone());
+        }
+    }
+    found
+}
+
+fn check(model: &str) {
+    let loaded = models::compile(&models::load(model));
+    let plan = &loaded.plan;
+    let own = CompileOptions::default().targets;
+    let mut targets = own.clone();
+    targets.extend([Capabilities::cuda_overlapping(), Capabilities::cuda_warpgroups()]);
+    let mut checked = vec![0; plan.kernels.len()];
+    for run in RUNS {
+        for (at, values) in kernels(plan, run) {
+            let kernel = &plan.kernels[at as usize];
+            let case = case(&kernel.spec, &values, u64::from(at) + 1);
+            for caps in &targets {
+                let r = render(&case.spec, caps).unwrap_or_else(|e| panic!("{model} {}: {e}", kernel.name));
+                let is_held = |v: &frit_plan::Variant| v.text == r.text;
+                assert!(!own.contains(caps) || kernel.variants.iter().any(is_held), "{model} {}", kernel.name);
+                let what = format!("{model} {} {:?} {run:?}", kernel.name, caps.tier);
+                let (outcome, args) = launch::run(&case, &r, &Options::default());
+                let broken: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
+                assert!(broken.is_empty() && outcome.completed, "{what}: {broken:#?}\n{}", r.text);
+                let (want, tolerance) = launch::expected(&case, &r);
+                for (i, a) in case.spec.args.iter().enumerate().filter(|(_, a)| a.written) {
+                    compare(&format!("{what} `{}`", a.name), &want[i], &args[i], tolerance, &r);
+                }
+                checked[at as usize] += usize::from(caps.tier == Tier::Cuda);
+            }
+        }
+    }
+    assert!(checked.iter().all(|n| *n >= 3), "{model}: {checked:?}");
+}
+
+#[test]
+fn llama() {
+    check("devset/llama_gqa");
+}
+
+#[test]
+fn gpt2() {
+    check("devset/gpt2");
+}
+
+#[test]
+fn qwen2() {
+    check("devset/qwen2");
+}
+
+#[test]
+fn bert() {
+    check("devset/bert");
+}
+
+#[test]
+fn gguf() {
+    for quantised in ["F16", "Q4_0", "Q8_0"] {
+        check(&format!("devset/gguf/llama_{quantised}.gguf"));
+    }
+}
