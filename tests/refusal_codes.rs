@@ -162,6 +162,27 @@ fn chain() -> Model {
     })
 }
 
+/// A product, and windows of three of its rows in front of another one.
+fn convolutions() -> Model {
+    model(64, |m| {
+        let (a, b) = (matrix(m, "a", 256, 24), matrix(m, "b", 200, 3 * 256));
+        Box::new(move |g| {
+            let x = g.input("x", Scalar::F32, &["N".into(), 40.into(), 24.into()]);
+            let y = g.linear(x, a, None);
+            let y = g.unary(UnaryOp::Tanh, y);
+            let places = g.transpose(y, &[1, 0, 2]);
+            let grid: [Dim; 2] = [38.into(), 3.into()];
+            let (place, tap) = (g.iota(&grid, 0, Dim::zero()), g.iota(&grid, 1, Dim::zero()));
+            let at = g.add(place, tap);
+            let taken = g.gather(places, at);
+            let rows = g.transpose(taken, &[2, 0, 3, 1]);
+            let rows = g.reshape(rows, &["N".into(), 38.into(), 768.into()]);
+            let y = g.linear(rows, b, None);
+            g.output("y", y);
+        })
+    })
+}
+
 fn plain_attention() -> AttentionAttrs {
     AttentionAttrs { scale: Float(0.25), causal: None, window: None, softcap: None, has_mask: false, has_bias: false }
 }
@@ -235,6 +256,7 @@ fn case(code: Refusal) -> (Model, CompileOptions) {
         Refusal::User => (siblings(), fusion(|f| f.merge_siblings = false)),
         Refusal::Profit => (product_of_softmax(), usual),
         Refusal::Chain => (chain(), usual),
+        Refusal::Halo => (convolutions(), usual),
         Refusal::Mismatch => {
             let mut o = CompileOptions { validate: Some(1 << 30), ..usual };
             o.plant.0 = Some(damage);

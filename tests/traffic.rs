@@ -32,6 +32,7 @@ fn kind(anchor: &Anchor) -> &'static str {
         Anchor::MatMul { .. } => "matmul",
         Anchor::Attention(_) => "attention",
         Anchor::Chain(_) => "chain",
+        Anchor::ConvChain(_) => "conv_chain",
     }
 }
 

@@ -7,6 +7,7 @@ mod support;
 mod analysis;
 mod caches;
 mod checkpoints;
+mod conv_chains;
 mod convolutions;
 mod cost_model;
 mod depth;

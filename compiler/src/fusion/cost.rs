@@ -73,6 +73,12 @@ pub fn flops(spec: &KernelSpec) -> Dim {
             let columns = spec.domain.last().cloned().unwrap_or_default();
             rows * c.inner.clone() * two * (c.k.clone() * Dim::from(c.up.len()) + columns)
         }
+        Anchor::ConvChain(c) => {
+            let [rows, columns] = c.windows.map(|w| w.reached(0, w.places)).map(|(lo, hi)| Dim::from(hi - lo));
+            let batch = spec.domain.first().cloned().unwrap_or_else(Dim::one);
+            let first = batch * rows * columns * Dim::from(c.channels) * c.k.clone();
+            (first + product(&spec.domain) * Dim::from(c.depth())) * two
+        }
         Anchor::Attention(a) => {
             let parts = Dim::from(a.parts.as_ref().map_or(1, |p| p.count.max(1)));
             let queries = product(spec.domain.iter().take(3)).div(&parts);

@@ -42,13 +42,15 @@ pub enum Refusal {
     Profit,
     /// Two products in a row that do not fit a workgroup or take longer as one kernel.
     Chain,
+    /// Two convolutions in a row whose tiles and their borders do not fit a workgroup or take longer as one kernel.
+    Halo,
     /// The fused kernel differs from its operations on random operands.
     Mismatch,
 }
 
 impl Refusal {
     /// Every code, in the order of the conditions.
-    pub const ALL: [Refusal; 16] = [
+    pub const ALL: [Refusal; 17] = [
         Refusal::Cycle,
         Refusal::Dtype,
         Refusal::Map,
@@ -64,6 +66,7 @@ impl Refusal {
         Refusal::User,
         Refusal::Profit,
         Refusal::Chain,
+        Refusal::Halo,
         Refusal::Mismatch,
     ];
 }
@@ -87,6 +90,7 @@ impl Refusal {
             Refusal::User => "L20-USER",
             Refusal::Profit => "N-PROFIT",
             Refusal::Chain => "N-CHAIN",
+            Refusal::Halo => "N-HALO",
             Refusal::Mismatch => "V-MISMATCH",
         }
     }
@@ -113,6 +117,9 @@ impl Refusal {
             Refusal::User => "neither the fusion nor the operation is switched off, and there is fuel",
             Refusal::Profit => "one kernel takes less time than two",
             Refusal::Chain => "a workgroup holds rows of both products, and one kernel takes less time than two",
+            Refusal::Halo => {
+                "a workgroup holds a tile between two convolutions with its border, and one kernel takes less time than two"
+            }
             Refusal::Mismatch => "the fused kernel gives what its operations give on random operands",
         }
     }
@@ -134,6 +141,7 @@ impl Refusal {
             Refusal::User => "switch the fusion on again",
             Refusal::Mismatch => "none: report the model, this is a fault of the compiler",
             Refusal::Chain => "narrower products, or fewer rows",
+            Refusal::Halo => "fewer channels, smaller windows or fewer places",
             Refusal::Profit => "larger extents: at these it saves less than a launch",
         }
     }

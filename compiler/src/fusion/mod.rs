@@ -22,7 +22,7 @@ pub mod validate;
 
 pub use legality::Refusal;
 pub use partition::{Partition, depends_on_tokens, is_anchor};
-pub use region::{ChainGroup, MatMulForm, MatMulGroup, Region, RegionAnchor};
+pub use region::{ChainGroup, ConvGroup, MatMulForm, MatMulGroup, Region, RegionAnchor};
 pub use row_stats::RowStats;
 pub use spec_builder::{Operand, PackedWeight};
 
@@ -54,7 +54,9 @@ pub struct FusionOptions {
     pub merge_siblings: bool,
     /// Run two matmuls in a row as one kernel, where that pays.
     pub fuse_chains: bool,
-    /// Run them so wherever they fit, paying or not: for tests and measurements.
+    /// Run two convolutions in a row as one kernel, where that pays.
+    pub fuse_conv_chains: bool,
+    /// Run both kinds of chains so wherever they fit, paying or not: for tests and measurements.
     pub force_chains: bool,
     /// Which classes of fusions may be made.
     pub numeric: NumericMode,
@@ -87,6 +89,7 @@ impl Default for FusionOptions {
             exact: true,
             merge_siblings: true,
             fuse_chains: true,
+            fuse_conv_chains: true,
             force_chains: false,
             numeric: NumericMode::default(),
             matmul_precision: MatmulPrecision::Auto,
@@ -102,8 +105,8 @@ impl Default for FusionOptions {
 
 impl FusionOptions {
     /// Names of the switches, for [`FusionOptions::switch_off`].
-    pub const IDS: [&'static str; 8] =
-        ["epilogue", "rope", "prologue", "windows", "norm", "stat-forward", "siblings", "chain"];
+    pub const IDS: [&'static str; 9] =
+        ["epilogue", "rope", "prologue", "windows", "norm", "stat-forward", "siblings", "chain", "conv-chain"];
     /// Switches one kind of fusion off; `false` for a name that is not in [`FusionOptions::IDS`].
     pub fn switch_off(&mut self, id: &str) -> bool {
         let switch = match id {
@@ -115,6 +118,7 @@ impl FusionOptions {
             "stat-forward" => &mut self.forward_stats,
             "siblings" => &mut self.merge_siblings,
             "chain" => &mut self.fuse_chains,
+            "conv-chain" => &mut self.fuse_conv_chains,
             _ => return false,
         };
         *switch = false;
@@ -138,6 +142,7 @@ impl FusionOptions {
             forward_stats: false,
             merge_siblings: false,
             fuse_chains: false,
+            fuse_conv_chains: false,
             ..FusionOptions::default()
         }
     }

@@ -5,7 +5,7 @@
 //! The first and the last repetition are kept because what surrounds them may differ; of the two between, one must be
 //! the other moved by a layer. Where that does not hold the caller partitions the whole graph instead.
 
-use super::region::{ChainGroup, MatMulGroup, Region, RegionAnchor};
+use super::region::{ChainGroup, ConvGroup, MatMulGroup, Region, RegionAnchor};
 use super::row_stats::RowStats;
 use super::spec_builder::{Operand, PackedWeight};
 use super::{Partition, Refused};
@@ -286,6 +286,15 @@ impl Shift<'_> {
             RegionAnchor::Chain(c) => RegionAnchor::Chain(Box::new(ChainGroup {
                 up: self.group(&c.up)?,
                 middle: self.values(&c.middle)?,
+                down: self.value(c.down)?,
+            })),
+            RegionAnchor::ConvChain(c) => RegionAnchor::ConvChain(Box::new(ConvGroup {
+                up: self.value(c.up)?,
+                middle: self.values(&c.middle)?,
+                source: self.value(c.source)?,
+                taken: self.values(&c.taken)?,
+                windows: c.windows,
+                channels: c.channels,
                 down: self.value(c.down)?,
             })),
         };

@@ -3,6 +3,7 @@
 use super::row_stats::RowStats;
 use super::spec_builder::PackedWeight;
 use crate::graph::{RopeStyle, ValueId};
+use frit_kernels::spec::Window;
 
 /// The operation a region is built around.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +18,8 @@ pub enum RegionAnchor {
     Attention(ValueId),
     /// Two matmuls in a row.
     Chain(Box<ChainGroup>),
+    /// Two convolutions in a row.
+    ConvChain(Box<ConvGroup>),
 }
 
 /// Two matmuls in a row, with what lies between them.
@@ -27,6 +30,25 @@ pub struct ChainGroup {
     /// Pointwise operations behind it, in graph order; the last one is the left side of `down`.
     pub middle: Vec<ValueId>,
     /// The second.
+    pub down: ValueId,
+}
+
+/// Two convolutions in a row: matmuls of which the second one's rows are windows over what is made of the first one's result.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConvGroup {
+    /// The first matmul, `[batch, places, channels]`.
+    pub up: ValueId,
+    /// Pointwise operations and views behind it, in graph order.
+    pub middle: Vec<ValueId>,
+    /// What the windows are taken of: `up` or one of `middle`.
+    pub source: ValueId,
+    /// Operations that take the windows, from the second matmul back.
+    pub taken: Vec<ValueId>,
+    /// Windows along rows and columns.
+    pub windows: [Window; 2],
+    /// Channels of the source.
+    pub channels: u64,
+    /// The second matmul, `[batch, places, channels]`.
     pub down: ValueId,
 }
 
@@ -91,6 +113,10 @@ impl Region {
                 let up = c.up.norm.into_iter().chain(c.up.members.iter().copied());
                 up.chain(c.middle.iter().copied()).chain([c.down]).collect()
             }
+            RegionAnchor::ConvChain(c) => {
+                let between = c.middle.iter().chain(c.taken.iter().rev());
+                [c.up].iter().chain(between).chain([&c.down]).copied().collect()
+            }
         }
     }
     /// Kind as reports name it.
@@ -100,6 +126,7 @@ impl Region {
             RegionAnchor::Row(_) => "row",
             RegionAnchor::MatMul(_) => "matmul",
             RegionAnchor::Chain(_) => "chain",
+            RegionAnchor::ConvChain(_) => "conv_chain",
             RegionAnchor::Attention(_) => "attention",
         }
     }

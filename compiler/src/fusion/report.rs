@@ -119,7 +119,7 @@ pub fn phase(
         let owed = owed.map_or_else(Dim::zero, |s| s.len(graph) * Dim::constant(4));
         let class = match &r.anchor {
             RegionAnchor::MatMul(g) if g.norm.is_some() => ProofClass::Reassoc,
-            RegionAnchor::Chain(_) => ProofClass::Reassoc,
+            RegionAnchor::Chain(_) | RegionAnchor::ConvChain(_) => ProofClass::Reassoc,
             _ if members.iter().any(|v| matches!(graph.op(*v), Op::MergeParts { .. })) => ProofClass::Reassoc,
             _ => ProofClass::Bit,
         };

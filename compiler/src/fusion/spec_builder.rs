@@ -477,6 +477,7 @@ impl<'a> SpecBuilder<'a> {
         match &spec.anchor {
             Anchor::MatMul { k, .. } => see(k),
             Anchor::Chain(c) => [&c.k, &c.inner].into_iter().for_each(&mut see),
+            Anchor::ConvChain(c) => see(&c.k),
             Anchor::Attention(a) => {
                 see(&a.kv_len);
                 a.parts.iter().for_each(|p| [&p.first, &p.len].into_iter().for_each(&mut see));
@@ -511,6 +512,7 @@ fn compact(spec: &mut KernelSpec) {
             roots.extend([c.lhs, c.middle, c.down]);
             roots.extend(&c.up);
         }
+        Anchor::ConvChain(c) => roots.extend(c.roots()),
         Anchor::Attention(a) => roots.extend([a.q, a.k, a.v].into_iter().chain(a.mask).chain(a.bias)),
     }
     for s in &spec.stores {
@@ -563,6 +565,7 @@ fn compact(spec: &mut KernelSpec) {
             [&mut c.lhs, &mut c.middle, &mut c.down].into_iter().for_each(at);
             c.up.iter_mut().for_each(at);
         }
+        Anchor::ConvChain(c) => [&mut c.lhs, &mut c.up, &mut c.middle, &mut c.down].into_iter().for_each(at),
         Anchor::Attention(a) => {
             at(&mut a.q);
             at(&mut a.k);

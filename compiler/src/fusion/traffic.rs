@@ -118,6 +118,7 @@ fn anchor_roots(spec: &KernelSpec) -> (Vec<ExprId>, Vec<ExprId>) {
         Anchor::Row { stats: s } => (stats(s), Vec::new()),
         Anchor::MatMul { lhs, lhs_stats, rhs, .. } => (stats(lhs_stats), rhs.iter().copied().chain([*lhs]).collect()),
         Anchor::Chain(c) => (stats(&c.lhs_stats), c.up.iter().copied().chain([c.lhs, c.middle, c.down]).collect()),
+        Anchor::ConvChain(c) => (Vec::new(), c.roots().to_vec()),
         Anchor::Attention(a) => (Vec::new(), [a.q, a.k, a.v].into_iter().chain(a.mask).chain(a.bias).collect()),
     }
 }
@@ -179,6 +180,12 @@ impl<'a> Walk<'a> {
         match &spec.anchor {
             Anchor::MatMul { k, .. } => extents.push(k.clone()),
             Anchor::Chain(c) => extents.extend([c.inner.clone(), c.k.clone()]),
+            Anchor::ConvChain(c) => {
+                let axes = c.axes();
+                first.resize(4, Dim::zero());
+                first.extend(axes.iter().map(|(lo, _)| Dim::from(*lo)));
+                extents.extend(axes.map(|(_, extent)| extent));
+            }
             Anchor::Attention(a) => {
                 let queries = spec.domain.get(2).cloned().unwrap_or_else(Dim::one);
                 let (lo, hi) = visible_keys(&queries, &a.kv_len, a.causal_offset.as_ref(), a.window, bounds);

@@ -12,7 +12,9 @@ use crate::passes::validate::{random, small_sizes};
 use crate::reference::{Elements, RefError, hashed, scalar_binary, scalar_cast, scalar_literal, scalar_unary};
 use frit_kernels::dim::{Dim, Sym};
 use frit_kernels::dtype::Scalar;
-use frit_kernels::spec::{Anchor, Attention, Expr, ExprId, KernelSpec, PARTIAL_COLUMNS, PartialKind, ReduceOp, Stat};
+use frit_kernels::spec::{
+    Anchor, Attention, ConvChain, Expr, ExprId, KernelSpec, PARTIAL_COLUMNS, PartialKind, ReduceOp, Stat,
+};
 use frit_plan::KvPart;
 use std::collections::{BTreeMap, HashSet};
 
@@ -302,6 +304,7 @@ impl<'a> Eval<'a> {
         let inner = match &spec.anchor {
             Anchor::MatMul { k, .. } => Some(k),
             Anchor::Chain(c) => Some(&c.k),
+            Anchor::ConvChain(c) => Some(&c.k),
             Anchor::Row { .. } => spec.domain.last(),
             _ => None,
         };
@@ -431,6 +434,7 @@ impl<'a> Eval<'a> {
                 }
                 self.acc = [sum, 0.0, 0.0, 0.0];
             }
+            Anchor::ConvChain(c) => self.acc = [self.conv_chain(c)?, 0.0, 0.0, 0.0],
             Anchor::Attention(a) => {
                 let (out, softmax) = self.attention(a)?;
                 self.acc[0] = out;
@@ -438,6 +442,29 @@ impl<'a> Eval<'a> {
             }
         }
         self.value(value)
+    }
+    /// The accumulator of two convolutions in a row.
+    fn conv_chain(&mut self, c: &ConvChain) -> Result<f64, RefError> {
+        let place = [self.axes[1], self.axes[2]].map(|p| p.max(0) as u64);
+        let mut sum = 0.0;
+        for t in 0..c.taps() {
+            let tap = [t / c.windows[1].taps, t % c.windows[1].taps];
+            let at = [0, 1].map(|a| c.windows[a].at(place[a], tap[a]));
+            let [Some(y), Some(x)] = at else { continue };
+            (self.axes[4], self.axes[5]) = (y as i64, x as i64);
+            for channel in 0..c.channels {
+                self.axes[6] = channel as i64;
+                self.axes[8] = (channel * c.taps() + t) as i64;
+                let mut acc = 0.0;
+                for k in 0..self.inner {
+                    self.axes[7] = k;
+                    acc += self.value(c.lhs)? * self.value(c.up)?;
+                }
+                self.acc[0] = acc;
+                sum += self.value(c.middle)? * self.value(c.down)?;
+            }
+        }
+        Ok(sum)
     }
     /// The accumulator, and the largest score and the sum of weights.
     fn attention(&mut self, a: &Attention) -> Result<(f64, [f64; 2]), RefError> {

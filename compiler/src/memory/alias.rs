@@ -74,6 +74,7 @@ fn reduced(spec: &KernelSpec) -> Vec<ExprId> {
         Anchor::Chain(c) => {
             stats(&c.lhs_stats).into_iter().chain([c.lhs, c.middle, c.down]).chain(c.up.iter().copied()).collect()
         }
+        Anchor::ConvChain(c) => c.roots().to_vec(),
         Anchor::Attention(a) => [a.q, a.k, a.v].into_iter().chain(a.mask).chain(a.bias).collect(),
     }
 }

@@ -11,6 +11,7 @@
 //! | [`Anchor::Row`] | rows…, and last the reduced axis | – |
 //! | [`Anchor::MatMul`] | batch…, M, N | K is axis `domain.len()` |
 //! | [`Anchor::Chain`] | M, N | the inner axis is axis `domain.len()`, K the one behind it |
+//! | [`Anchor::ConvChain`] | batch, rows, columns, channels | [`ConvChain`] names them |
 //! | [`Anchor::Attention`] | B, H, S, D of the output | head element of q and k is axis 4, key position axis 5 |
 //!
 //! # Order of evaluation
@@ -18,11 +19,13 @@
 //! is set: once a row, before no other element of that row). A store reads nothing another store of the same kernel
 //! writes, but for arguments named in `aliases`.
 
+mod conv_chain;
 mod expr;
 mod partials;
 mod precision;
 mod verify;
 
+pub use conv_chain::{ConvChain, Window};
 pub use expr::{ArgId, BinaryOp, Expr, ExprId, Exprs, Literal, UnaryOp};
 pub use partials::{PARTIAL_COLUMNS, PartialKind, Partials};
 pub use precision::{MatmulPrecision, split_bf16, to_bf16};
@@ -116,6 +119,8 @@ pub enum Anchor {
     Attention(Box<Attention>),
     /// Two products in a row; `Acc(0)[…, m, n]`.
     Chain(Box<Chain>),
+    /// Two convolutions in a row; `Acc(0)[b, r, s, n]`.
+    ConvChain(Box<ConvChain>),
 }
 
 /// `Acc(0)[…, m, n] = Σ_i middle[…, m, i] · down[n, i]`, the middle being a function of

@@ -61,6 +61,10 @@ impl Check<'_> {
                 ensure((1..=4).contains(&c.up.len()), || "a chain has 1 to 4 accumulators".into())?;
                 (s.domain.len() + 2, c.up.len())
             }
+            Anchor::ConvChain(_) => {
+                ensure(s.domain.len() == 4, || "convolutions in a row iterate over 4 axes".into())?;
+                (9, 1)
+            }
             Anchor::Attention(_) => {
                 ensure(s.domain.len() == 4, || "attention iterates over 4 axes".into())?;
                 (6, 1)
@@ -86,6 +90,20 @@ impl Check<'_> {
                 for e in c.up.iter().chain([&c.lhs, &c.middle, &c.down]) {
                     self.typed(*e, Scalar::F32, "operand of a chain")?;
                 }
+            }
+            Anchor::ConvChain(c) => {
+                self.dim(&c.k, 0)?;
+                for e in c.roots() {
+                    self.typed(e, Scalar::F32, "operand of convolutions in a row")?;
+                }
+                for (w, places) in c.windows.iter().zip(s.domain.iter().skip(1)) {
+                    let some =
+                        [w.extent, w.places, w.taps, w.stride, w.dilation].iter().all(|n| (1..=1 << 30).contains(n));
+                    ensure(some && w.before <= 1 << 30, || format!("windows of {w:?}"))?;
+                    ensure(*places == Dim::from(w.places), || format!("{} windows along {places}", w.places))?;
+                }
+                let depth = c.windows.iter().try_fold(c.channels, |n, w| n.checked_mul(w.taps));
+                ensure(depth.is_some_and(|n| (1..=1 << 31).contains(&n)), || format!("sums of {depth:?} products"))?;
             }
             Anchor::Attention(a) => {
                 for e in [a.q, a.k, a.v].into_iter().chain(a.bias) {

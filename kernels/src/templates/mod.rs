@@ -9,6 +9,7 @@
 //! | [`Anchor::Row`] | `row` |
 //! | [`Anchor::MatMul`] | `lanes` on CPU drivers where it covers the kernel, else `gemv` where [`uses_gemv`] says so, else `gemm`, which on GPUs with matrix units is `gemm_warpgroup` or `gemm_matrix` where they cover the kernel |
 //! | [`Anchor::Chain`] | `chain` |
+//! | [`Anchor::ConvChain`] | `conv_chain` |
 //! | [`Anchor::Attention`] | `attention_tile`, on CPU drivers `attention_lanes`, on NVIDIA cards `attention_matrix` for many rows and `attention_warp` for one |
 //!
 //! Every template binds its buffers through [`KernelCtx`], so that all kernels follow one convention: storage buffers
@@ -22,6 +23,7 @@ mod attention_tile;
 mod attention_warp;
 pub mod chain;
 mod common;
+pub mod conv_chain;
 mod fragments;
 mod gemm;
 mod gemm_matrix;
@@ -134,6 +136,7 @@ pub fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, Templa
         Anchor::MatMul { .. } => matmul(spec, caps),
         Anchor::Attention(_) => attention::render(spec, caps),
         Anchor::Chain(c) => chain::render(spec, caps, c),
+        Anchor::ConvChain(c) => conv_chain::render(spec, caps, c),
     }
 }
 

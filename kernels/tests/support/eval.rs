@@ -194,6 +194,30 @@ impl Eval<'_> {
                     }
                 });
             }
+            Anchor::ConvChain(c) => coordinates(extents, &mut |place| {
+                let mut p = Point { axes: place.to_vec(), ..Point::default() };
+                p.axes.resize(9, 0);
+                let k = self.dim(&c.k, &Point::default());
+                let [rows, columns] = c.windows;
+                let mut sum = 0.0;
+                for (u, v) in (0..rows.taps).flat_map(|u| (0..columns.taps).map(move |v| (u, v))) {
+                    let (y, x) = (rows.at(place[1] as u64, u), columns.at(place[2] as u64, v));
+                    let (Some(y), Some(x)) = (y, x) else { continue };
+                    (p.axes[4], p.axes[5]) = (y as i64, x as i64);
+                    for channel in 0..c.channels {
+                        p.axes[6] = channel as i64;
+                        p.axes[8] = (channel * c.taps() + u * columns.taps + v) as i64;
+                        let product = |t: i64| {
+                            let mut at = p.clone();
+                            at.axes[7] = t;
+                            self.value(c.lhs, &at) * self.value(c.up, &at)
+                        };
+                        let accs = vec![(0..k).map(product).sum()];
+                        sum += self.value(c.middle, &Point { accs, ..p.clone() }) * self.value(c.down, &p);
+                    }
+                }
+                f(&Point { axes: place.to_vec(), accs: vec![sum], ..Point::default() });
+            }),
             Anchor::Attention(a) => self.attention(a, extents, f),
         }
     }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod chain;
+mod conv_chain;
 mod epilogue;
 mod map;
 mod matmul;
@@ -36,6 +37,7 @@ pub fn build(site: &Site<'_>) -> Result<(KernelSpec, Vec<Operand>), Fault> {
         RegionAnchor::MatMul(g) => matmul::build(site, g),
         RegionAnchor::Attention(v) => attention::build(site, *v),
         RegionAnchor::Chain(c) => chain::build(site, c),
+        RegionAnchor::ConvChain(c) => conv_chain::build(site, c),
     }
 }
 

@@ -16,6 +16,7 @@ impl Partitioner<'_> {
         let packed: Vec<ValueId> = match &region.anchor {
             RegionAnchor::MatMul(g) => g.members.clone(),
             RegionAnchor::Chain(c) => c.up.members.clone(),
+            RegionAnchor::ConvChain(c) => vec![c.up],
             _ => Vec::new(),
         };
         self.bound(&packed, region.members().into_iter().chain([v]).collect())

@@ -62,10 +62,10 @@ impl Widths {
 }
 
 /// Workgroups that fill a graphics card.
-const WORKGROUPS: u64 = 128;
+pub(super) const WORKGROUPS: u64 = 128;
 /// How much longer a product takes on a software driver through workgroup memory than in subgroups: the factor between the
 /// two schedules of a matmul that the bench `kernels` measured.
-const CORES_SLOWER: f64 = 7.9;
+pub(super) const CORES_SLOWER: f64 = 7.9;
 
 impl Partitioner<'_> {
     /// Joins products whose only reader is another product, where that pays on every kind of device.
@@ -87,6 +87,10 @@ impl Partitioner<'_> {
                 Err((code, detail)) => self.refuse(v, down, code, detail),
             }
         }
+        self.drop_empty();
+    }
+    /// Removes regions that others have taken in.
+    pub(super) fn drop_empty(&mut self) {
         let is_left = |r: &Region| r.anchor != RegionAnchor::Map || !r.epilogue.is_empty();
         let mut new_id = Vec::with_capacity(self.regions.len());
         let mut n = 0;

@@ -16,7 +16,7 @@ impl Partitioner<'_> {
             let starts = match &self.regions[id].anchor {
                 RegionAnchor::MatMul(g) => g.members.clone(),
                 RegionAnchor::Row(v) | RegionAnchor::Attention(v) => vec![*v],
-                RegionAnchor::Map | RegionAnchor::Chain(_) => continue,
+                RegionAnchor::Map | RegionAnchor::Chain(_) | RegionAnchor::ConvChain(_) => continue,
             };
             let mut inside: BTreeSet<(usize, ValueId)> =
                 starts.iter().filter_map(|v| self.position.get(v).map(|p| (*p, *v))).collect();

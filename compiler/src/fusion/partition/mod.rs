@@ -3,6 +3,7 @@
 
 mod bindings;
 mod chain;
+mod conv_chain;
 mod epilogue;
 mod exact;
 mod forward;
@@ -12,6 +13,7 @@ mod norms;
 mod order;
 mod search;
 mod siblings;
+mod windows;
 
 use super::cost::MANY_ROWS;
 use super::guards::guarded_selects;
@@ -172,6 +174,7 @@ impl<'a> Partitioner<'a> {
         self.absorb_epilogues();
         self.absorb_norms();
         self.absorb_chains();
+        self.absorb_conv_chains();
         self.assign_maps();
         self.collect_outputs();
         self.launch_order();

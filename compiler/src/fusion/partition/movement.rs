@@ -53,7 +53,7 @@ impl Partitioner<'_> {
         }
     }
     /// Whether the elements of `v` are those of another value, or one and the same constant.
-    fn moves(&self, v: ValueId) -> bool {
+    pub(super) fn moves(&self, v: ValueId) -> bool {
         let ops = self.graph.operands(v);
         let cheap = |port: usize| ops.get(port).is_some_and(|o| self.is_cheap(*o));
         match self.graph.op(v) {
@@ -98,15 +98,18 @@ impl Partitioner<'_> {
         }
         sums
     }
+    /// The operand whose elements `v` moves.
+    pub(super) fn moved(&self, v: ValueId) -> Option<ValueId> {
+        let ops = self.graph.operands(v);
+        match self.graph.op(v) {
+            Op::Select => ops.into_iter().skip(1).find(|o| !self.is_cheap(*o)),
+            _ => ops.first().copied(),
+        }
+    }
     /// What the elements of `v` are elements of, unless that is a constant.
     fn moved_from(&self, mut v: ValueId) -> Option<ValueId> {
         while self.moves(v) {
-            let ops = self.graph.operands(v);
-            let data = match self.graph.op(v) {
-                Op::Select => ops.iter().skip(1).find(|o| !self.is_cheap(**o)),
-                _ => ops.first(),
-            };
-            v = *data?;
+            v = self.moved(v)?;
         }
         (!matches!(self.graph.op(v), Op::Weight(_) | Op::Const(_))).then_some(v)
     }

@@ -126,7 +126,7 @@ impl Chain {
 }
 
 /// Elements `[from, from + len)` of rows `[lo, lo + count)`, one row behind the other.
-fn rows(
+pub(super) fn rows(
     source: &RowSource,
     frame: &mut super::program::Frame,
     l: &Launch<'_>,

@@ -2,6 +2,7 @@
 
 use super::attention::Attention;
 use super::chain::Chain;
+use super::conv_chain::ConvChain;
 use super::launch::{Group, Launch};
 use super::lower::{Builder, Refused, Uniform};
 use super::matmul::MatMul;
@@ -24,6 +25,7 @@ enum Body {
     MatMul(MatMul),
     Attention(Attention),
     Chain(Chain),
+    ConvChain(ConvChain),
 }
 
 /// A compiled kernel; it serves every launch of every step.
@@ -96,6 +98,7 @@ impl Code {
             Body::MatMul(m) => m.needs(&sizes.ints, &sizes.extents),
             Body::Attention(a) => (a.needs(), 0),
             Body::Chain(c) => (c.needs(&sizes.ints, &sizes.extents), 0),
+            Body::ConvChain(c) => (c.needs(&sizes.ints, &sizes.extents), 0),
             _ => (0, 0),
         };
         if task.max(all) > LIMIT_SCRATCH {
@@ -111,6 +114,7 @@ impl Code {
             Body::MatMul(m) => m.run(l, extents, &self.groups, left),
             Body::Attention(a) => a.run(l, extents, &self.groups),
             Body::Chain(c) => c.run(l, extents, &self.groups),
+            Body::ConvChain(c) => c.run(l, extents, &self.groups),
         };
         done.map_err(|f| self.fault(f, Some(spec)))
     }
@@ -134,6 +138,7 @@ fn build(spec: &KernelSpec) -> std::result::Result<Code, Refused> {
         Anchor::Map | Anchor::Row { .. } => nd.max(1),
         Anchor::MatMul { .. } => nd + 1,
         Anchor::Chain(_) => nd + 2,
+        Anchor::ConvChain(_) => ConvChain::AXES,
         Anchor::Attention(_) => 6,
     };
     let mut b = Builder::new(spec, axes);
@@ -155,6 +160,7 @@ fn build(spec: &KernelSpec) -> std::result::Result<Code, Refused> {
             (Body::MatMul(m), last)
         }
         Anchor::Chain(c) => (Body::Chain(Chain::new(&mut b, spec, c)?), last),
+        Anchor::ConvChain(c) => (Body::ConvChain(ConvChain::new(&mut b, spec, c)?), last),
         Anchor::Attention(a) => (Body::Attention(Attention::new(&mut b, spec, a)?), 3),
     };
     let groups = groups(&mut b, &spec.stores, inner)?;

@@ -7,6 +7,7 @@
 mod attention;
 mod bind;
 mod chain;
+mod conv_chain;
 mod count;
 mod dequant;
 mod executor;

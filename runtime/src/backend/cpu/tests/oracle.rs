@@ -29,7 +29,7 @@ fn erf(x: f64) -> f64 {
 impl<'a> Oracle<'a> {
     pub fn new(spec: &'a KernelSpec, sizes: &[(&str, u64)], input: Vec<Buffer>) -> Self {
         let sizes = sizes.iter().map(|(n, v)| (n.to_string(), *v as i64)).collect();
-        Oracle { spec, sizes, input, axes: vec![0; 8], accs: Vec::new(), stats: vec![0.0; 8] }
+        Oracle { spec, sizes, input, axes: vec![0; 9], accs: Vec::new(), stats: vec![0.0; 8] }
     }
     fn dim(&self, d: &Dim) -> i64 {
         let env = |s: &Sym| match s {
@@ -161,6 +161,28 @@ impl<'a> Oracle<'a> {
                         }
                     }
                     sum += self.eval(c.middle) * self.eval(c.down);
+                }
+                self.accs = vec![sum];
+            }
+            Anchor::ConvChain(c) => {
+                let k = self.dim(&c.k);
+                let [rows, columns] = c.windows;
+                let mut sum = 0.0;
+                for (u, v) in (0..rows.taps).flat_map(|u| (0..columns.taps).map(move |v| (u, v))) {
+                    let (y, x) = (rows.at(self.axes[1] as u64, u), columns.at(self.axes[2] as u64, v));
+                    let (Some(y), Some(x)) = (y, x) else { continue };
+                    (self.axes[4], self.axes[5]) = (y as i64, x as i64);
+                    for channel in 0..c.channels {
+                        self.axes[6] = channel as i64;
+                        self.axes[8] = (channel * c.taps() + u * columns.taps + v) as i64;
+                        let mut acc = 0.0;
+                        for t in 0..k {
+                            self.axes[7] = t;
+                            acc += self.eval(c.lhs) * self.eval(c.up);
+                        }
+                        self.accs = vec![acc];
+                        sum += self.eval(c.middle) * self.eval(c.down);
+                    }
                 }
                 self.accs = vec![sum];
             }
