@@ -247,7 +247,8 @@ fn case(code: Refusal) -> (Model, CompileOptions) {
         Refusal::Dup => (two_readers(), usual),
         Refusal::RowTile => (softmax_of_product(), usual),
         Refusal::Recompute => (norm_and_product(100_000, 6600), usual),
-        Refusal::Stat => (residual_and_norm(6600), usual),
+        Refusal::Commute => (residual_and_norm(NormKind::Rms, 6600), usual),
+        Refusal::Stat => (residual_and_norm(NormKind::Layer, 6600), usual),
         Refusal::Bind => (many_matrices(), usual),
         Refusal::Dispatch => (siblings(), fusion(|f| f.limit_binding_bytes = 20_000)),
         Refusal::Grid => (attention_of_product(), usual),
@@ -278,14 +279,14 @@ fn product_of_softmax() -> Model {
 }
 
 /// A norm of what a product adds to, in front of a product of many columns.
-fn residual_and_norm(columns: u64) -> Model {
+fn residual_and_norm(kind: NormKind, columns: u64) -> Model {
     model(100_000, |m| {
         let (w, v) = (matrix(m, "w", 48, 48), matrix(m, "v", columns, 48));
         Box::new(move |g| {
             let x = x(g, 48);
             let y = g.linear(x, w, None);
             let y = g.add(x, y);
-            let n = g.norm(NormKind::Rms, y, 1e-5, None, None);
+            let n = g.norm(kind, y, 1e-5, None, None);
             let y = g.linear(n, v, None);
             g.output("y", y);
         })

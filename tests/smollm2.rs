@@ -47,6 +47,16 @@ fn its_layers_are_five_launches_a_token() {
     assert!(plan.kernels.len() <= 60, "{} kernels for 30 equal layers", plan.kernels.len());
 }
 
+/// With any number of rows as well: the norm in front of gate and up is commuted through them.
+#[test]
+fn its_layers_are_five_launches_a_prompt() {
+    for phase in model().plan.report.phases.iter().filter(|p| ["forward", "prefill"].contains(&p.program.as_str())) {
+        assert_eq!(phase.dispatches_per_layer, 5, "{}", phase.program);
+        assert!(phase.dispatches <= 5 * 30 + 4, "{} {}", phase.program, phase.dispatches);
+        assert!(phase.regions.iter().filter(|r| r.norm == "commuted").count() >= 30, "{}", phase.program);
+    }
+}
+
 /// Both backends answer, and wgpu's logits at every position of the prompt stay within 2e-2 of the largest magnitude of
 /// the CPU's.
 #[test]

@@ -9,8 +9,11 @@ mod support;
 use frit::Tensor;
 use frit::backend::cpu::CpuExecutor;
 use frit::backend::{Executor, Extent};
+use frit_compiler::Model;
 use frit_compiler::fusion::FusionOptions;
 use frit_compiler::fusion::traffic::touched;
+use frit_compiler::graph::NormKind;
+use frit_compiler::ingest::builder::ModelBuilder;
 use frit_kernels::dim::{Bounds, Dim, Sym};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{Anchor, Space};
@@ -119,6 +122,49 @@ fn predicted_bytes_are_counted_bytes_in_models() {
     }
     assert!(["attention", "chain", "map", "matmul", "row"].iter().all(|k| seen.contains_key(k)), "{seen:?}");
     assert!(seen["attention"].1 > 20 && seen["matmul"].1 > 20 && seen["row"].1 > 0, "{seen:?}");
+}
+
+/// Two products with a norm between them, whose statistics the first one writes: the second normalises with them where it is
+/// narrow, and scales its sums where it is wide.
+fn products_around_a_norm(width: u64, columns: u64) -> Model {
+    let mut m = ModelBuilder::new("two products");
+    let mut r = Random::new(3);
+    let gain = m.constant("gain", &[width], &r.floats(width, 1.0));
+    let w = m.constant("w", &[width, 48], &r.floats(width * 48, 0.3));
+    let v = m.constant("v", &[columns, width], &r.floats(columns * width, 0.3));
+    m.graph("forward", |g| {
+        let x = g.input("x", Scalar::F32, &["N".into(), 48.into()]);
+        let y = g.linear(x, w, None);
+        let gain = g.weight(gain);
+        let n = g.norm(NormKind::Rms, y, 1e-5, Some(gain), None);
+        let z = g.linear(n, v, None);
+        g.output("y", y);
+        g.output("z", z);
+    });
+    m.finish().unwrap()
+}
+
+/// Statistics of rows and rows times a gain are counted where they are written and where they are read.
+#[test]
+fn predicted_bytes_are_counted_bytes_where_statistics_are_forwarded() {
+    for (width, columns, form) in [(72, 1200, "forwarded"), (584, 3001, "commuted")] {
+        let model = products_around_a_norm(width, columns);
+        let loaded = support::compile_with(&model, FusionOptions::default(), Vec::new());
+        let plan = &*loaded.plan;
+        let forms: Vec<&str> = plan.report.phases[0].regions.iter().map(|r| r.norm.as_str()).collect();
+        assert_eq!(forms, ["", form]);
+        for rows in [9u64, 70] {
+            let at = vec![rows; plan.sizes.len()];
+            let mut e =
+                CpuExecutor::bind(loaded.plan.clone(), &*loaded.weights, &Extent(at.clone()), &mut |_, _| {}).unwrap();
+            let x = Random::new(rows).tensor(&[rows, 48]);
+            e.count_accesses();
+            e.run(0, &at, &[&x], &[]).unwrap();
+            let mut seen = Seen::new();
+            compare(plan, &mut e, &at, &mut seen);
+            assert_eq!(seen["matmul"], (2, 2), "{form}: {seen:?}");
+        }
+    }
 }
 
 /// The same for random graphs, fused and unfused.

@@ -1,11 +1,14 @@
 //! Regions, kernels and memory to a [`Plan`].
 
+mod kernels;
+mod weights;
+
 use crate::error::{Error, Result};
 use crate::fusion::outline::{Built, Outline};
 use crate::fusion::spec_builder::size_bounds;
 use crate::fusion::{self, Operand, PackedWeight, Partition, Refused, RowStats, Within, anchors, guards, report};
 use crate::graph::patch::Fuel;
-use crate::graph::{Graph, KvSlot, Op, StateId, Tables, ValueId, WeightData};
+use crate::graph::{Graph, KvSlot, Op, StateId, ValueId};
 use crate::memory::{self, Lifetime};
 use crate::model::{Model, ModelGraph};
 use crate::options::CompileOptions;
@@ -13,13 +16,10 @@ use crate::passes;
 use crate::passes::validate::Validator;
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::dtype::{Scalar, Storage};
-use frit_kernels::ir::TileMap;
-use frit_kernels::spec::{Anchor, ArgId, KernelSpec};
-use frit_kernels::templates;
+use frit_kernels::spec::KernelSpec;
 use frit_plan::{
-    BufferRef, ExactSearch, FusionReport, InPlace, InputFill, Kernel, KvSlotDecl, Matrix, PLAN_VERSION, Part,
-    PhaseReport, Placement, Plan, Port, Program, Schedule, StateDecl, Step, Validation, ValueDecl, Variant, WeightDecl,
-    WeightSource, sizes,
+    BufferRef, ExactSearch, FusionReport, InPlace, InputFill, Kernel, KvSlotDecl, PLAN_VERSION, PhaseReport, Plan,
+    Port, Program, StateDecl, Step, Validation, ValueDecl, WeightDecl, sizes,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -49,6 +49,7 @@ struct Short {
 enum Held {
     Value(ValueId),
     RowStats(RowStats),
+    Gained(ValueId),
 }
 
 impl Held {
@@ -56,6 +57,7 @@ impl Held {
         match operand {
             Operand::Value(v) => Some(Held::Value(*v)),
             Operand::RowStats(s) => Some(Held::RowStats(*s)),
+            Operand::Gained(n) => Some(Held::Gained(*n)),
             _ => None,
         }
     }
@@ -63,6 +65,7 @@ impl Held {
     fn describe(self, graph: &Graph) -> (String, Scalar, Vec<Dim>) {
         match self {
             Held::Value(v) => (graph.op(v).name(), graph.ty(v).scalar, graph.ty(v).shape.clone()),
+            Held::Gained(n) => ("gained".into(), Scalar::F32, graph.ty(n).shape.clone()),
             Held::RowStats(s) => {
                 let tail = [Dim::from(s.tiles(graph)), Dim::from(s.numbers())];
                 ("row_stats".into(), Scalar::F32, s.lead(graph).iter().cloned().chain(tail).collect())
@@ -323,10 +326,11 @@ impl Lowering<'_> {
                 args.push(match o {
                     Operand::Value(v) => buffer(Held::Value(*v))?,
                     Operand::RowStats(s) => buffer(Held::RowStats(*s))?,
+                    Operand::Gained(n) => buffer(Held::Gained(*n))?,
                     Operand::State(s) => BufferRef::State(s.0),
                     Operand::Kv(slot, part) => BufferRef::Kv { slot: slot.0, part: *part },
                     Operand::Weight(w) => {
-                        BufferRef::Weight(weight(&mut self.weights, &mut self.weight_ids, tables, w)?)
+                        BufferRef::Weight(weights::weight(&mut self.weights, &mut self.weight_ids, tables, w)?)
                     }
                 });
             }
@@ -438,174 +442,4 @@ impl Lowering<'_> {
         let built = self.registered(built, &specs)?;
         Ok(Fused { built, refused: part.refused, instances: 0, work: part.work, exact: part.exact })
     }
-    /// The partition of a graph, its regions, and their distinct kernels, which [`Built::kernel`] counts. A region whose
-    /// kernel is found wrong is taken apart.
-    fn fused(
-        &mut self,
-        graph: &Graph,
-        within: &Within,
-        mut divided: Option<Partition>,
-    ) -> Result<(Partition, Vec<Built>, Vec<KernelSpec>)> {
-        let mut apart: HashSet<ValueId> = HashSet::new();
-        loop {
-            let again = || fusion::partition(graph, &self.model.tables, within, &self.options.fusion, &apart);
-            let part = divided.take().unwrap_or_else(again);
-            let before = apart.len();
-            let (built, specs) = self.kernels_of(graph, &part, &mut apart)?;
-            if apart.len() == before {
-                return Ok((part, built, specs));
-            }
-        }
-    }
-    /// The kernels of a partition. The members of those that validation finds wrong are added to `apart`.
-    fn kernels_of(
-        &mut self,
-        graph: &Graph,
-        part: &Partition,
-        apart: &mut HashSet<ValueId>,
-    ) -> Result<(Vec<Built>, Vec<KernelSpec>)> {
-        let tables = &self.model.tables;
-        let (mut built, mut specs) = (Vec::with_capacity(part.regions.len()), Vec::new());
-        let mut known: HashMap<blake3::Hash, u32> = HashMap::new();
-        for region in &part.regions {
-            let site = anchors::Site { graph, tables, stored: &part.stored, region };
-            let broken = |fault: String| Error::Internal {
-                pass: "fusion",
-                fault: format!("{}: {fault}", anchors::describe(&site)),
-            };
-            let (mut spec, operands) = anchors::build(&site).map_err(broken)?;
-            if matches!(spec.anchor, Anchor::MatMul { .. }) {
-                spec.precision = self.options.fusion.matmul_precision;
-            }
-            if let Some(plant) = self.options.plant.0 {
-                plant(&mut spec);
-            }
-            spec.aliases = memory::contracts(&spec);
-            let hash = spec.hash();
-            if !known.contains_key(&hash) && self.validation.on {
-                let verdict = fusion::validate::region(&site, &spec, &operands, &mut self.kernel_budget);
-                let members = region.members();
-                let fused = members.iter().filter(|v| report::is_launch(graph, **v)).count() > 1;
-                match verdict {
-                    Ok(decided) => self.validation.kernels[if decided { 0 } else { 2 }] += 1,
-                    Err(fault) if fused && members.iter().any(|v| !apart.contains(v)) => {
-                        self.validation.kernels[1] += 1;
-                        self.validation.dropped.push(format!("kernel {}: {fault}", anchors::describe(&site)));
-                        apart.extend(members);
-                    }
-                    Err(fault) => return Err(broken(format!("no fusion is left to drop, and {fault}"))),
-                }
-            }
-            let kernel = *known.entry(hash).or_insert_with(|| {
-                specs.push(spec);
-                specs.len() as u32 - 1
-            });
-            built.push(Built { region: region.clone(), kernel, operands });
-        }
-        Ok((built, specs))
-    }
-    /// Renders the kernels of regions and numbers them as the plan does.
-    fn registered(&mut self, mut built: Vec<Built>, specs: &[KernelSpec]) -> Result<Vec<Built>> {
-        let ids = specs.iter().map(|s| self.kernel(s)).collect::<Result<Vec<u32>>>()?;
-        for b in &mut built {
-            b.kernel = ids.get(b.kernel as usize).copied().unwrap_or_default();
-        }
-        Ok(built)
-    }
-
-    /// The kernel of a spec, rendered on first sight.
-    fn kernel(&mut self, spec: &KernelSpec) -> Result<u32> {
-        let hash = spec.hash();
-        if let Some(id) = self.kernel_ids.get(&hash) {
-            return Ok(*id);
-        }
-        spec.verify().map_err(|e| Error::Internal { pass: "fusion", fault: e.to_string() })?;
-        let mut variants = Vec::new();
-        for caps in &self.options.targets {
-            let pays = self.options.every_text || templates::pays(spec, caps);
-            if !pays || caps.has_warpgroups() && templates::warpgroup_refusal(spec).is_some() {
-                continue;
-            }
-            let r = templates::render(spec, caps)
-                .map_err(|e| Error::Unsupported { region: spec.name.clone(), reason: e.to_string() })?;
-            let dynamic_shared_bytes = u32::try_from(r.dynamic_shared_bytes())
-                .map_err(|e| Error::Unsupported { region: spec.name.clone(), reason: e.to_string() })?;
-            variants.push(Variant {
-                tier: caps.tier,
-                schedule: Schedule { template: r.template.into(), workgroup: r.workgroup, tile: r.tile },
-                grid: r.grid,
-                architecture: caps.architecture,
-                dynamic_shared_bytes,
-                text: r.text,
-                matrices: r.matrices.iter().map(matrix).collect(),
-            });
-        }
-        let n = self.names.entry(spec.name.clone()).or_insert(0);
-        *n += 1;
-        let name = if *n == 1 { spec.name.clone() } else { format!("{}_{n}", spec.name) };
-        let id = self.kernels.len() as u32;
-        self.kernels.push(Kernel { name, spec: spec.clone(), variants });
-        self.kernel_ids.insert(hash, id);
-        Ok(id)
-    }
-}
-
-/// A matrix that a kernel reaches through a tensor map, as the plan states it.
-fn matrix((arg, map): &(ArgId, TileMap)) -> Matrix {
-    Matrix { argument: arg.0, columns: map.columns, rows: map.rows, tile_rows: map.tile_rows }
-}
-
-fn weight(
-    weights: &mut Vec<WeightDecl>,
-    ids: &mut HashMap<PackedWeight, u32>,
-    tables: &Tables,
-    w: &PackedWeight,
-) -> Result<u32> {
-    if let Some(id) = ids.get(w) {
-        return Ok(*id);
-    }
-    let missing = || Error::Internal { pass: "lower", fault: "a weight that does not exist".into() };
-    let infos = w.parts.iter().map(|p| tables.weight_info(*p)).collect::<Option<Vec<_>>>().ok_or_else(missing)?;
-    let first = infos.first().ok_or_else(missing)?;
-    let mut shape = first.shape.clone();
-    if let Some(rows) = shape.first_mut() {
-        *rows = match w.rows {
-            Some((lo, hi)) => Dim::from(hi - lo),
-            None => infos.iter().fold(Dim::zero(), |s, i| s + i.shape.first().cloned().unwrap_or_else(Dim::one)),
-        };
-    }
-    let part = |i: &&crate::graph::WeightInfo| match &i.data {
-        WeightData::Tensor { name, transpose } => {
-            Some(Part { tensor: name.clone(), transpose: *transpose, rows: w.rows })
-        }
-        _ => None,
-    };
-    let source = match &first.data {
-        WeightData::Tensor { .. } => {
-            WeightSource::Parts(infos.iter().map(part).collect::<Option<Vec<_>>>().ok_or_else(missing)?)
-        }
-        WeightData::Rope { inv_freq, scale, part } => {
-            WeightSource::Rope { inv_freq: inv_freq.clone(), scale: *scale, part: *part }
-        }
-        WeightData::Inline(v) => WeightSource::Inline(v.clone()),
-    };
-    let names: Vec<&str> = infos.iter().filter_map(|i| i.names.first().map(String::as_str)).collect();
-    let id = weights.len() as u32;
-    let stem = names.join(" + ");
-    let taken = |n: &str| weights.iter().any(|w| w.name == n);
-    let mut name = stem.clone();
-    let mut count = 1;
-    while taken(&name) {
-        count += 1;
-        name = format!("{stem} ({count})");
-    }
-    weights.push(WeightDecl {
-        name,
-        storage: if w.side { Storage::F32 } else { first.storage },
-        shape,
-        placement: if w.side { Placement::Side } else { Placement::Own },
-        source,
-    });
-    ids.insert(w.clone(), id);
-    Ok(id)
 }

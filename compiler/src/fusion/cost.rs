@@ -13,6 +13,8 @@ pub const CACHE_MISSES: f64 = 0.02;
 /// of normalising it with them: estimates from timings of llvmpipe that no bench repeats.
 const FLOPS_OF_STATISTICS: f64 = 1.0;
 const FLOPS_OF_USE: f64 = 0.5;
+/// Operations that scaling a sum costs, at that rate: one multiplication, where normalising with a gain is two.
+const FLOPS_OF_SCALE: f64 = 0.25;
 
 /// A norm in front of a product: computed by a kernel of its own, or in every column tile.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +34,15 @@ pub enum NormForm {
     Recompute,
     /// The kernel that makes the rows writes that many numbers for each, which every column tile joins.
     Forward(u64),
+    /// The same, but that they scale the sums of the rows' products.
+    Commute {
+        /// Numbers of a row's statistics.
+        numbers: u64,
+        /// Whether the kernel that makes the rows writes them times a gain as well.
+        gained: bool,
+        /// Sums of a row.
+        sums: u64,
+    },
 }
 
 impl NormChoice {
@@ -43,14 +54,18 @@ impl NormChoice {
         let own = rates.launch_us + passes * 4.0 * elems / rates.bytes_per_us;
         let again = tiles.saturating_sub(1) as f64;
         let missed = 4.0 * CACHE_MISSES / rates.bytes_per_us;
+        let each = |count: f64, flops: f64| count * flops / rates.flops_per_us;
+        let statistics = |numbers: u64| {
+            let numbers = self.rows as f64 * numbers as f64;
+            let written = 2.0 * 4.0 * numbers / rates.bytes_per_us + each(elems, FLOPS_OF_STATISTICS);
+            written + again * (numbers * missed + each(numbers, FLOPS_OF_STATISTICS))
+        };
         let inside = match form {
-            NormForm::Recompute => again * elems * (missed + (FLOPS_OF_STATISTICS + FLOPS_OF_USE) / rates.flops_per_us),
-            NormForm::Forward(numbers) => {
-                let numbers = self.rows as f64 * numbers as f64;
-                let written =
-                    2.0 * 4.0 * numbers / rates.bytes_per_us + elems * FLOPS_OF_STATISTICS / rates.flops_per_us;
-                let joined = numbers * (missed + FLOPS_OF_STATISTICS / rates.flops_per_us);
-                written + again * (joined + elems * FLOPS_OF_USE / rates.flops_per_us)
+            NormForm::Recompute => again * (elems * missed + each(elems, FLOPS_OF_STATISTICS + FLOPS_OF_USE)),
+            NormForm::Forward(numbers) => statistics(numbers) + again * each(elems, FLOPS_OF_USE),
+            NormForm::Commute { numbers, gained, sums } => {
+                let gain = if gained { 4.0 * elems / rates.bytes_per_us } else { 0.0 };
+                statistics(numbers) + gain + each(self.rows as f64 * sums as f64, FLOPS_OF_SCALE)
             }
         };
         (own, inside)
@@ -106,6 +121,21 @@ mod tests {
         assert!(!pays_on(512, Tier::Cpu, 24));
         assert!(pays_on(512, Tier::Gpu, 24));
         assert!(!pays_on(512, Tier::Gpu, 1000));
+    }
+
+    /// Scaled sums cost no more with more tiles, but their statistics do.
+    #[test]
+    fn commuting_is_for_wide_products_of_wide_rows() {
+        let choice = NormChoice { rows: 512, width: 576, kept: false };
+        let commute = NormForm::Commute { numbers: 18, gained: true, sums: 3072 };
+        let (own, scaled) = choice.times_us(Tier::Cpu, 48, commute);
+        let (_, normalised) = choice.times_us(Tier::Cpu, 48, NormForm::Forward(18));
+        assert!(pays(own, scaled) && !pays(own, normalised), "{own} {scaled} {normalised}");
+        let narrow = NormChoice { width: 48, ..choice };
+        let (own, scaled) = narrow.times_us(Tier::Cpu, 103, NormForm::Commute { numbers: 2, gained: true, sums: 6600 });
+        assert!(!pays(own, scaled), "{own} {scaled}");
+        let bare = NormForm::Commute { numbers: 18, gained: false, sums: 3072 };
+        assert!(choice.times_us(Tier::Cpu, 48, bare).1 < choice.times_us(Tier::Cpu, 48, commute).1);
     }
 
     #[test]

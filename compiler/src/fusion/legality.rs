@@ -21,6 +21,8 @@ pub enum Refusal {
     Dup,
     /// A row reduction behind a matmul whose tiles do not own whole rows.
     RowTile,
+    /// A norm in front of a matmul that could be commuted through it, at too high a price.
+    Commute,
     /// A norm in front of a matmul with many rows: recomputing its statistics in every column tile costs more than it
     /// saves.
     Recompute,
@@ -50,12 +52,13 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every code, in the order of the conditions.
-    pub const ALL: [Refusal; 17] = [
+    pub const ALL: [Refusal; 18] = [
         Refusal::Cycle,
         Refusal::Dtype,
         Refusal::Map,
         Refusal::Dup,
         Refusal::RowTile,
+        Refusal::Commute,
         Refusal::Recompute,
         Refusal::Stat,
         Refusal::Bind,
@@ -80,6 +83,7 @@ impl Refusal {
             Refusal::Map => "L3-MAP",
             Refusal::Dup => "L5-DUP",
             Refusal::RowTile => "L7-ROWTILE",
+            Refusal::Commute => "L8-COMMUTE",
             Refusal::Recompute => "L8-RECOMPUTE",
             Refusal::Stat => "L8-STAT",
             Refusal::Bind => "L9-BIND",
@@ -102,6 +106,9 @@ impl Refusal {
             Refusal::Map => "the invocation that reads an element is the one that computes it",
             Refusal::Dup => "one region reads the value, or it costs less to compute again than to store",
             Refusal::RowTile => "one workgroup owns the whole row that is reduced",
+            Refusal::Commute => {
+                "scaling the sums by statistics of the kernel that makes the rows takes less time than a kernel of its own"
+            }
             Refusal::Recompute => {
                 "computing the statistics in every column tile takes less time than a kernel of their own"
             }
@@ -131,6 +138,7 @@ impl Refusal {
             Refusal::Map => "make both operations walk the same tile: equal extents, or a view between them",
             Refusal::Dup => "let one consumer remain, or accept the copy as a value of its own",
             Refusal::RowTile => "let one workgroup own whole rows: fewer columns than a tile",
+            Refusal::Commute => "run with fewer rows, or with fewer columns behind the norm",
             Refusal::Recompute => "run with fewer rows, or with fewer columns behind the norm",
             Refusal::Stat => "run with fewer rows, or with fewer columns behind the norm",
             Refusal::Bind => "read fewer matrices at once, or raise the target's limit of storage buffers",

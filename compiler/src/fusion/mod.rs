@@ -48,8 +48,14 @@ pub struct FusionOptions {
     pub fuse_norms: bool,
     /// Write statistics of rows where they are made, for the matmul behind a norm to join.
     pub forward_stats: bool,
+    /// Multiply rows that are not normalised, and scale the sums by such statistics.
+    pub commute_norms: bool,
     /// Search windows of the graph for cheaper regions than the greedy ones.
     pub exact: bool,
+    /// Search those as well between whose operations views lie, such as that of queries, keys, values and cache writes. Off by
+    /// default: it has many regions with costly index arithmetic, takes compiling four times as long, and in no model that
+    /// was tried is there a cheaper region.
+    pub exact_through_views: bool,
     /// Run matmuls with the same left side as one.
     pub merge_siblings: bool,
     /// Run two matmuls in a row as one kernel, where that pays.
@@ -86,7 +92,9 @@ impl Default for FusionOptions {
             fuse_windows: true,
             fuse_norms: true,
             forward_stats: true,
+            commute_norms: true,
             exact: true,
+            exact_through_views: false,
             merge_siblings: true,
             fuse_chains: true,
             fuse_conv_chains: true,
@@ -105,8 +113,18 @@ impl Default for FusionOptions {
 
 impl FusionOptions {
     /// Names of the switches, for [`FusionOptions::switch_off`].
-    pub const IDS: [&'static str; 9] =
-        ["epilogue", "rope", "prologue", "windows", "norm", "stat-forward", "siblings", "chain", "conv-chain"];
+    pub const IDS: [&'static str; 10] = [
+        "epilogue",
+        "rope",
+        "prologue",
+        "windows",
+        "norm",
+        "stat-forward",
+        "commute",
+        "siblings",
+        "chain",
+        "conv-chain",
+    ];
     /// Switches one kind of fusion off; `false` for a name that is not in [`FusionOptions::IDS`].
     pub fn switch_off(&mut self, id: &str) -> bool {
         let switch = match id {
@@ -116,6 +134,7 @@ impl FusionOptions {
             "windows" => &mut self.fuse_windows,
             "norm" => &mut self.fuse_norms,
             "stat-forward" => &mut self.forward_stats,
+            "commute" => &mut self.commute_norms,
             "siblings" => &mut self.merge_siblings,
             "chain" => &mut self.fuse_chains,
             "conv-chain" => &mut self.fuse_conv_chains,
@@ -140,6 +159,7 @@ impl FusionOptions {
             fuse_windows: false,
             fuse_norms: false,
             forward_stats: false,
+            commute_norms: false,
             merge_siblings: false,
             fuse_chains: false,
             fuse_conv_chains: false,

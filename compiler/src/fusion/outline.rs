@@ -254,6 +254,7 @@ impl Shift<'_> {
                 Operand::Weight(PackedWeight { parts, ..w.clone() })
             }
             Operand::RowStats(s) => Operand::RowStats(RowStats { of: self.value(s.of)?, ..*s }),
+            Operand::Gained(n) => Operand::Gained(self.value(*n)?),
             Operand::State(s) => Operand::State(*s),
             Operand::Kv(slot, part) => Operand::Kv(self.slot(*slot)?, *part),
         })
@@ -275,6 +276,7 @@ impl Shift<'_> {
             form: g.form.clone(),
             norm,
             stats: self.row_stats(g.stats)?,
+            commuted: g.commuted,
         })
     }
     fn region(&self, r: &Region) -> Option<Region> {
@@ -304,6 +306,7 @@ impl Shift<'_> {
             prologue: self.values(&r.prologue)?,
             outputs: self.values(&r.outputs)?,
             forwards: self.row_stats(r.forwards)?,
+            gained: self.values(&r.gained)?,
             rows: r.rows,
         })
     }

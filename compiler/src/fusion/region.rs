@@ -63,6 +63,8 @@ pub struct MatMulGroup {
     pub norm: Option<ValueId>,
     /// Where the statistics of that norm are joined from; `None`: every column tile reads the rows for them.
     pub stats: Option<RowStats>,
+    /// The norm is commuted through the product: the left side is `x·γ`, and the statistics scale the sums.
+    pub commuted: bool,
 }
 
 /// How the columns of a matmul group map to accumulators.
@@ -94,6 +96,8 @@ pub struct Region {
     pub outputs: Vec<ValueId>,
     /// Statistics that it writes beside one of its outputs.
     pub forwards: Option<RowStats>,
+    /// Norms of that output for which it writes the rows times their gain, in graph order.
+    pub gained: Vec<ValueId>,
     /// Only this row range of the packed weight (a weight too large for one binding).
     pub rows: Option<(u64, u64)>,
 }
@@ -101,7 +105,15 @@ pub struct Region {
 impl Region {
     /// A region around `anchor`.
     pub fn new(anchor: RegionAnchor) -> Self {
-        Region { anchor, epilogue: Vec::new(), prologue: Vec::new(), outputs: Vec::new(), forwards: None, rows: None }
+        Region {
+            anchor,
+            epilogue: Vec::new(),
+            prologue: Vec::new(),
+            outputs: Vec::new(),
+            forwards: None,
+            gained: Vec::new(),
+            rows: None,
+        }
     }
     /// The anchor's own operations.
     pub fn anchors(&self) -> Vec<ValueId> {

@@ -3,7 +3,7 @@
 use super::cost;
 use super::partition::is_anchor;
 use super::traffic::{self, visible_keys};
-use super::{Refused, Region, RegionAnchor, RowStats};
+use super::{MatMulGroup, Refused, Region, RegionAnchor, RowStats};
 use crate::graph::{Graph, Op, ValueId};
 use crate::numeric::ProofClass;
 use frit_kernels::dim::{Bounds, Dim, product};
@@ -77,7 +77,17 @@ pub fn layer_of(origin: &str) -> Option<u32> {
 /// How a region computes the norm in front of its product.
 fn norm_form(r: &Region) -> Option<&'static str> {
     let RegionAnchor::MatMul(g) = &r.anchor else { return None };
-    g.norm.map(|_| if g.stats.is_some() { "forwarded" } else { "recomputed" })
+    g.norm.map(|_| match (g.commuted, g.stats) {
+        (true, _) => "commuted",
+        (false, Some(_)) => "forwarded",
+        (false, None) => "recomputed",
+    })
+}
+
+/// The norm whose rows the kernel in front writes times their gain for this group.
+fn gained_by(graph: &Graph, g: &MatMulGroup) -> Option<ValueId> {
+    let has_gain = |n: &ValueId| matches!(graph.op(*n), Op::Norm { has_gain: true, .. });
+    g.norm.filter(|_| g.commuted).filter(has_gain)
 }
 
 /// The report of one program.
@@ -110,13 +120,19 @@ pub fn phase(
         if let Some(l) = origins.iter().find_map(|o| layer_of(o)) {
             *per_layer.entry(l).or_default() += 1;
         }
-        // Forwarded statistics are what the norm behind costs, not what makes its rows.
+        // Forwarded statistics, and rows times a gain, are what the norm behind costs, not what makes its rows.
+        let gained = |n: &ValueId| graph.ty(*n).bytes();
         let written = r.forwards.map_or_else(Dim::zero, |s| s.len(graph) * Dim::constant(4));
+        let written = r.gained.iter().fold(written, |sum, n| sum + gained(n));
         let owed = match &r.anchor {
             RegionAnchor::MatMul(g) => g.stats.filter(|s| joined.insert(*s)),
             _ => None,
         };
         let owed = owed.map_or_else(Dim::zero, |s| s.len(graph) * Dim::constant(4));
+        let owed = match &r.anchor {
+            RegionAnchor::MatMul(g) => owed + gained_by(graph, g).map_or_else(Dim::zero, |n| gained(&n)),
+            _ => owed,
+        };
         let class = match &r.anchor {
             RegionAnchor::MatMul(g) if g.norm.is_some() => ProofClass::Reassoc,
             RegionAnchor::Chain(_) | RegionAnchor::ConvChain(_) => ProofClass::Reassoc,

@@ -213,6 +213,16 @@ impl Memory<'_> {
                 let whole = |at: usize| Ok::<f64, RefError>(self.element(&Operand::Value(s.of), at as i64));
                 row_stats(self.site.graph, s, i, whole).unwrap_or(f64::NAN)
             }
+            Operand::Gained(n) => {
+                let ops = self.site.graph.operands(*n);
+                let [x, gain] = [0, 1].map(|k| ops.get(k).copied().unwrap_or(*n));
+                let width = self.site.graph.ty(*n).last().as_const().map_or(1, |w| w.max(1) as usize);
+                let of = |v: ValueId, at: usize| match self.site.graph.op(v) {
+                    Op::Weight(w) => self.weight(&PackedWeight { parts: vec![*w], rows: None, side: false }, at),
+                    _ => self.element(&Operand::Value(v), at as i64),
+                };
+                of(x, i) * of(gain, i % width)
+            }
             Operand::State(s) => {
                 let storage = self.site.tables.states.get(s.0 as usize).map(|s| s.storage.scalar());
                 random(u64::from(s.0) | 2 << 40, i, storage.unwrap_or(Scalar::I32), false)
@@ -241,6 +251,12 @@ impl Memory<'_> {
         match o {
             Some(Operand::Value(v)) => graph.at(*v, at).map(Some),
             Some(Operand::RowStats(s)) => row_stats(self.site.graph, s, at, |i| graph.at(s.of, i)).map(Some),
+            Some(Operand::Gained(n)) => {
+                let ops = self.site.graph.operands(*n);
+                let [x, gain] = [0, 1].map(|k| ops.get(k).copied().unwrap_or(*n));
+                let width = self.site.graph.ty(*n).last().as_const().map_or(1, |w| w.max(1) as usize);
+                Ok(Some(graph.at(x, at)? * graph.at(gain, at % width)?))
+            }
             Some(Operand::Kv(slot, part)) => {
                 let is = |v: &&ValueId| matches!(self.site.graph.op(**v), Op::KvAppend { slot: s, part: p, .. } if s == slot && p == part);
                 let node = self.site.region.outputs.iter().find(is);

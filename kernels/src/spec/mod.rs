@@ -110,7 +110,8 @@ pub enum Anchor {
         k: Dim,
         /// Over batch, m and k; may use [`Expr::Stat`] of `lhs_stats`.
         lhs: ExprId,
-        /// Statistics of the rows of the left side (a norm as prologue), reduced over k.
+        /// Statistics of the rows of the left side (a norm as prologue), reduced over k. Stores may use them as well (a norm
+        /// that was commuted through the product).
         lhs_stats: Vec<Stat>,
         /// One per accumulator, over batch, n and k.
         rhs: Vec<ExprId>,
@@ -309,6 +310,12 @@ impl KernelSpec {
     /// The argument of an id.
     pub fn arg(&self, id: ArgId) -> Option<&Arg> {
         self.args.get(id.0 as usize)
+    }
+    /// Whether row statistics are used in what is stored.
+    pub fn stores_statistics(&self) -> bool {
+        let partial = self.partials.iter().map(|p| p.value);
+        let results: Vec<ExprId> = self.stores.iter().map(|s| s.value).chain(partial).collect();
+        self.exprs.reachable(&results).into_iter().any(|e| matches!(self.exprs.get(e), Expr::Stat(_)))
     }
     /// The axis that a matmul, or the first product of a chain, sums over.
     pub fn k_axis(&self) -> usize {

@@ -4,6 +4,7 @@
 //! one place of the kernel, and remembers what was computed there; clone it to enter a loop or a guard. Mistakes are
 //! recorded in the builder and come back from [`KernelCtx::finish`].
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use super::load::View;
@@ -133,6 +134,17 @@ pub struct KernelCtx<'a> {
     deps: Vec<Deps>,
     users: Vec<u32>,
     bounds: Bounds,
+    pub(super) kept: RefCell<Option<KeptStats>>,
+}
+
+/// Statistics of a workgroup's rows in workgroup memory.
+pub(super) struct KeptStats {
+    /// One array each.
+    pub arrays: Vec<ArrayRef>,
+    /// The first row.
+    pub first: Val,
+    /// The axes that count rows.
+    pub axes: std::ops::RangeInclusive<usize>,
 }
 
 impl<'a> KernelCtx<'a> {
@@ -207,7 +219,20 @@ impl<'a> KernelCtx<'a> {
         let sizes = b.uniforms("sizes", &fields);
         let (deps, users) = analyse(spec);
         let bounds = Bounds::new().of_axes(&spec.domain);
-        Ok(KernelCtx { b, spec, caps, workgroup, buffers, views, record, sizes, deps, users, bounds })
+        Ok(KernelCtx {
+            b,
+            spec,
+            caps,
+            workgroup,
+            buffers,
+            views,
+            record,
+            sizes,
+            deps,
+            users,
+            bounds,
+            kept: RefCell::new(None),
+        })
     }
 
     /// The argument of an id.
@@ -379,6 +404,11 @@ impl<'a> KernelCtx<'a> {
         };
         scope.atoms.insert(a.clone(), v);
         v
+    }
+
+    /// Says where statistics of rows are found from here on.
+    pub(super) fn keep_stats(&self, kept: KeptStats) {
+        self.kept.replace(Some(kept));
     }
 
     /// Computes here what `roots` need and what depends only on what is bound here: whole expressions, and the parts

@@ -17,6 +17,7 @@ const DEPTH: u32 = 16;
 pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
     let problem = Problem::new(spec)?;
     if caps.has_warpgroups()
+        && !spec.stores_statistics()
         && let Ok(plan) = gemm_warpgroup::plan(&problem)
     {
         return gemm_warpgroup::render(&problem, caps, &plan);

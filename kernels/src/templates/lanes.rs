@@ -52,7 +52,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Option<Re
             });
         }
         let sums = sums(&p, &ctx, &tile, &scope, &left, (column, lane));
-        write(&p, &ctx, &tile, &scope, (row, column, lane), &sums);
+        write(&p, &ctx, &tile, (&scope, &left), (row, column, lane), &sums);
     });
     let tile = [("rows", rows), ("columns", across), ("chunk", chunk)];
     let grid = dispatch(&p.groups(rows, across));
@@ -312,11 +312,20 @@ fn write(
     p: &Problem<'_>,
     ctx: &KernelCtx<'_>,
     tile: &Tile,
-    base: &Scope,
+    (base, left): (&Scope, &[Scope]),
     (row, column, lane): (Val, Val, Val),
     sums: &[Vec<Vec<Var>>],
 ) {
     let b = &ctx.b;
+    let scales: Vec<ArrayRef> = match p.spec.stores_statistics() {
+        true => p.stats.iter().map(|_| b.private("scale", Type::F32, tile.rows)).collect(),
+        false => Vec::new(),
+    };
+    for (j, array) in scales.iter().enumerate() {
+        for (i, stat) in left.iter().enumerate().filter_map(|(i, l)| Some((i, l.stat(j)?))) {
+            b.store(*array, i as u32, stat);
+        }
+    }
     let found: Vec<_> = sums.iter().map(|_| b.private("found", Type::F32, tile.rows * tile.columns)).collect();
     for (array, sums) in found.iter().zip(sums) {
         for (i, sum) in sums.iter().flatten().enumerate() {
@@ -330,13 +339,14 @@ fn write(
         b.for_("i", 0, tile.rows * tile.columns, 1, |b, i| b.store(kept, i, 0.0));
         (partials, kept)
     });
-    let at_row = |scope: &Scope, m: Val| {
+    let at_row = |scope: &Scope, r: Val, m: Val| {
         let mut scope = scope.clone();
         ctx.unravel(&mut scope, p.first, p.extents(p.first, p.m + 1), m);
+        scales.iter().for_each(|s| scope.push_stat(b.let_("scale", b.load(*s, r))));
         scope
     };
     let only_row = (tile.rows == 1).then(|| {
-        let mut scope = at_row(base, row);
+        let mut scope = at_row(base, b.u32(0), row);
         for stores in &groups {
             ctx.hoist(&mut scope, &values(stores));
         }
@@ -367,7 +377,7 @@ fn write(
                         let m = b.let_("m", b.add(row, r));
                         b.if_(b.lt(m, rows), |b| {
                             let i = b.add(b.mul(r, tile.columns), c);
-                            let mut here = at_row(&scope, m).with_accs(accs(i));
+                            let mut here = at_row(&scope, r, m).with_accs(accs(i));
                             if let Some((partials, kept)) = &kept
                                 && stores.iter().any(|s| s.value == partials.value)
                             {

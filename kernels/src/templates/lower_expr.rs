@@ -20,6 +20,21 @@ impl KernelCtx<'_> {
         let held = scope.held.iter().find(|h| h.load == e)?;
         Some((*held, scope.axis(held.axis)?))
     }
+    /// A statistic of the row where `scope` stands, from workgroup memory.
+    pub(super) fn kept_stat(&self, scope: &Scope, j: usize) -> Option<Val> {
+        let (kept, b) = (self.kept.borrow(), &self.b);
+        let kept = kept.as_ref()?;
+        let array = kept.arrays.get(j).copied()?;
+        let mut row: Option<Val> = None;
+        for axis in kept.axes.clone() {
+            let at = scope.axis(axis)?;
+            row = Some(match row {
+                Some(outer) => b.add(b.mul(outer, self.extent(self.spec.domain.get(axis)?)), at),
+                None => at,
+            });
+        }
+        Some(b.let_("stat", b.load(array, b.sub(row?, kept.first))))
+    }
     fn node(&self, scope: &mut Scope, e: ExprId) -> Val {
         let b = &self.b;
         match self.spec.exprs.get(e) {
@@ -62,7 +77,7 @@ impl KernelCtx<'_> {
                 Some(v) => v,
                 None => self.poison(format!("accumulator {j} is not bound here")),
             },
-            Expr::Stat(j) => match scope.stat(*j as usize) {
+            Expr::Stat(j) => match scope.stat(*j as usize).or_else(|| self.kept_stat(scope, *j as usize)) {
                 Some(v) => v,
                 None => self.poison(format!("statistic {j} is not bound here")),
             },

@@ -145,6 +145,7 @@ pub fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, Templa
 pub fn warpgroup_refusal(spec: &KernelSpec) -> Option<&'static str> {
     match &spec.anchor {
         Anchor::MatMul { .. } if uses_gemv(spec) => Some("there are few rows"),
+        Anchor::MatMul { .. } if spec.stores_statistics() => Some("statistics scale the sums"),
         Anchor::MatMul { .. } => match product::Problem::new(spec) {
             Ok(problem) => gemm_warpgroup::plan(&problem).err(),
             Err(_) => Some("it is no product of matrices"),

@@ -4,7 +4,7 @@
 //! Batch axes that the right sides do not depend on are rows like any other. Tiles beyond the edge read the last row or
 //! column again, and stores are guarded.
 
-use super::common::{KernelCtx, Scope};
+use super::common::{KeptStats, KernelCtx, Scope};
 use super::stats::Team;
 use super::{TemplateError, View, contiguous_rows, depends_on_axis, multiple_of};
 use crate::dim::{Dim, Sym, product};
@@ -209,6 +209,7 @@ impl<'a> Problem<'a> {
             }
         }
         b.barrier();
+        ctx.keep_stats(KeptStats { arrays: arrays.clone(), first, axes: self.first..=self.m });
         arrays
     }
     /// The scope of a column, the last one where `column` lies beyond.
@@ -259,6 +260,10 @@ impl<'a> Problem<'a> {
                 let mut scope = base.clone();
                 let at = b.min(at, b.sub(rows, 1));
                 ctx.unravel(&mut scope, self.first, self.extents(self.first, self.m + 1), at);
+                if self.spec.stores_statistics() {
+                    let stats: Vec<Val> = (0..self.stats.len()).filter_map(|j| ctx.kept_stat(&scope, j)).collect();
+                    stats.into_iter().for_each(|s| scope.push_stat(s));
+                }
                 ctx.hoist(&mut scope, &roots);
                 stores.iter().for_each(|s| ctx.hoist_index(&mut scope, Some(s.arg), &s.index));
                 (inside, scope)

@@ -342,3 +342,47 @@ pub fn statistics_joined_from_tiles(check: &dyn Fn(&Case)) {
         check(&filled(s.done(), &[("S", rows)], 43));
     }
 }
+
+/// A norm that was commuted: rows as they are, and sums scaled by what is joined from tiles, with one and two right sides, on
+/// weights of every kind of schedule, with rows that are counted by two axes, and with statistics of the result beside it.
+pub fn statistics_scale_the_sums(check: &dyn Fn(&Case)) {
+    for (rows, columns, k, storage, sides) in [
+        (9, 40, 72, Storage::F32, 1),
+        (65, 70, 64, Storage::Q8_0, 2),
+        (70, 33, 96, Storage::Bf16, 1),
+        (131, 96, 64, Storage::Bf16, 2),
+        (6, 12, 20, Storage::F32, 2),
+    ] {
+        let tiles = (k as usize).div_ceil(PARTIAL_COLUMNS as usize);
+        let mut s = SpecBuilder::new("commuted", &["S", &columns.to_string()], &["S"]);
+        let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*S"));
+        let t = s.arg("t", Space::Arena, Storage::F32, &format!("{tiles}*S"));
+        let z = s.arg("z", Space::Weight, storage, &(sides * columns * k).to_string());
+        let y = s.out("y", Space::Arena, Storage::F32, &format!("S*{columns}"));
+        let part = s.load(t, &format!("{tiles}*i0 + i2"));
+        let square = s.bin(BinaryOp::Mul, part, part);
+        let (raw, one) = (s.stat(0, Scalar::F32), s.f(1.0));
+        let root = s.bin(BinaryOp::Add, raw, one);
+        let root = s.un(UnaryOp::Rsqrt, root);
+        let lhs_stats = vec![Stat { op: ReduceOp::Sum, value: square, finish: Some(root) }];
+        let lhs = s.load(x, &format!("{k}*i0 + i2"));
+        let rhs: Vec<_> = (0..sides).map(|j| s.load(z, &format!("{k}*i1 + i2 + {}", j * columns * k))).collect();
+        s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };
+        s.spec.stats_over = Some(dim(&tiles.to_string()));
+        let mut value = s.acc(0);
+        value = s.bin(BinaryOp::Mul, value, raw);
+        if sides == 2 {
+            let (acc, gate) = (s.acc(1), s.un(UnaryOp::Tanh, value));
+            let acc = s.bin(BinaryOp::Mul, acc, raw);
+            value = s.bin(BinaryOp::Mul, gate, acc);
+        }
+        s.store(y, &format!("{columns}*i0 + i1"), value);
+        if sides == 1 && k % 8 == 0 {
+            let tiles = (columns as usize).div_ceil(PARTIAL_COLUMNS as usize);
+            let t = s.out("squares", Space::Arena, Storage::F32, &format!("{tiles}*S"));
+            let index = dim(&format!("{tiles}*i0 + i1"));
+            s.spec.partials = Some(Partials { value, kind: PartialKind::Squares, arg: t, index });
+        }
+        check(&filled(s.done(), &[("S", rows)], 47));
+    }
+}

@@ -84,6 +84,19 @@ pub(super) fn run(
             stores.push(Store { arg, index, value: lane.expr, when: t.when.clone(), per_row: t.per_row });
         }
     }
+    for n in &site.region.gained {
+        let ops = site.graph.operands(*n);
+        let (Some(x), Some(gain)) = (ops.first(), ops.get(1)) else { return Err("a norm without a gain".into()) };
+        let t = tracked.get(x).ok_or("rows with a gain that are not computed here")?.clone();
+        for lane in t.lanes {
+            let column = lane.at.last().cloned().unwrap_or_default();
+            let gain = b.expr_at(*gain, &[column])?;
+            let value = b.exprs.binary(BinaryOp::Mul, lane.expr, gain);
+            let index = coords::linear(&lane.at, &site.graph.ty(*n).shape, &b.bounds);
+            let arg = b.written(Operand::Gained(*n));
+            stores.push(Store { arg, index, value, when: t.when.clone(), per_row: t.per_row });
+        }
+    }
     let forwarded = match site.region.forwards {
         Some(f) => match tracked.get(&f.of).map(|t| t.lanes.as_slice()) {
             Some([lane]) => Some((f, lane.clone())),

@@ -1,15 +1,16 @@
 //! Matmul regions: one or several right sides of one left side, a norm in front, an epilogue behind.
 
 use super::epilogue::{self, Lane, Tracked};
-use super::row::{norm, norm_of_joined};
+use super::row::{norm, norm_of_joined, scale_of_joined};
 use super::{Site, kernel_name};
 use crate::fusion::coords;
 use crate::fusion::region::{MatMulForm, MatMulGroup};
+use crate::fusion::row_stats::RowStats;
 use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
 use crate::graph::{Op, RopeStyle, ValueId};
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::dtype::Scalar;
-use frit_kernels::spec::{Anchor, AxisRange, Expr, ExprId, KernelSpec, LeftStore, Partials, Stat};
+use frit_kernels::spec::{Anchor, AxisRange, BinaryOp, Expr, ExprId, KernelSpec, LeftStore, Partials, Stat};
 use std::collections::HashMap;
 
 pub(super) fn build(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand>), Fault> {
@@ -34,17 +35,27 @@ pub(super) fn left(
         return Err("a prologue that is no norm".into());
     };
     let x = *ops.first().ok_or("a norm of nothing")?;
+    let k = site.graph.ty(x).last();
+    if let Some(s) = g.stats.filter(|_| g.commuted) {
+        let joined = joined(b, site, s, at);
+        let stats = scale_of_joined(&mut b.exprs, eps.0, &k, joined);
+        let rows = match has_gain {
+            true => {
+                let index = coords::linear(at, &site.graph.ty(n).shape, &b.bounds);
+                let arg = b.arg(Operand::Gained(n));
+                b.load_arg(arg, index)
+            }
+            false => b.expr_at(x, at)?,
+        };
+        return Ok((rows, stats));
+    }
     let e = b.expr_at(x, at)?;
     let j = at.last().cloned().unwrap_or_default();
     let gain = if *has_gain { Some(b.expr_at(ops.get(1).copied().unwrap_or(x), &[j.clone()])?) } else { None };
     let bias = if *has_bias { Some(b.expr_at(ops.last().copied().unwrap_or(x), &[j])?) } else { None };
-    let k = site.graph.ty(x).last();
     let (stats, y) = match g.stats {
         Some(s) => {
-            let (row, tile) = at.split_at(at.len().saturating_sub(1));
-            let arg = b.arg(Operand::RowStats(s));
-            let joined = s.joined(b, arg, row, tile.first().unwrap_or(&Dim::zero()));
-            b.stats_over = Some(Dim::from(s.tiles(site.graph)));
+            let joined = joined(b, site, s, at);
             norm_of_joined(&mut b.exprs, *kind, eps.0, &k, (e, gain, bias), joined)
         }
         None => norm(&mut b.exprs, *kind, eps.0, &k, e, gain, bias),
@@ -52,8 +63,22 @@ pub(super) fn left(
     Ok((y, stats))
 }
 
-fn acc(b: &mut SpecBuilder<'_>, j: u8) -> ExprId {
-    b.exprs.add(Expr::Acc(j), Scalar::F32)
+/// The statistics of the row at `at`, from those of its tiles, over which the kernel's statistics run from here on.
+fn joined(b: &mut SpecBuilder<'_>, site: &Site<'_>, s: RowStats, at: &[Dim]) -> Vec<Stat> {
+    let (row, tile) = at.split_at(at.len().saturating_sub(1));
+    let arg = b.arg(Operand::RowStats(s));
+    b.stats_over = Some(Dim::from(s.tiles(site.graph)));
+    s.joined(b, arg, row, tile.first().unwrap_or(&Dim::zero()))
+}
+
+/// Sum `j` of the group's products.
+fn acc(b: &mut SpecBuilder<'_>, g: &MatMulGroup, j: u8) -> ExprId {
+    let sum = b.exprs.add(Expr::Acc(j), Scalar::F32);
+    if !g.commuted {
+        return sum;
+    }
+    let scale = b.exprs.add(Expr::Stat(0), Scalar::F32);
+    b.exprs.binary(BinaryOp::Mul, sum, scale)
 }
 
 /// Members whose right sides are weights `[N, K]`, packed one behind the other.
@@ -116,7 +141,7 @@ fn weighted(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand
         let lane = |col: Dim, expr: ExprId| Lane { at: rows_at.iter().cloned().chain([col]).collect(), expr };
         let t = match &g.form {
             MatMulForm::Paired => {
-                Tracked { lanes: vec![lane(n.clone(), acc(&mut b, j as u8))], when: None, per_row: false }
+                Tracked { lanes: vec![lane(n.clone(), acc(&mut b, g, j as u8))], when: None, per_row: false }
             }
             MatMulForm::Concat => {
                 let col = match site.region.rows {
@@ -124,11 +149,11 @@ fn weighted(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand
                     None => n.clone() - start.clone(),
                 };
                 let when = if site.region.rows.is_some() { None } else { range(start.clone(), width.clone()) };
-                Tracked { lanes: vec![lane(col, acc(&mut b, 0))], when, per_row: false }
+                Tracked { lanes: vec![lane(col, acc(&mut b, g, 0))], when, per_row: false }
             }
             MatMulForm::RotaryPairs { style, head_dim } => {
                 let local = pair_rows(style, *head_dim, &n).map(|r| r - start.clone());
-                let accs = [acc(&mut b, 0), acc(&mut b, 1)];
+                let accs = [acc(&mut b, g, 0), acc(&mut b, g, 1)];
                 let lanes = local.into_iter().zip(accs).map(|(c, a)| lane(c, a)).collect();
                 Tracked { lanes, when: range(start.div(&two), width.div(&two)), per_row: false }
             }
@@ -179,7 +204,7 @@ fn general(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand>
     let right_at = operand(y, if *b_transposed { [n.clone(), kk] } else { [kk, n.clone()] });
     let right = b.expr_at(y, &right_at)?;
     let at: Vec<Dim> = batch_at.into_iter().chain([mm, n]).collect();
-    let lane = Lane { at, expr: acc(&mut b, 0) };
+    let lane = Lane { at, expr: acc(&mut b, g, 0) };
     let tracked = HashMap::from([(m, Tracked { lanes: vec![lane], when: None, per_row: false })]);
     let epilogue::Stored { stores, .. } = epilogue::run(&mut b, site, tracked, axes - 1)?;
     Ok(b.finish(kernel_name(site), domain, Anchor::MatMul { k, lhs: left, lhs_stats, rhs: vec![right] }, stores))

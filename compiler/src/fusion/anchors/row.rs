@@ -24,6 +24,23 @@ fn count(e: &mut Exprs, n: &Dim) -> ExprId {
     }
 }
 
+/// `1 / √(sum/n + eps)`.
+fn root_of_mean(e: &mut Exprs, sum: ExprId, n: &Dim, eps: f32) -> ExprId {
+    let len = count(e, n);
+    let mean = e.binary(BinaryOp::Div, sum, len);
+    let eps = e.f32(eps);
+    let shifted = e.binary(BinaryOp::Add, mean, eps);
+    e.unary(UnaryOp::Rsqrt, shifted)
+}
+
+/// The statistic that scales the sums behind a commuted RMS norm over rows of `n` elements, from the sums of squares that
+/// `joined` adds up.
+pub(super) fn scale_of_joined(e: &mut Exprs, eps: f32, n: &Dim, joined: Vec<Stat>) -> Vec<Stat> {
+    let raw = e.add(Expr::Stat(0), Scalar::F32);
+    let rstd = root_of_mean(e, raw, n, eps);
+    joined.into_iter().map(|s| Stat { finish: Some(rstd), ..s }).collect()
+}
+
 /// The statistics of a norm over rows of `n` elements, and the normalised element. `x` is the element, `gain` and `bias`
 /// are applied where given.
 pub(super) fn norm(
@@ -46,11 +63,7 @@ pub(super) fn norm(
     }
     let square = e.binary(BinaryOp::Mul, centred, centred);
     let raw = e.add(Expr::Stat(stats.len() as u8), Scalar::F32);
-    let len = count(e, n);
-    let mean = e.binary(BinaryOp::Div, raw, len);
-    let eps = e.f32(eps);
-    let shifted = e.binary(BinaryOp::Add, mean, eps);
-    let rstd = e.unary(UnaryOp::Rsqrt, shifted);
+    let rstd = root_of_mean(e, raw, n, eps);
     stats.push(Stat { op: ReduceOp::Sum, value: square, finish: Some(rstd) });
     let mut y = e.binary(BinaryOp::Mul, centred, raw);
     if let Some(g) = gain {

@@ -119,7 +119,8 @@ impl Partitioner<'_> {
         let small = windows.iter().flat_map(numbers).all(fits) && fits(channels);
         let columns = self.graph.ty(down).last().as_const().and_then(|n| u64::try_from(n).ok());
         let simple = small && columns.is_some_and(fits);
-        let simple = simple && middle.iter().all(walked) && self.graph.ty(source).scalar == Scalar::F32 && shape.len() == 3;
+        let simple =
+            simple && middle.iter().all(walked) && self.graph.ty(source).scalar == Scalar::F32 && shape.len() == 3;
         (ours && simple).then_some((id, ConvGroup { up, middle, source, taken: path, windows, channels, down }))
     }
     fn conv_price(&self, g: &ConvGroup, tiles: Tiles) -> Option<Price> {

@@ -3,21 +3,24 @@
 //! A window is a norm with the products that read it and what is computed behind them, or any other operations that are
 //! joined by edges along which operations may share a kernel at all: none leads into a row reduction or into attention,
 //! into a product of many rows only from a norm, and none goes around another anchor. Whether a set of a window's
-//! operations is a region, and what it takes, the greedy steps themselves say, run on that set alone;
-//! [`search`](super::search) puts the regions together. Windows that are alike are searched once.
+//! operations is a region, and what it takes, the greedy steps themselves say, run on that set alone, with the statistics of
+//! rows that the kernels in front of it write; [`search`](super::search) puts the regions together. Windows that are alike are searched once.
 
 use super::search::{LARGEST, Problem};
-use super::{NORM_PROLOGUE_ROWS, Partition, Partitioner, is_anchor};
+use super::{Given, NORM_PROLOGUE_ROWS, Partition, Partitioner, is_anchor};
 use crate::fusion::anchors::{self, Site};
 use crate::fusion::cost::{self, MANY_ROWS};
 use crate::fusion::outline::{Shape, shape_of};
 use crate::fusion::region::{Region, RegionAnchor};
 use crate::fusion::report::is_launch;
+use crate::fusion::row_stats::RowStats;
 use crate::fusion::traffic;
-use crate::graph::{Op, TensorType, ValueId};
+use crate::graph::patch::{Editor, Log};
+use crate::graph::{Graph, Op, TensorType, ValueId};
 use frit_kernels::dim::{Dim, Sym};
 use frit_plan::{ExactSearch, Rates, sizes};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::Rc;
 
 /// Regions that a window may be divided into, as sets of its operations, and what they take.
 struct Solved {
@@ -35,6 +38,12 @@ impl Solved {
     }
 }
 
+/// The norm whose statistics the kernel in front of a region forwards to it, and how they are used.
+fn forwarded_to(region: &Region) -> Option<(ValueId, (RowStats, bool))> {
+    let RegionAnchor::MatMul(g) = &region.anchor else { return None };
+    Some((g.norm?, (g.stats?, g.commuted)))
+}
+
 /// The sum of times in µs.
 fn nanoseconds(us: &[f64]) -> u64 {
     (us.iter().sum::<f64>() * 1e3).round() as u64
@@ -43,19 +52,32 @@ fn nanoseconds(us: &[f64]) -> u64 {
 /// What an operation of a window is and reads, whatever its name.
 type Role = (Shape, TensorType, Vec<(Option<usize>, TensorType)>, bool);
 
+/// What sets of operations are priced by.
+struct Seen {
+    /// The graph at the sizes of the run that is priced: of numbers, a kernel's traffic is counted many times faster.
+    sized: Graph,
+    given: Given,
+}
+
+/// The tile of the statistics that a norm gets from the kernel in front, and whether it is commuted.
+type Form = Option<(u64, bool)>;
+
 impl<'a> Partitioner<'a> {
     /// What an exhaustive search of each window finds, and the groups of operations that may share a region where that is
     /// worth more than what `greedy` found.
     pub(super) fn exact(&self, greedy: &Partition) -> (ExactSearch, Option<HashMap<ValueId, u32>>) {
         let mut report = ExactSearch::default();
         let mut groups: HashMap<ValueId, u32> = HashMap::new();
-        let mut known: HashMap<Vec<Role>, Option<Solved>> = HashMap::new();
+        let mut known: HashMap<Vec<(Role, Form)>, Option<Solved>> = HashMap::new();
+        let given: Given = Rc::new(greedy.regions.iter().filter_map(forwarded_to).collect());
+        let seen = Seen { sized: self.sized(), given: given.clone() };
+        let form = |v: &ValueId| given.get(v).map(|(stats, commuted)| (stats.tile, *commuted));
         let mut next = 0;
         let mut better = false;
         for window in self.windows() {
-            let roles = self.roles(&window);
+            let roles: Vec<(Role, Form)> = self.roles(&window).into_iter().zip(window.iter().map(form)).collect();
             if !known.contains_key(&roles) {
-                let solved = self.search(&window, greedy, &mut report.work);
+                let solved = self.search(&window, greedy, &seen, &mut report.work);
                 report.windows += 1;
                 report.unsearched += u32::from(solved.is_none());
                 if let Some(s) = &solved {
@@ -173,7 +195,7 @@ impl<'a> Partitioner<'a> {
         sets.extend(left.into_iter().map(|i| vec![i]));
         sets
     }
-    fn search(&self, window: &[ValueId], greedy: &Partition, work: &mut u64) -> Option<Solved> {
+    fn search(&self, window: &[ValueId], greedy: &Partition, seen: &Seen, work: &mut u64) -> Option<Solved> {
         if window.len() > LARGEST {
             return None;
         }
@@ -192,8 +214,9 @@ impl<'a> Partitioner<'a> {
         });
         let problem = Problem { before, beside: beside.collect() };
         let mut prices: HashMap<u32, Option<Vec<f64>>> = HashMap::new();
-        let mut priced =
-            |set: u32| -> Option<Vec<f64>> { prices.entry(set).or_insert_with(|| self.priced(window, set)).clone() };
+        let mut priced = |set: u32| -> Option<Vec<f64>> {
+            prices.entry(set).or_insert_with(|| self.priced(window, set, seen)).clone()
+        };
         let tiers = self.options.tiers.len();
         let mut total = |sets: &[u32]| -> Option<Vec<f64>> {
             let mut sum = vec![0.0; tiers];
@@ -212,7 +235,7 @@ impl<'a> Partitioner<'a> {
         Some(Solved { regions: found.regions.iter().map(members).collect(), greedy, exact })
     }
     /// What the operations of `set` take as one region on each kind of device, in µs, if they are one.
-    fn priced(&self, window: &[ValueId], set: u32) -> Option<Vec<f64>> {
+    fn priced(&self, window: &[ValueId], set: u32, seen: &Seen) -> Option<Vec<f64>> {
         let inside: HashSet<ValueId> =
             window.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1).map(|(_, v)| *v).collect();
         let products = |v: &&ValueId| matches!(self.graph.op(**v), Op::MatMul { .. });
@@ -221,7 +244,7 @@ impl<'a> Partitioner<'a> {
         if lefts.any(|l| Some(l) != first) {
             return None;
         }
-        let part = self.alone(inside.clone()).divide();
+        let part = self.alone(inside.clone(), seen.given.clone()).divide();
         // What leaves the graph without being a launch by itself has a region of its own, wherever it is looked at.
         let launches =
             |r: &Region| r.members().into_iter().filter(|v| is_launch(self.graph, *v)).collect::<HashSet<_>>();
@@ -233,7 +256,7 @@ impl<'a> Partitioner<'a> {
         let stored: HashSet<ValueId> = elsewhere.chain(part.stored.iter().copied()).collect();
         let mut sum = vec![0.0; self.options.tiers.len()];
         for region in regions {
-            let site = Site { graph: self.graph, tables: self.tables, stored: &stored, region };
+            let site = Site { graph: &seen.sized, tables: self.tables, stored: &stored, region };
             let (spec, _) = anchors::build(&site).ok()?;
             let (weights, rest) = traffic::moved(&spec, &self.bounds);
             let (bytes, flops) = (self.number(&(weights + rest))?, self.number(&cost::flops(&spec))?);
@@ -246,16 +269,28 @@ impl<'a> Partitioner<'a> {
         }
         Some(sum)
     }
-    /// A size expression at the sizes that decisions are priced at: one sequence, of as many tokens as there are rows at
-    /// most, behind as many as decisions are priced at.
-    fn number(&self, d: &Dim) -> Option<f64> {
-        let tokens = self.most(&Dim::size(sizes::TOKENS)).unwrap_or(MANY_ROWS).min(MANY_ROWS) as i64;
-        let of = |s: &Sym| match s {
+    /// A size of the run that decisions are priced at: one sequence, of as many tokens as there are rows at most, behind as
+    /// many as decisions are priced at.
+    fn size(&self, s: &Sym) -> Option<i64> {
+        let most = |d: &Dim| self.most(d).unwrap_or(MANY_ROWS).min(MANY_ROWS) as i64;
+        match s {
             Sym::Size(n) if **n == *sizes::BATCH => Some(1),
-            Sym::Size(n) if **n == *sizes::TOKENS => Some(tokens),
-            Sym::Size(_) => Some(self.most(&Dim::sym(s.clone())).unwrap_or(MANY_ROWS).min(MANY_ROWS) as i64),
+            Sym::Size(_) => Some(most(&Dim::sym(s.clone()))),
             _ => None,
-        };
-        d.eval(&of).ok().map(|n| n as f64)
+        }
+    }
+    /// A size expression in that run.
+    fn number(&self, d: &Dim) -> Option<f64> {
+        d.eval(&|s: &Sym| self.size(s)).ok().map(|n| n as f64)
+    }
+    /// The graph in that run.
+    fn sized(&self) -> Graph {
+        let (mut graph, mut log) = (self.graph.clone(), Log::default());
+        let number = |d: &Dim| d.substitute(&|s| self.size(s).map(Dim::constant));
+        Editor::new(&mut graph, "price", &mut log).retype(&mut |op, ty| {
+            op.map_dims(&number);
+            ty.shape.iter_mut().for_each(|d| *d = number(d));
+        });
+        graph
     }
 }

@@ -12,6 +12,9 @@ impl Partitioner<'_> {
     /// The statistics that the kernel which makes the rows of norm `v` can write; why there are none otherwise.
     pub(super) fn forwardable(&self, v: ValueId) -> Result<RowStats, String> {
         let Op::Norm { kind, .. } = self.graph.op(v) else { return Err("no norm".into()) };
+        if let Some((stats, _)) = self.given(v) {
+            return Ok(stats);
+        }
         let Some(x) = self.graph.operands(v).first().copied() else { return Err("a norm of nothing".into()) };
         let (op, ty) = (self.graph.op(x), self.graph.ty(x));
         let Some(width) = ty.last().as_const().and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0) else {
@@ -46,6 +49,10 @@ impl Partitioner<'_> {
             Some(other) if other != found => Err("their kernel writes statistics of other rows".into()),
             _ => Ok(found),
         }
+    }
+    /// The statistics that a kernel outside of what is looked at writes for norm `v`, and whether they are for commuting it.
+    pub(super) fn given(&self, v: ValueId) -> Option<(RowStats, bool)> {
+        self.scope.as_ref().and_then(|s| s.given.get(&v)).copied()
     }
     /// Whether `x` is the result of anchor `a` of region `id`, element for element.
     fn in_place_of(&self, id: usize, a: ValueId, x: ValueId) -> bool {

@@ -3,6 +3,7 @@
 
 mod bindings;
 mod chain;
+mod commute;
 mod conv_chain;
 mod epilogue;
 mod exact;
@@ -47,6 +48,16 @@ pub struct Partition {
 /// Largest number of rows for which a norm is computed inside the matmul that reads it.
 const NORM_PROLOGUE_ROWS: u64 = 4;
 
+/// Statistics of rows that kernels write for norms, and whether these are commuted.
+type Given = Rc<HashMap<ValueId, (RowStats, bool)>>;
+
+/// What is looked at of a graph.
+#[derive(Clone)]
+struct Scope {
+    launches: HashSet<ValueId>,
+    given: Given,
+}
+
 #[derive(Clone)]
 pub(super) struct Partitioner<'a> {
     graph: &'a Graph,
@@ -59,8 +70,8 @@ pub(super) struct Partitioner<'a> {
     position: Rc<HashMap<ValueId, usize>>,
     users: Rc<HashMap<ValueId, Vec<ValueId>>>,
     ancestors: Rc<Vec<Vec<u64>>>,
-    /// The operations that may be fused, if not all.
-    scope: Option<HashSet<ValueId>>,
+    /// The launches that may be fused, if not all, with the statistics of rows that other kernels write for their norms.
+    scope: Option<Scope>,
     /// Operations that may share a region have one number here.
     groups: Option<HashMap<ValueId, u32>>,
     owner: HashMap<ValueId, usize>,
@@ -162,11 +173,11 @@ impl<'a> Partitioner<'a> {
         found.exact = ExactSearch { taken: true, ..exact };
         found
     }
-    /// One that fuses nothing but the operations of `scope`.
-    fn alone(&self, scope: HashSet<ValueId>) -> Self {
+    /// One that fuses nothing but `launches` and what lies between them.
+    fn alone(&self, launches: HashSet<ValueId>, given: Given) -> Self {
         let mut one = self.clone();
-        one.order.retain(|v| scope.contains(v) || !is_launch(self.graph, *v));
-        one.scope = Some(scope);
+        one.order.retain(|v| launches.contains(v) || !is_launch(self.graph, *v));
+        one.scope = Some(Scope { launches, given });
         one
     }
     fn divide(mut self) -> Partition {
@@ -211,7 +222,9 @@ impl<'a> Partitioner<'a> {
         if self.off.contains(&a) || self.off.contains(&b) {
             return Err((Refusal::User, "the operation is switched off by its origin".into()));
         }
-        if self.scope.as_ref().is_some_and(|s| !s.contains(&a) || !s.contains(&b)) {
+        let through = self.options.exact_through_views;
+        let outside = |v: ValueId, s: &Scope| !s.launches.contains(&v) && (!through || is_launch(self.graph, v));
+        if self.scope.as_ref().is_some_and(|s| outside(a, s) || outside(b, s)) {
             return Err((Refusal::User, "outside of what is looked at".into()));
         }
         if let Some(groups) = &self.groups

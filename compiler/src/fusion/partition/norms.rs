@@ -62,13 +62,16 @@ impl Partitioner<'_> {
                 continue;
             }
             match self.norm_form(v, target, kept) {
-                Ok(stats) => {
+                Ok(Inside { stats, commuted }) => {
                     self.spend();
                     if let Some(stats) = stats {
                         self.forward(stats);
+                        if commuted && self.gain_of(v).is_some() {
+                            self.forward_gained(stats, v);
+                        }
                     }
                     if let RegionAnchor::MatMul(g) = &mut self.regions[target].anchor {
-                        (g.norm, g.stats) = (Some(v), stats);
+                        (g.norm, g.stats, g.commuted) = (Some(v), stats, commuted);
                         self.owner.insert(v, target);
                         self.regions[id].anchor = RegionAnchor::Map;
                     }
@@ -100,15 +103,16 @@ impl Partitioner<'_> {
         }
     }
     /// How norm `v` is computed in every column tile of region `target`, where that is worth it on every kind of device: with
-    /// statistics of each tile's own (`None`), or with those that the kernel writes which makes the rows. Of two forms that
-    /// pay, the former unless the latter is worth it. At most [`NORM_PROLOGUE_ROWS`] rows are a matter of launches alone.
-    fn norm_form(&self, v: ValueId, target: usize, kept: bool) -> Result<Option<RowStats>, (Refusal, String)> {
+    /// statistics of each tile's own, with those that the kernel writes which makes the rows, or commuted through the product.
+    /// Of forms that pay, the first unless a later one is worth it. At most [`NORM_PROLOGUE_ROWS`] rows are a matter of
+    /// launches alone.
+    fn norm_form(&self, v: ValueId, target: usize, kept: bool) -> Result<Inside, (Refusal, String)> {
         let refuse = |detail: String| (Refusal::Recompute, detail);
         let RegionAnchor::MatMul(g) = &self.regions[target].anchor else { return Err(refuse("no matmul".into())) };
         let rows = self.rows(v);
         let most = self.most(&rows);
         if most.is_some_and(|m| m <= NORM_PROLOGUE_ROWS) {
-            return Ok(None);
+            return Ok(Inside::default());
         }
         let Some(product) = self.tiled(g) else {
             return Err(refuse(format!("{rows} rows of a width that is not known")));
@@ -118,39 +122,67 @@ impl Partitioner<'_> {
             return Err(refuse(format!("{rows} rows of a width that is not known")));
         };
         let choice = NormChoice { rows: most.unwrap_or(MANY_ROWS).min(MANY_ROWS), width, kept };
-        let worst = |form: NormForm| {
-            let each = self.options.tiers.iter().map(|tier| {
+        let each = |form: NormForm| {
+            let on = |tier: &Tier| {
                 let tiles = product.tiles(*tier, has_few_rows(&rows));
                 let (own, inside) = choice.times_us(*tier, tiles, form);
                 Priced { own, inside, tiles, tier: *tier }
-            });
-            each.min_by(|a, b| a.gain().total_cmp(&b.gain()))
+            };
+            self.options.tiers.iter().map(on).collect::<Vec<Priced>>()
         };
-        let Some(recomputed) = worst(NormForm::Recompute) else { return Ok(None) };
+        let worst = |form: NormForm| each(form).into_iter().min_by(|a, b| a.gain().total_cmp(&b.gain()));
+        let Some(recomputed) = worst(NormForm::Recompute) else { return Ok(Inside::default()) };
         let stats = match self.options.forward_stats {
             true => self.forwardable(v),
             false => Err("forwarding of statistics is switched off".into()),
         };
-        let forwarded = stats.as_ref().ok().and_then(|s| {
-            let numbers = s.tiles(self.graph) * s.numbers();
-            worst(NormForm::Forward(numbers)).map(|priced| (*s, priced))
-        });
         let pays = |p: &Priced| cost::pays(p.own, p.inside);
-        match forwarded {
-            Some((s, p)) if pays(&p) && (!pays(&recomputed) || cost::pays(recomputed.inside, p.inside)) => Ok(Some(s)),
-            _ if pays(&recomputed) => Ok(None),
-            Some((_, p)) => {
-                let detail = format!(
-                    "{}; {:.0} us with statistics of its own",
-                    p.told(&rows, &choice, "normalise with statistics of the kernel that makes the rows"),
-                    recomputed.inside
-                );
-                Err((Refusal::Stat, detail))
-            }
-            None => {
-                let why = stats.err().unwrap_or_default();
+        let stats = match stats {
+            Ok(stats) => stats,
+            Err(_) if pays(&recomputed) => return Ok(Inside::default()),
+            Err(why) => {
                 let detail = recomputed.told(&rows, &choice, "compute the norm again");
-                Err(refuse(format!("{detail}; statistics are not forwarded: {why}")))
+                return Err(refuse(format!("{detail}; statistics are not forwarded: {why}")));
+            }
+        };
+        let numbers = stats.tiles(self.graph) * stats.numbers();
+        let forward = NormForm::Forward(numbers);
+        let Some(forwarded) = worst(forward) else { return Ok(Inside::default()) };
+        let inline = match (pays(&recomputed), pays(&forwarded)) {
+            (true, true) if cost::pays(recomputed.inside, forwarded.inside) => Some((Some(stats), forward)),
+            (true, _) => Some((None, NormForm::Recompute)),
+            (false, true) => Some((Some(stats), forward)),
+            (false, false) => None,
+        };
+        let commutes = self.commutable(v, target, kept);
+        let commute = NormForm::Commute {
+            numbers,
+            gained: self.gain_of(v).is_some(),
+            sums: product.columns.saturating_mul(product.sides as u64),
+        };
+        let commuted = worst(commute).filter(|_| commutes.is_ok());
+        let wins = |other: NormForm| {
+            let pairs: Vec<(f64, f64)> =
+                each(other).iter().zip(each(commute)).map(|(o, c)| (o.inside, c.inside)).collect();
+            pairs.iter().all(|(o, c)| c <= o) && pairs.iter().any(|(o, c)| cost::pays(*o, *c))
+        };
+        let with_stats = |p: &Priced| {
+            let what = "normalise with statistics of the kernel that makes the rows";
+            format!("{}; {:.0} us with statistics of its own", p.told(&rows, &choice, what), recomputed.inside)
+        };
+        match (inline, commuted) {
+            (None, Some(c)) if pays(&c) => Ok(Inside { stats: Some(stats), commuted: true }),
+            (Some((_, form)), Some(_)) if wins(form) => Ok(Inside { stats: Some(stats), commuted: true }),
+            (Some((stats, _)), _) => Ok(Inside { stats, commuted: false }),
+            (None, Some(c)) => {
+                let what = "scale their sums by statistics of the kernel that makes the rows";
+                let detail =
+                    format!("{}; {:.0} us normalising by them", c.told(&rows, &choice, what), forwarded.inside);
+                Err((Refusal::Commute, detail))
+            }
+            (None, None) => {
+                let why = commutes.err().unwrap_or_default();
+                Err((Refusal::Stat, format!("{}; not commuted: {why}", with_stats(&forwarded))))
             }
         }
     }
@@ -160,7 +192,15 @@ impl Partitioner<'_> {
         let rows = self.rows(v);
         let width = self.graph.ty(v).last().as_const().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
         let most = self.most(&rows).unwrap_or(MANY_ROWS).min(MANY_ROWS);
-        let form = g.stats.map_or(NormForm::Recompute, |s| NormForm::Forward(s.tiles(self.graph) * s.numbers()));
+        let form = match g.stats.map(|s| s.tiles(self.graph) * s.numbers()) {
+            None => NormForm::Recompute,
+            Some(numbers) if !g.commuted => NormForm::Forward(numbers),
+            Some(numbers) => NormForm::Commute {
+                numbers,
+                gained: self.gain_of(v).is_some(),
+                sums: product.columns.saturating_mul(product.sides as u64),
+            },
+        };
         let tiles = product.tiles(tier, has_few_rows(&rows));
         NormChoice { rows: most, width, kept: false }.times_us(tier, tiles, form).1
     }
@@ -176,6 +216,15 @@ impl Partitioner<'_> {
         let weight = g.members.first().and_then(|m| self.rhs_weight(*m)).and_then(|w| self.tables.weight_info(w));
         Some(Tiled { sides, columns, is_quantised: weight.is_some_and(|w| w.storage.is_quantised()) })
     }
+}
+
+/// How a product computes the norm in front of it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Inside {
+    /// Where the statistics come from; `None`: from the rows.
+    stats: Option<RowStats>,
+    /// They scale the sums.
+    commuted: bool,
 }
 
 /// Columns of a product, and what decides how many a workgroup has.

@@ -29,7 +29,7 @@ impl Partitioner<'_> {
                     let group = if all.contains(&v) { self.merge(v, &all, &grouped) } else { vec![v] };
                     let form = self.form(&group);
                     grouped.extend(&group);
-                    RegionAnchor::MatMul(MatMulGroup { members: group, form, norm: None, stats: None })
+                    RegionAnchor::MatMul(MatMulGroup { members: group, form, norm: None, stats: None, commuted: false })
                 }
                 Op::Attention(_) | Op::AttentionParts { .. } => RegionAnchor::Attention(v),
                 _ => RegionAnchor::Row(v),

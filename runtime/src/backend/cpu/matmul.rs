@@ -108,6 +108,8 @@ pub struct MatMul {
     stats: Vec<StatCode>,
     /// Extent of the axis k for the statistics.
     over: Reg,
+    /// Whether the statistics scale the results.
+    scales: bool,
     rhs: Vec<Rhs>,
     precision: MatmulPrecision,
     shared: bool,
@@ -162,6 +164,7 @@ impl MatMul {
         Ok(MatMul {
             k: b.size(k)?,
             over: b.size(spec.stats_over.as_ref().unwrap_or(k))?,
+            scales: spec.stores_statistics(),
             partials: spec.partials.as_ref().map(|p| PartialsCode::new(b, p, n_axis)).transpose()?,
             lhs: b.values(&[lhs], Some(k_axis))?,
             stats: row::stats(b, spec, axes, lhs_stats, k_axis)?,
@@ -408,8 +411,12 @@ impl Part<'_> {
     }
     fn finish(&self, frame: &mut Frame, accs: &[f32], of: &MatMul) -> Result<(), Fault> {
         let (n, count) = (self.hi - self.lo, of.rhs.len());
+        let over = self.l.size(of.over);
         for r in 0..self.count {
             self.place(frame, self.first + r);
+            for s in of.stats.iter().filter(|_| of.scales) {
+                s.run(frame, self.l, over)?;
+            }
             let mut slices: [&[f32]; ACCS] = [&[]; ACCS];
             for (j, s) in slices.iter_mut().take(count).enumerate() {
                 *s = accs.get((j * self.count + r) * n..(j * self.count + r + 1) * n).unwrap_or_default();
