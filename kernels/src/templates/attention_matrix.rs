@@ -116,7 +116,7 @@ struct Side {
 
 impl Side {
     fn new(b: &Builder, name: &str, rows: u32, depth: u32) -> Side {
-        let (units, pitch) = (depth / 8, depth / 8 | 1);
+        let (units, pitch) = (depth / 8, (depth / 8) | 1);
         let parts = (0..PARTS.parts()).map(|_| b.workgroup(name, Type::VEC4_U32, rows * pitch)).collect();
         Side { parts, rows, units, pitch }
     }
