@@ -155,10 +155,9 @@ impl Checkpoint {
         out
     }
 
-    /// Loads what was written, and compares the configurations.
+    /// Compares the configurations, and loads what was written.
     fn compare(&self, written: &Path) -> Result<()> {
         let limits = Limits::default();
-        gguf::load(written, &LoadOptions::default())?;
         let there = match gguf::config(&GgufFile::open(written, &limits)?, &limits) {
             Ok(config) => config,
             Err(gaps) => return refuse_all(STEP, gaps.iter().map(ToString::to_string).collect()),
@@ -176,9 +175,10 @@ impl Checkpoint {
                 format!("has no place for `{field}` of the configuration, which is {value}")
             })
             .collect();
-        match problems.is_empty() {
-            true => Ok(()),
-            false => refuse(STEP, format!("{}; write a directory or a .frit file", problems.join("; "))),
+        if !problems.is_empty() {
+            return refuse(STEP, format!("{}; write a directory or a .frit file", problems.join("; ")));
         }
+        gguf::load(written, &LoadOptions::default())?;
+        Ok(())
     }
 }

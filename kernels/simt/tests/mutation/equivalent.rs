@@ -43,6 +43,8 @@ const FRESH: &str = "nothing has read this array yet";
 const OWN: &str = "the invocation reads what it wrote itself";
 const APART: &str = "areas lie one pair further apart, and what is used of the last one still fits";
 const PAST: &str = "in front of the end of k both are the last unit, and past it nothing is copied";
+const SINGLE: &str = "there is one row, whose number is 0";
+const PADDED: &str = "past the end of a head the other side is zero";
 const NOTHING: &str = "without a key what was gathered is 0, whatever it is multiplied by";
 
 /// All of them.
@@ -78,6 +80,8 @@ pub const EQUIVALENT: &[Equivalent] = &[
     same("lanes", "guard always true", "if (first_row + ", CLAMPED),
     same("lanes", "guard off by one", "if (first_row + ", CLAMPED),
     same("attention_lanes", "guard always true", "<= last_row", CLAMPED),
+    same("attention_lanes", "guard always true", "<= 0u) {", CLAMPED),
+    same("attention_lanes", "largest and smallest mixed up", "let s = min(i", SINGLE),
     deep("attention_tile", "guard always true", "<= last_row", CLAMPED),
     same("gemm_registers", "guard off by one", ">= 2u)", ALIGNED),
     same("gemm_registers", "choice reversed", "select(select(quad", ALIGNED),
@@ -105,6 +109,9 @@ pub const EQUIVALENT: &[Equivalent] = &[
     same("attention_tile", "stale accumulator", "var out", FADED),
     same("attention_warp", "stale accumulator", "mov.f32 %sum", FADED),
     same("attention_warp", "stale accumulator", "mov.f32 %out$", FADED),
+    same("attention_matrix", "stale accumulator", "mov.f32 %sum", FADED),
+    same("attention_matrix", "stale accumulator", "mov.f32 %out", FADED),
+    same("attention_matrix", "guard off by one", ", 20; -> setp.le.u32", PADDED),
     same("attention_lanes", "stale accumulator", "var dot_", SHIFTED),
     deep("attention_tile", "stale accumulator", "var dot_", SHIFTED),
     same("attention_lanes", "guard off by one", "> 0.0); -> ", NOTHING),

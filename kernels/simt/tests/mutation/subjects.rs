@@ -34,6 +34,7 @@ pub fn all() -> Vec<Subject> {
         subject("gemv", vec![few_rows()]),
         subject("gemv_q4_0", vec![gated(35, 544, Storage::Q4_0, &["B", "1"], 3)]),
         subject("attention", attention_plain()),
+        subject("attention_token", attention_token()),
         subject("attention_window", attention_window()),
         subject("attention_mask", attention_mask()),
     ]
@@ -176,7 +177,11 @@ const GROUP: u64 = 2;
 
 /// Heads of 20 elements over two key heads; arguments q, k, v, y, then what `change` adds.
 fn attention(change: impl FnOnce(&mut SpecBuilder, &mut Attention)) -> KernelSpec {
-    let mut s = SpecBuilder::new("attention", &["B", "4", "S", "20"], &["B", "S", "T", "P"]);
+    attention_of("S", change)
+}
+
+fn attention_of(rows: &str, change: impl FnOnce(&mut SpecBuilder, &mut Attention)) -> KernelSpec {
+    let mut s = SpecBuilder::new("attention", &["B", "4", rows, "20"], &["B", "S", "T", "P"]);
     let q = s.arg("q", Space::Arena, Storage::F32, "80*B*S");
     let k = s.arg("k", Space::Kv(0), Storage::F32, "40*B*T");
     let v = s.arg("v", Space::Kv(0), Storage::F32, "40*B*T");
@@ -214,12 +219,31 @@ fn far_apart(mut case: Case, (period, phase): (usize, usize)) -> Case {
     case
 }
 
+/// Values about 1000 behind scores that lie some way apart, and a tolerance so small that the last of three parts of an
+/// operand counts.
+fn magnified(mut case: Case) -> Case {
+    let [Data::F32(q), _, Data::F32(v), ..] = &mut case.data[..] else { return case };
+    q.iter_mut().for_each(|x| *x *= 30.0);
+    v.iter_mut().for_each(|x| *x = 1000.0 + 500.0 * *x);
+    case.tolerance = 3e-6;
+    case
+}
+
+/// One query row, which has a schedule of its own on some targets.
+fn attention_token() -> Vec<Case> {
+    let spec = attention_of("1", |_, a| a.causal_offset = Some(dim("P")));
+    let case = |b, past, room| filled(spec.clone(), &[("B", b), ("S", 1), ("T", 1 + past + room), ("P", past)], 5);
+    let plain = [case(2, 0, 0), case(1, 16, 3), case(1, 329, 0), case(2, 49, 9)];
+    let apart = [(32, 5), EIGHTH, (64, 1)].map(|which| far_apart(case(4, 149, 0), which));
+    plain.into_iter().chain(apart).collect()
+}
+
 fn attention_plain() -> Vec<Case> {
     let spec = attention(|_, _| {});
     let case = |b, s, t| filled(spec.clone(), &[("B", b), ("S", s), ("T", t), ("P", 0)], 5);
     let apart = [(case(1, 9, 150), EIGHTH), (case(4, 1, 150), (32, 5))].map(|(c, which)| far_apart(c, which));
     let plain = [case(2, 1, 1), case(2, 9, 17), case(1, 2, 330), case(2, 4, 50), case(1, 7, 110)];
-    plain.into_iter().chain(apart).collect()
+    plain.into_iter().chain(apart).chain([magnified(case(1, 40, 50))]).collect()
 }
 
 fn attention_window() -> Vec<Case> {
@@ -227,7 +251,7 @@ fn attention_window() -> Vec<Case> {
         (a.causal_offset, a.window, a.softcap) = (Some(dim("P")), Some(203), Some(4000.0));
     });
     let case = |s, past| filled(spec.clone(), &[("B", 2), ("S", s), ("T", s + past), ("P", past)], 4);
-    vec![case(9, 0), case(1, 40), case(2, 100), case(2, 300), far_apart(case(9, 220), EIGHTH)]
+    vec![case(9, 0), case(1, 40), case(2, 100), case(2, 300), far_apart(case(9, 220), EIGHTH), magnified(case(40, 10))]
 }
 
 /// Some rows see no key at all, and get zeros.
@@ -243,5 +267,12 @@ fn attention_mask() -> Vec<Case> {
         case.data[4] = Data::I32((0..s * t).map(seen).collect());
         case
     };
-    vec![case(1, 3, 1), case(9, 33, 0), case(9, 33, 1), case(10, 70, 2), far_apart(case(9, 280, 1), EIGHTH)]
+    vec![
+        case(1, 3, 1),
+        case(9, 33, 0),
+        case(9, 33, 1),
+        case(10, 70, 2),
+        far_apart(case(9, 280, 1), EIGHTH),
+        magnified(case(40, 50, 3)),
+    ]
 }
