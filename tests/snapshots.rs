@@ -15,7 +15,7 @@ use frit_kernels::dim::Sym;
 use frit_kernels::dtype::Storage;
 use frit_kernels::ir;
 use frit_kernels::spec::KernelSpec;
-use frit_kernels::target::{Capabilities, Tier};
+use frit_kernels::target::{Architecture, Capabilities, Tier};
 use frit_kernels::templates::render;
 use frit_plan::{BufferRef, Plan};
 use kernel::blocks::{Data, Random};
@@ -106,7 +106,7 @@ fn plan_text(plan: &Plan, main: &str) -> String {
             let _ = writeln!(
                 out,
                 "  {} {} {:?} grid {} | {}",
-                v.tier.name(),
+                v.architecture.map_or(v.tier.name(), Architecture::name),
                 v.schedule.template,
                 v.schedule.workgroup,
                 dims(&v.grid),

@@ -5,11 +5,12 @@ mod support;
 
 use frit::verify::{VerifyOptions, verify};
 use frit_compiler::CompileOptions;
-use frit_kernels::target::{Capabilities, Tier};
+use frit_kernels::target::{Architecture, Tier};
 
 fn check(model: &str, options: VerifyOptions) {
     let loaded = support::compile(&support::load(model));
-    for tier in [Tier::Cpu, Tier::Gpu, Tier::Cuda] {
+    for (tier, capability) in [(Tier::Cpu, (8, 0)), (Tier::Gpu, (8, 0)), (Tier::Cuda, (8, 0)), (Tier::Cuda, (9, 0))] {
+        let options = VerifyOptions { capability, ..options };
         let found = verify(&loaded, tier, &options).unwrap_or_else(|e| panic!("{model} {}: {e}", tier.name()));
         let broken: Vec<_> = found.kernels.iter().flat_map(|k| &k.violations).collect();
         assert!(found.passed(), "{model} {}: {broken:#?} {:?} {:?}", found.tier, found.outputs, found.same_tokens);
@@ -43,17 +44,15 @@ fn onnx_exports() {
 #[test]
 fn quantised_weights() {
     for model in ["devset/gguf/llama_Q8_0.gguf", "devset/gguf/llama_Q4_0.gguf", "devset/gguf/llama_F16.gguf"] {
-        let mut targets = CompileOptions::default().targets;
-        targets.push(Capabilities::cuda_warpgroups());
+        let targets = CompileOptions::default().targets;
         let loaded = support::compile_with(&support::load(model), Default::default(), targets);
-        let apart = loaded.plan.kernels.iter().any(|k| k.ptx((9, 0)) != k.ptx((8, 0)));
-        assert_eq!(apart, model.contains("F16"), "weights of 16 bits have kernels of warpgroups");
+        let warpgroups =
+            |k: &frit_plan::Kernel| k.ptx((9, 0)).and_then(|v| v.architecture) == Some(Architecture::Sm90a);
+        let some = loaded.plan.kernels.iter().any(warpgroups);
+        assert_eq!(some, model.contains("F16"), "weights of 16 bits have kernels of warpgroups");
         for (tier, major, tolerance) in
             [(Tier::Cpu, 8, 1e-4), (Tier::Gpu, 8, 1e-4), (Tier::Cuda, 8, 1e-2), (Tier::Cuda, 9, 1e-2)]
         {
-            if major == 9 && !apart {
-                continue;
-            }
             let capability = (major, 0);
             let options = VerifyOptions {
                 tokens: 8,

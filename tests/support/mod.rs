@@ -23,14 +23,16 @@ pub fn load(path: &str) -> Model {
 
 /// The default plan of a model, with texts for every tier.
 pub fn compile(model: &Model) -> LoadedModel {
-    compile_with(model, FusionOptions::default(), CompileOptions::default().targets)
+    compile_as(model, CompileOptions::default())
 }
 
-/// A plan with given fusion options and targets.
+/// A plan with given fusion options, and every text that its kernels can have for given targets.
 pub fn compile_with(model: &Model, fusion: FusionOptions, targets: Vec<Capabilities>) -> LoadedModel {
-    let plan = Compiler::new(CompileOptions { fusion, targets, every_text: true, ..CompileOptions::default() })
-        .compile(model)
-        .unwrap_or_else(|e| panic!("{e}"));
+    compile_as(model, CompileOptions { fusion, targets, every_text: true, ..CompileOptions::default() })
+}
+
+fn compile_as(model: &Model, options: CompileOptions) -> LoadedModel {
+    let plan = Compiler::new(options).compile(model).unwrap_or_else(|e| panic!("{e}"));
     plan.validate().unwrap_or_else(|e| panic!("{e}"));
     LoadedModel { plan: Arc::new(plan), weights: model.weights(), artifact: None }
 }
