@@ -3,29 +3,11 @@
 
 mod common;
 
-use common::{Run, floats};
+use common::{Run, put_words};
 
-/// The words that one invocation puts; `x` holds 0, 1, …, 7 and keeps the compiler from folding.
+/// The words that one invocation puts.
 fn eval(body: &str) -> Vec<u32> {
-    let text = format!(
-        "@group(0) @binding(0) var<storage, read_write> y: array<u32>;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-var<private> at: u32;
-fn put(v: u32) {{ y[at] = v; at += 1u; }}
-fn puti(v: i32) {{ put(bitcast<u32>(v)); }}
-fn putf(v: f32) {{ put(bitcast<u32>(v)); }}
-fn putb(v: bool) {{ put(select(0u, 1u, v)); }}
-@compute @workgroup_size(1)
-fn main() {{
-    let one = x[1];
-    let four = x[4];
-    let six = u32(x[6]);
-    let minus = -i32(x[7]);
-    {body}
-}}"
-    );
-    let puts = body.matches("put").count();
-    Run::wgsl(&text, [1, 1, 1]).inout(&vec![0.0; puts]).input(&floats(8, |i| i as f32)).clean().words(0)
+    put_words("let one = x[1]; let four = x[4]; let six = u32(x[6]); let minus = -i32(x[7]);", body)
 }
 
 /// Functions whose value at these places is exact, or known to the last digit.

@@ -3,27 +3,11 @@
 
 mod common;
 
-use common::{Run, floats};
+use common::{Run, put_words};
 
 /// Runs statements in one invocation; each `put(v)` leaves a word.
 fn eval(body: &str) -> Vec<u32> {
-    let text = format!(
-        "@group(0) @binding(0) var<storage, read_write> y: array<u32>;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-var<private> at: u32;
-fn put(v: u32) {{ y[at] = v; at += 1u; }}
-fn puti(v: i32) {{ put(bitcast<u32>(v)); }}
-fn putf(v: f32) {{ put(bitcast<u32>(v)); }}
-@compute @workgroup_size(1)
-fn main() {{
-    let five = u32(x[5]);
-    let minus = -i32(x[7]);
-    let half = x[1] / 2.0;
-    {body}
-}}"
-    );
-    let puts = body.matches("put").count();
-    Run::wgsl(&text, [1, 1, 1]).inout(&vec![0.0; puts]).input(&floats(8, |i| i as f32)).clean().words(0)
+    put_words("let five = u32(x[5]); let minus = -i32(x[7]); let half = x[1] / 2.0;", body)
 }
 
 fn bits(v: &[f32]) -> Vec<u32> {

@@ -173,3 +173,24 @@ impl Left {
         found[0].clone()
     }
 }
+
+/// The words that one WGSL invocation puts by `put`, `puti`, `putf` and `putb`; `x` holds 0, 1, …, 7, which keeps the compiler
+/// from folding. `head` names what `body` uses.
+pub fn put_words(head: &str, body: &str) -> Vec<u32> {
+    let text = format!(
+        "@group(0) @binding(0) var<storage, read_write> y: array<u32>;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+var<private> at: u32;
+fn put(v: u32) {{ y[at] = v; at += 1u; }}
+fn puti(v: i32) {{ put(bitcast<u32>(v)); }}
+fn putf(v: f32) {{ put(bitcast<u32>(v)); }}
+fn putb(v: bool) {{ put(select(0u, 1u, v)); }}
+@compute @workgroup_size(1)
+fn main() {{
+    {head}
+    {body}
+}}"
+    );
+    let puts = body.matches("put").count();
+    Run::wgsl(&text, [1, 1, 1]).inout(&vec![0.0; puts]).input(&floats(8, |i| i as f32)).clean().words(0)
+}
