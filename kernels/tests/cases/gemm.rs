@@ -5,8 +5,8 @@ use crate::support::blocks::{Data, Random};
 use crate::support::build::{SpecBuilder, dim};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{
-    AliasKind, Anchor, ArgId, BinaryOp, KernelSpec, LeftStore, PARTIAL_COLUMNS, PartialKind, Partials, ReduceOp, Space,
-    Stat, UnaryOp,
+    AliasKind, Anchor, ArgId, BinaryOp, ExprId, KernelSpec, LeftStore, PARTIAL_COLUMNS, PartialKind, Partials,
+    ReduceOp, Space, Stat, UnaryOp,
 };
 
 /// `x[S, k] · w[n, k]ᵀ` for every weight, and what is stored.
@@ -315,6 +315,16 @@ pub fn forwarding((rows, columns, k): (i64, u64, u64), storage: Storage, kind: P
     filled(s.done(), &[("S", rows)], 41)
 }
 
+/// A statistic of rows joined from those of `tiles` tiles in `t`, and its value.
+fn joined(s: &mut SpecBuilder, t: ArgId, tiles: usize) -> (Vec<Stat>, ExprId) {
+    let part = s.load(t, &format!("{tiles}*i0 + i2"));
+    let square = s.bin(BinaryOp::Mul, part, part);
+    let (raw, one) = (s.stat(0, Scalar::F32), s.f(1.0));
+    let root = s.bin(BinaryOp::Add, raw, one);
+    let root = s.un(UnaryOp::Rsqrt, root);
+    (vec![Stat { op: ReduceOp::Sum, value: square, finish: Some(root) }], raw)
+}
+
 /// The other end: a norm whose statistics are joined from those of tiles.
 pub fn statistics_joined_from_tiles(check: &dyn Fn(&Case)) {
     for (rows, columns, k, storage) in
@@ -326,12 +336,7 @@ pub fn statistics_joined_from_tiles(check: &dyn Fn(&Case)) {
         let t = s.arg("t", Space::Arena, Storage::F32, &format!("{tiles}*S"));
         let z = s.arg("z", Space::Weight, storage, &(columns * k).to_string());
         let y = s.out("y", Space::Arena, Storage::F32, &format!("S*{columns}"));
-        let part = s.load(t, &format!("{tiles}*i0 + i2"));
-        let square = s.bin(BinaryOp::Mul, part, part);
-        let (raw, one) = (s.stat(0, Scalar::F32), s.f(1.0));
-        let root = s.bin(BinaryOp::Add, raw, one);
-        let root = s.un(UnaryOp::Rsqrt, root);
-        let lhs_stats = vec![Stat { op: ReduceOp::Sum, value: square, finish: Some(root) }];
+        let (lhs_stats, raw) = joined(&mut s, t, tiles);
         let lhs = s.load(x, &format!("{k}*i0 + i2"));
         let lhs = s.bin(BinaryOp::Mul, lhs, raw);
         let rhs = vec![s.load(z, &format!("{k}*i1 + i2"))];
@@ -359,12 +364,7 @@ pub fn statistics_scale_the_sums(check: &dyn Fn(&Case)) {
         let t = s.arg("t", Space::Arena, Storage::F32, &format!("{tiles}*S"));
         let z = s.arg("z", Space::Weight, storage, &(sides * columns * k).to_string());
         let y = s.out("y", Space::Arena, Storage::F32, &format!("S*{columns}"));
-        let part = s.load(t, &format!("{tiles}*i0 + i2"));
-        let square = s.bin(BinaryOp::Mul, part, part);
-        let (raw, one) = (s.stat(0, Scalar::F32), s.f(1.0));
-        let root = s.bin(BinaryOp::Add, raw, one);
-        let root = s.un(UnaryOp::Rsqrt, root);
-        let lhs_stats = vec![Stat { op: ReduceOp::Sum, value: square, finish: Some(root) }];
+        let (lhs_stats, raw) = joined(&mut s, t, tiles);
         let lhs = s.load(x, &format!("{k}*i0 + i2"));
         let rhs: Vec<_> = (0..sides).map(|j| s.load(z, &format!("{k}*i1 + i2 + {}", j * columns * k))).collect();
         s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };

@@ -4,7 +4,7 @@ use super::gemm::filled;
 use crate::support::Case;
 use crate::support::build::{SpecBuilder, dim};
 use frit_kernels::dtype::{Scalar, Storage};
-use frit_kernels::spec::{Anchor, BinaryOp, KernelSpec, ReduceOp, Space, Stat, UnaryOp};
+use frit_kernels::spec::{Anchor, ArgId, BinaryOp, ExprId, KernelSpec, ReduceOp, Space, Stat, UnaryOp};
 
 fn plain(m: u64, n: u64, k: u64, storage: Storage) -> KernelSpec {
     let mut s = SpecBuilder::new("vector", &[&m.to_string(), &n.to_string()], &[]);
@@ -43,6 +43,20 @@ pub fn rows_of_every_storage(check: &dyn Fn(&Case)) {
     }
 }
 
+/// Row i0 of `x`, of `k` elements along an axis, behind an RMS norm with a gain, and the statistic that takes.
+fn normed(s: &mut SpecBuilder, (x, gain): (ArgId, ArgId), k: u64, axis: &str) -> (ExprId, Vec<Stat>) {
+    let v = s.load(x, &format!("{k}*i0 + {axis}"));
+    let value = s.bin(BinaryOp::Mul, v, v);
+    let (raw, share, eps) = (s.stat(0, Scalar::F32), s.f(1.0 / k as f32), s.f(1e-5));
+    let mean = s.bin(BinaryOp::Mul, raw, share);
+    let mean = s.bin(BinaryOp::Add, mean, eps);
+    let finish = Some(s.un(UnaryOp::Rsqrt, mean));
+    let (scale, gain) = (s.stat(0, Scalar::F32), s.load(gain, axis));
+    let lhs = s.bin(BinaryOp::Mul, v, scale);
+    let lhs = s.bin(BinaryOp::Mul, lhs, gain);
+    (lhs, vec![Stat { op: ReduceOp::Sum, value, finish }])
+}
+
 pub fn a_norm_of_the_rows_in_front(check: &dyn Fn(&Case)) {
     for (rows, k, n) in [(1i64, 32u64, 20u64), (3, 100, 9), (2, 257, 17)] {
         let mut s = SpecBuilder::new("normed", &["S", &n.to_string()], &["S"]);
@@ -50,17 +64,8 @@ pub fn a_norm_of_the_rows_in_front(check: &dyn Fn(&Case)) {
         let w = s.arg("w", Space::Weight, Storage::Bf16, &(n * k).to_string());
         let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
         let y = s.out("y", Space::Arena, Storage::F32, &format!("{n}*S"));
-        let v = s.load(x, &format!("{k}*i0 + i2"));
-        let value = s.bin(BinaryOp::Mul, v, v);
-        let (raw, share, eps) = (s.stat(0, Scalar::F32), s.f(1.0 / k as f32), s.f(1e-5));
-        let mean = s.bin(BinaryOp::Mul, raw, share);
-        let mean = s.bin(BinaryOp::Add, mean, eps);
-        let finish = Some(s.un(UnaryOp::Rsqrt, mean));
-        let (scale, gain) = (s.stat(0, Scalar::F32), s.load(gain, "i2"));
-        let lhs = s.bin(BinaryOp::Mul, v, scale);
-        let lhs = s.bin(BinaryOp::Mul, lhs, gain);
+        let (lhs, lhs_stats) = normed(&mut s, (x, gain), k, "i2");
         let rhs = vec![s.load(w, &format!("{k}*i1 + i2"))];
-        let lhs_stats = vec![Stat { op: ReduceOp::Sum, value, finish }];
         s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };
         let acc = s.acc(0);
         s.store(y, &format!("{n}*i0 + i1"), acc);
@@ -79,17 +84,8 @@ pub fn norms_in_front_of_few_and_many_columns(check: &dyn Fn(&Case)) {
         let w = s.arg("w", Space::Weight, Storage::Bf16, &(sides * n * k).to_string());
         let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
         let y = s.out("y", Space::Arena, Storage::F32, &format!("{n}*B"));
-        let v = s.load(x, &format!("{k}*i0 + i3"));
-        let value = s.bin(BinaryOp::Mul, v, v);
-        let (raw, share, eps) = (s.stat(0, Scalar::F32), s.f(1.0 / k as f32), s.f(1e-5));
-        let mean = s.bin(BinaryOp::Mul, raw, share);
-        let mean = s.bin(BinaryOp::Add, mean, eps);
-        let finish = Some(s.un(UnaryOp::Rsqrt, mean));
-        let (scale, gain) = (s.stat(0, Scalar::F32), s.load(gain, "i3"));
-        let lhs = s.bin(BinaryOp::Mul, v, scale);
-        let lhs = s.bin(BinaryOp::Mul, lhs, gain);
+        let (lhs, lhs_stats) = normed(&mut s, (x, gain), k, "i3");
         let rhs = (0..sides).map(|j| s.load(w, &format!("{}*i2 + {} + i3", sides * k, j * k))).collect();
-        let lhs_stats = vec![Stat { op: ReduceOp::Sum, value, finish }];
         s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };
         let mut v = s.acc(0);
         if sides > 1 {
