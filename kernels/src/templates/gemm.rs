@@ -54,7 +54,7 @@ fn in_registers<'a>(p: &Problem<'a>, caps: &'a Capabilities) -> Result<Rendered,
     let (rows, columns) = (side * height, side * width);
     p.in_block(&ctx, rows, columns, |b, scope, first, column| {
         let me = b.add(b.mul(b.local_y(), side), b.local_x());
-        let stats = p.row_stats(&ctx, &scope, (first, rows), column, (me, side * side));
+        let stats = p.row_stats(&ctx, &scope, (first, rows), column, (me, side * side), b.bool(true));
         let local = b.let_("local", b.mul(b.local_y(), height));
         let row = b.let_("row0", b.add(first, local));
         let column = b.let_("column0", b.add(column, b.mul(b.local_x(), width)));
@@ -162,7 +162,7 @@ fn staged<'a>(p: &Problem<'a>, caps: &'a Capabilities) -> Result<Rendered, Templ
         let me = b.let_("me", b.add(b.mul(y, across), x));
         let threads = across * down;
         let accs = zeroed(b, p.rhs.len(), 4, columns / across);
-        let stats = p.row_stats(&ctx, &scope, (row, rows), column, (me, threads));
+        let stats = p.row_stats(&ctx, &scope, (row, rows), column, (me, threads), b.bool(true));
 
         let left_along = is_along(p.spec, p.lhs, p.k_axis());
         let left_loads: Vec<Load> = units(b, me, threads, DEPTH * down, down, left_along)

@@ -104,7 +104,7 @@ pub(super) fn render<'a>(
     p.in_block(&ctx, shape.rows(), shape.columns(), |b, scope, row, column| {
         let me = b.let_("me", b.local_x());
         let kernel = Kernel { p, ctx: &ctx, shape: &shape, format, left: &left, right: &right, me };
-        let stats = p.row_stats(&ctx, &scope, (row, shape.rows()), column, (me, shape.threads()));
+        let stats = p.row_stats(&ctx, &scope, (row, shape.rows()), column, (me, shape.threads()), b.bool(true));
         let accs = kernel.products(&scope, row, column, &stats);
         kernel.write(&scope, row, column, sums, &accs);
     });

@@ -151,7 +151,7 @@ pub(super) fn render<'a>(p: &Problem<'a>, caps: &'a Capabilities, plan: &Plan) -
         let column = b.let_("first_column", b.mul(rest, columns));
         let scope = Scope::new();
         let active = b.lt(me, CONSUMERS);
-        let stats = p.row_stats_where(&ctx, &scope, (row, ROWS), column, (me, CONSUMERS), active);
+        let stats = p.row_stats(&ctx, &scope, (row, ROWS), column, (me, CONSUMERS), active);
         let team = b.let_("team", b.shr(b.local_x(), WARPGROUP.trailing_zeros()));
         b.if_else(
             b.eq(team, CONSUMERS / WARPGROUP),

@@ -150,19 +150,8 @@ impl<'a> Problem<'a> {
     }
     /// Reduces the workgroup's `rows` rows from `first` and keeps their statistics in workgroup memory; the workgroups of
     /// the first columns write the left side, if it is wanted. `me` counts `threads` invocations, a multiple or a
-    /// divisor of `rows`. Contains barriers.
+    /// divisor of `rows`, of which those that are `active` do it while all others wait. Contains barriers.
     pub(super) fn row_stats(
-        &self,
-        ctx: &KernelCtx<'a>,
-        base: &Scope,
-        (first, rows): (Val, u32),
-        column: Val,
-        (me, threads): (Val, u32),
-    ) -> RowStats {
-        self.row_stats_where(ctx, base, (first, rows), column, (me, threads), ctx.b.bool(true))
-    }
-    /// As [`row_stats`](Self::row_stats) by the `threads` invocations that are `active`, all others waiting.
-    pub(super) fn row_stats_where(
         &self,
         ctx: &KernelCtx<'a>,
         base: &Scope,

@@ -135,22 +135,25 @@ impl Partitioner<'_> {
             weight_bytes: bytes(first)?.max(bytes(down)?),
         })
     }
+    /// Whether the numeric mode and the precision of products leave room for a chain; `code` refuses the precision.
+    pub(super) fn adds_in_its_own_order(&self, code: Refusal) -> Result<(), (Refusal, String)> {
+        if !self.options.numeric.allows(ProofClass::Reassoc) {
+            let mode = self.options.numeric.name();
+            let detail = format!("REASSOC: a chain adds up its products in its own order; the mode is {mode}");
+            return Err((Refusal::Mode, detail));
+        }
+        if self.options.matmul_precision != MatmulPrecision::Auto {
+            return Err((code, "a chain multiplies in f32 alone".into()));
+        }
+        Ok(())
+    }
     fn may_chain(&self, id: usize, v: ValueId, target: usize, g: &ChainGroup) -> Result<(), (Refusal, String)> {
         let refused = |detail: String| Err((Refusal::Chain, detail));
         if !self.options.fuse_chains {
             return Err((Refusal::User, "chains are switched off".into()));
         }
         self.permitted(v, g.down)?;
-        if !self.options.numeric.allows(ProofClass::Reassoc) {
-            let mode = self.options.numeric.name();
-            return Err((
-                Refusal::Mode,
-                format!("REASSOC: a chain adds up its products in its own order; the mode is {mode}"),
-            ));
-        }
-        if self.options.matmul_precision != MatmulPrecision::Auto {
-            return refused("a chain multiplies in f32 alone".into());
-        }
+        self.adds_in_its_own_order(Refusal::Chain)?;
         let Some(w) = self.widths(&g.up, g.down) else { return refused("rows of a width that is not known".into()) };
         let memory = u64::from(Capabilities::webgpu(Tier::Gpu).limit_workgroup_bytes);
         if !chain::fits(w.input, w.output, memory) {

@@ -13,9 +13,8 @@ use crate::fusion::cost::{CACHE_MISSES, pays};
 use crate::fusion::legality::Refusal;
 use crate::fusion::region::{ConvGroup, MatMulForm, RegionAnchor};
 use crate::graph::{Op, ValueId};
-use crate::numeric::ProofClass;
 use frit_kernels::dtype::Scalar;
-use frit_kernels::spec::{MatmulPrecision, Window};
+use frit_kernels::spec::Window;
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates::conv_chain::Tiles;
 use frit_plan::Rates;
@@ -149,16 +148,7 @@ impl Partitioner<'_> {
             return Err((Refusal::User, "chains of convolutions are switched off".into()));
         }
         self.permitted(g.source, g.down)?;
-        if !self.options.numeric.allows(ProofClass::Reassoc) {
-            let mode = self.options.numeric.name();
-            return Err((
-                Refusal::Mode,
-                format!("REASSOC: a chain adds up its products in its own order; the mode is {mode}"),
-            ));
-        }
-        if self.options.matmul_precision != MatmulPrecision::Auto {
-            return refused("a chain multiplies in f32 alone".into());
-        }
+        self.adds_in_its_own_order(Refusal::Halo)?;
         let plain = |m: ValueId| {
             let storage = self.rhs_weight(m).and_then(|w| self.tables.weight_info(w)).map(|i| i.storage);
             storage.is_some_and(|s| !s.is_quantised())
