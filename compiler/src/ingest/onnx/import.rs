@@ -161,6 +161,9 @@ impl<'a> Importer<'a, '_, '_> {
                 }
                 match ops::find(domain, &n.op_type) {
                     None => self.report.node(&name, node_name(n), "is not supported", EXPORT),
+                    Some(_) if name == "Scan" => {
+                        self.report.node(&name, node_name(n), "iterates over data, which is not supported", EXPORT);
+                    }
                     Some(def) => {
                         for a in n.attribute.iter().filter(|a| !def.attributes.contains(&a.name.as_str())) {
                             let problem = format!("has the attribute `{}`, which is not known", short(&a.name));
@@ -432,7 +435,7 @@ impl<'a> Importer<'a, '_, '_> {
                 self.branch(graph, Scope::new())
             }
             "Loop" => self.unroll(n),
-            _ => unsupported("iterates over data, which is not supported"),
+            _ => Err(Stop::Poisoned),
         }
     }
 

@@ -16,6 +16,7 @@ mod index;
 mod linear;
 mod norm;
 mod pad;
+mod qlinear;
 mod quant;
 mod reduce;
 mod resize;
@@ -57,6 +58,9 @@ const fn ms(name: &'static str, attributes: &'static [&'static str], import: Imp
 }
 
 const CONV: &[&str] = &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"];
+const QCONV: &[&str] = &["auto_pad", "channels_last", "dilations", "group", "kernel_shape", "pads", "strides"];
+const QPOOL: &[&str] =
+    &["auto_pad", "ceil_mode", "channels_last", "count_include_pad", "dilations", "kernel_shape", "pads", "strides"];
 const RESIZE: &[&str] = &[
     "antialias",
     "axes",
@@ -123,6 +127,7 @@ pub static OPS: &[OpDef] = &[
     ),
     op("ConstantOfShape", &["value"], shape::constant_of_shape),
     op("Conv", CONV, conv::conv),
+    op("ConvInteger", CONV, qlinear::convolution_of_integers),
     op("Cos", &[], elementwise::unary),
     op("Cosh", &[], activation::composed),
     op("CumSum", &["exclusive", "reverse"], reduce::cumulative_sum),
@@ -180,6 +185,7 @@ pub static OPS: &[OpDef] = &[
     op("PRelu", &[], activation::composed),
     op("Pad", &["mode", "pads", "value"], pad::pad),
     op("Pow", &[], elementwise::power),
+    op("QLinearConv", CONV, qlinear::convolution),
     op("QLinearMatMul", &[], quant::qlinear_matmul),
     op("QuantizeLinear", &["axis", "block_size", "output_dtype", "precision", "saturate"], quant::quantize),
     op("RMSNormalization", &["axis", "epsilon", "stash_type"], norm::rms),
@@ -263,6 +269,7 @@ pub static OPS: &[OpDef] = &[
         linear::gemm,
     ),
     ms("FusedMatMul", &["alpha", "transA", "transB", "transBatchA", "transBatchB"], linear::fused_matmul),
+    ms("GatherBlockQuantized", &["bits", "block_size", "gather_axis", "quantize_axis"], qlinear::gather_blocks),
     ms("Gelu", &["approximate"], activation::gelu),
     ms(
         "GroupQueryAttention",
@@ -291,7 +298,16 @@ pub static OPS: &[OpDef] = &[
         &["mask_filter_value", "num_heads", "scale", "unidirectional"],
         contrib::multi_head_attention,
     ),
+    ms("QLinearAdd", &[], qlinear::binary),
+    ms("QLinearAveragePool", QPOOL, qlinear::unary),
+    ms("QLinearConcat", &["axis"], qlinear::concat),
+    ms("QLinearConv", QCONV, qlinear::convolution),
+    ms("QLinearGlobalAveragePool", &["channels_last"], qlinear::unary),
+    ms("QLinearLeakyRelu", &["alpha"], qlinear::unary),
     ms("QLinearMatMul", &[], quant::qlinear_matmul),
+    ms("QLinearMul", &[], qlinear::binary),
+    ms("QLinearSigmoid", &[], qlinear::unary),
+    ms("QLinearSoftmax", &["axis", "opset"], qlinear::unary),
     ms("QuantizeLinear", &["axis", "block_size", "output_dtype", "saturate"], quant::quantize),
     ms("QuickGelu", &["alpha"], activation::composed),
     ms(

@@ -136,3 +136,84 @@ fn scales_of_fewer_than_32_elements_make_floats() {
     );
     assert_eq!(stored, Storage::F32);
 }
+
+/// Quantises by scale and zero point, held to a byte.
+fn to_byte(v: f64, scale: f64, zero: f64) -> f64 {
+    ((v / scale).round_ties_even() + zero).clamp(0.0, 255.0)
+}
+
+fn byte_model(initializers: Vec<TensorProto>, nodes: Vec<NodeProto>, shape: &str) -> ModelProto {
+    model(graph(vec![value("x", 2, shape)], initializers, nodes, "y"))
+}
+
+fn com(text: &str, attributes: Vec<AttributeProto>) -> NodeProto {
+    let (out, call) = text.split_once(" = ").unwrap();
+    node(&format!("{out} = com.microsoft:{call}"), attributes)
+}
+
+#[test]
+fn operators_on_quantised_values_are_their_float_forms() {
+    let scale = |name: &str, v: f32| floats(name, &[], &[v]);
+    let constants = vec![
+        scale("s", 0.5),
+        bytes("z", &[], &[10]),
+        scale("t", 0.25),
+        bytes("u", &[], &[3]),
+        bytes("b", &[4], &[0, 9, 100, 255]),
+    ];
+    let x = [0.0, 7.0, 10.0, 200.0];
+    let real = |q: f64| (q - 10.0) * 0.5;
+    let other = [0.0, 9.0, 100.0, 255.0].map(|q: f64| (q - 3.0) * 0.25);
+    let run_one = |text: &str, attributes| {
+        run(&byte_model(constants.clone(), vec![com(text, attributes)], "4"), &[("x", array(&[4], &x))])
+    };
+    let want = |f: &dyn Fn(usize) -> f64| (0..4).map(|i| to_byte(f(i), 0.25, 3.0)).collect::<Vec<f64>>();
+    close(&run_one("y = QLinearAdd x s z b t u t u", vec![]), &[4], &want(&|i| real(x[i]) + other[i]));
+    close(&run_one("y = QLinearMul x s z b t u t u", vec![]), &[4], &want(&|i| real(x[i]) * other[i]));
+    let sigmoid = want(&|i| 1.0 / (1.0 + (-real(x[i])).exp()));
+    close(&run_one("y = QLinearSigmoid x s z t u", vec![]), &[4], &sigmoid);
+    let leaky = want(&|i| if real(x[i]) < 0.0 { 0.5 * real(x[i]) } else { real(x[i]) });
+    close(&run_one("y = QLinearLeakyRelu x s z t u", vec![float("alpha", 0.5)]), &[4], &leaky);
+    let joined: Vec<f64> = want(&|i| real(x[i])).into_iter().chain([0.0, 9.0, 100.0, 255.0]).collect();
+    close(&run_one("y = QLinearConcat t u x s z b t u", vec![int("axis", 0)]), &[8], &joined);
+}
+
+#[test]
+fn convolutions_of_bytes_pad_with_their_zero_point() {
+    let constants = vec![
+        floats("s", &[], &[0.5]),
+        bytes("z", &[], &[2]),
+        bytes("w", &[2, 1, 3], &[5, 6, 9, 5, 1, 5]),
+        floats("r", &[2], &[0.25, 0.5]),
+        bytes("v", &[2], &[5, 5]),
+        floats("t", &[], &[0.125]),
+        bytes("u", &[], &[100]),
+        TensorProto { data_type: 6, ..longs("c", &[2], &[]) },
+    ];
+    let mut constants = constants;
+    if let Some(bias) = constants.last_mut() {
+        bias.int64_data.clear();
+        bias.int32_data = vec![8, -4];
+    }
+    let call = node("y = QLinearConv x s z w r v t u c", vec![ints("pads", &[1, 1])]);
+    let x = [4.0, 0.0, 7.0, 2.0];
+    let got = run(&byte_model(constants.clone(), vec![call], "1 1 4"), &[("x", array(&[1, 1, 4], &x))]);
+    let real = |i: i64| if (0..4).contains(&i) { (x[i as usize] - 2.0) * 0.5 } else { 0.0 };
+    let taps = [[0.0, 1.0, 4.0], [0.0, -4.0, 0.0]];
+    let want: Vec<f64> = (0..8)
+        .map(|k| {
+            let (channel, at) = (k / 4, (k % 4) as i64);
+            let (scale, bias) = ([0.25, 0.5][channel], [8.0, -4.0][channel]);
+            let sum: f64 = (0..3).map(|j| real(at + j as i64 - 1) * taps[channel][j] * scale).sum();
+            to_byte(sum + bias * 0.5 * scale, 0.125, 100.0)
+        })
+        .collect();
+    close(&got, &[1, 2, 4], &want);
+    let call = node("y = ConvInteger x w z", vec![ints("pads", &[1, 1])]);
+    let got = run(&byte_model(constants, vec![call], "1 1 4"), &[("x", array(&[1, 1, 4], &x))]);
+    let own = |i: i64| if (0..4).contains(&i) { x[i as usize] - 2.0 } else { 0.0 };
+    let w = [[5.0, 6.0, 9.0], [5.0, 1.0, 5.0]];
+    let sum = |c: usize, at: i64| (0..3).map(|j| own(at + j as i64 - 1) * w[c][j]).sum::<f64>();
+    let want: Vec<f64> = (0..8).map(|k| sum(k / 4, (k % 4) as i64)).collect();
+    close(&got, &[1, 2, 4], &want);
+}

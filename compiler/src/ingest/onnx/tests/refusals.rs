@@ -29,6 +29,34 @@ fn all_gaps_are_listed_together() {
     mentions(&refusal(&m), &["Frobnicate (2 nodes, `a`, `b`)", "acme.Widget", "`flavour`", "LSTM", "4 things"]);
 }
 
+/// What optimisers write and this compiler has no form for: each by its name, all at once, loops with the reason.
+#[test]
+fn fused_operators_without_a_form_are_named() {
+    let names = [
+        "MoE",
+        "QMoE",
+        "PackedAttention",
+        "PackedMultiHeadAttention",
+        "SkipGroupNorm",
+        "NhwcConv",
+        "LongformerAttention",
+    ];
+    let mut nodes = Vec::new();
+    let mut from = "x".to_owned();
+    for name in names {
+        nodes.push(node(&format!("{name}_y = com.microsoft:{name} {from}"), vec![]));
+        from = format!("{name}_y");
+    }
+    let body = graph(vec![], vec![], vec![node("q = Neg p", vec![])], "q");
+    nodes.push(node(&format!("s = Scan {from}"), vec![graph_attribute("body", body), int("num_scan_inputs", 1)]));
+    nodes.push(node("y = GRU s", vec![]));
+    let text = refusal(&plain(nodes));
+    for name in names {
+        mentions(&text, &[&format!("com.microsoft.{name}")]);
+    }
+    mentions(&text, &["Scan", "GRU"]);
+}
+
 #[test]
 fn cycles_and_dangling_names_are_told_apart() {
     let m = plain(vec![node("a = Add x b", vec![]), node("b = Neg a", vec![]), node("y = Neg b", vec![])]);
