@@ -22,8 +22,9 @@ static MEMORY: PeakAlloc = PeakAlloc;
 
 /// Bytes that a case may take at most; every seed is below 64 KiB.
 const MEMORY_LIMIT: usize = 64 << 20;
-/// After this a case counts as hung.
+/// After this time on processors a case counts as hung; after [`STUCK`] by the clock too, if it only waits.
 const HUNG: Duration = Duration::from_secs(60);
+const STUCK: Duration = Duration::from_secs(3600);
 /// One in so many files that load is compiled too.
 const COMPILED: u64 = 64;
 
@@ -110,6 +111,17 @@ fn mutate(seed: &[u8], other: &[u8], r: &mut Random) -> Vec<u8> {
     bytes
 }
 
+/// Time that the threads of this process have had on processors, to 10 ms: a busy machine does not lengthen it. By the
+/// clock where the system does not tell.
+fn processor_time(clock: Instant) -> Duration {
+    let ticks = || -> Option<u64> {
+        let text = fs::read_to_string("/proc/self/stat").ok()?;
+        let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
+        Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+    };
+    ticks().map_or_else(|| clock.elapsed(), |ticks| Duration::from_millis(10 * ticks))
+}
+
 /// Cases run one format after the other, so that each is charged its own memory.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
@@ -121,16 +133,20 @@ fn alone() -> MutexGuard<'static, ()> {
 fn cases(format: &'static str, seeds: &[Vec<u8>], file: &Path, load: &mut dyn FnMut(bool) -> bool) {
     let _alone = alone();
     let (from, count) = (number("FRIT_FUZZ_FROM", 0), number("FRIT_FUZZ", 4000));
-    let (begun, running) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(from)));
     let clock = Instant::now();
+    let millis = |t: Duration| t.as_millis() as u64;
+    // Of the case that runs: the processor's time and the clock's when it began, and its number.
+    let begun = Arc::new([processor_time(clock), clock.elapsed()].map(|t| AtomicU64::new(millis(t))));
+    let running = Arc::new(AtomicU64::new(from));
     let (watch, number, done) = (Arc::clone(&begun), Arc::clone(&running), Arc::new(AtomicU64::new(0)));
     let ended = Arc::clone(&done);
     let watcher = std::thread::spawn(move || {
         while ended.load(Relaxed) == 0 {
             std::thread::sleep(Duration::from_millis(200));
-            let since = clock.elapsed().saturating_sub(Duration::from_millis(watch.load(Relaxed)));
-            if since > HUNG && ended.load(Relaxed) == 0 {
-                eprintln!("{format}: case {} is hung for {since:?}", number.load(Relaxed));
+            let since = |now: Duration, k: usize| now.saturating_sub(Duration::from_millis(watch[k].load(Relaxed)));
+            let (busy, waited) = (since(processor_time(clock), 0), since(clock.elapsed(), 1));
+            if (busy > HUNG || waited > STUCK) && ended.load(Relaxed) == 0 {
+                eprintln!("{format}: case {} is hung: {busy:?} on processors in {waited:?}", number.load(Relaxed));
                 std::process::exit(101);
             }
         }
@@ -142,8 +158,9 @@ fn cases(format: &'static str, seeds: &[Vec<u8>], file: &Path, load: &mut dyn Fn
         let (a, b) = (r.below(seeds.len()), r.below(seeds.len()));
         fs::write(file, mutate(&seeds[a], &seeds[b], &mut r)).unwrap();
         running.store(case, Relaxed);
-        begun.store(clock.elapsed().as_millis() as u64, Relaxed);
-        let start = Instant::now();
+        let start = processor_time(clock);
+        begun[0].store(millis(start), Relaxed);
+        begun[1].store(millis(clock.elapsed()), Relaxed);
         let before = MEMORY.current_usage();
         MEMORY.reset_peak_usage();
         match catch_unwind(AssertUnwindSafe(|| load(case % COMPILED == 0))) {
@@ -151,7 +168,8 @@ fn cases(format: &'static str, seeds: &[Vec<u8>], file: &Path, load: &mut dyn Fn
             Ok(false) => {}
             Err(_) => faults.push(format!("case {case} panics")),
         }
-        let (time, memory) = (start.elapsed(), MEMORY.peak_usage().saturating_sub(before));
+        let time = processor_time(clock).saturating_sub(start);
+        let memory = MEMORY.peak_usage().saturating_sub(before);
         if memory > MEMORY_LIMIT {
             faults.push(format!("case {case} takes {memory} bytes"));
         }
@@ -162,7 +180,7 @@ fn cases(format: &'static str, seeds: &[Vec<u8>], file: &Path, load: &mut dyn Fn
     done.store(1, Relaxed);
     watcher.join().unwrap();
     println!(
-        "{format}: {count} files, {accepted} accepted, {} faults, {slow} above 1 s, slowest {slowest:?}, most memory {} kB",
+        "{format}: {count} files, {accepted} accepted, {} faults, {slow} above 1 s of processor time, slowest {slowest:?}, most memory {} kB",
         faults.len(),
         most / 1000
     );
