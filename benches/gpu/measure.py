@@ -17,7 +17,10 @@ import time
 
 HERE = pathlib.Path(__file__).parent
 FIXTURES = HERE.parent.parent / "fixtures"
-MODES = ["compiled", "tuned", "graph", "eager"]
+MODES = ["compiled", "overhead", "graph", "eager"]
+# of steps too short to be timed launch by launch
+RECORDED = ["compiled", "graph"]
+KERNELS = "copy rms-norm layer-norm softmax residual-norm swiglu bias-gelu rope embedding argmax".split()
 # by group: workload, shape, options of `frit bench` by name, modes of the peer
 GROUPS = [
     [("decode", "smollm2-135m", {"new_tokens": 128}, MODES)],
@@ -27,6 +30,7 @@ GROUPS = [
         ("gemm", "bf16", {"tokens": 4096}, ["eager"]),
         ("gemm", "bf16", {"tokens": 8192}, ["eager"]),
     ],
+    [("memory", kernel, {"tokens": 8192, "width": 4096}, RECORDED) for kernel in KERNELS],
     [("decode", "llama-3.2-1b", {"new_tokens": 128}, MODES)],
     [
         ("prefill", "smollm2-135m", {"tokens": 512}, MODES),
@@ -87,6 +91,8 @@ def ours(options, workload, shape, extents, rounds):
     command += [part for name, value in extents.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     if workload == "gemm":
         command += ["--storage", shape]
+    elif workload == "memory":
+        command += ["--kernel", shape]
     elif shape:
         command += ["--shape", shape]
     return Process(command)
@@ -160,9 +166,12 @@ def commit():
 
 
 class Workload:
-    """Ours and the peer's modes on one workload, being made ready from the start."""
+    """Ours and the peer's modes on one workload, being made ready from the start.
 
-    def __init__(self, options, has_peer, workload, shape, extents, modes):
+    Kernels of a group share the peer's processes, `shared` by mode: they are made ready in a moment, one after the other.
+    """
+
+    def __init__(self, options, has_peer, shared, workload, shape, extents, modes):
         self.options = options
         self.row = {"workload": workload, "shape": shape, **extents, "ours": [], "peers": {}, "failed": {}}
         self.label = " ".join([workload, shape, *(f"{k} {v}" for k, v in extents.items())])
@@ -172,7 +181,11 @@ class Workload:
         if workload == "gemm":
             self.request["dtype"] = {"bf16": "bfloat16", "f16": "float16"}.get(shape, "float32")
         command = [sys.executable, str(HERE / "peer_torch.py"), "--weights", options.weights, "--device", options.device]
-        self.peers = {m: Process(command, cwd=HERE) for m in modes if has_peer}
+        asked = options.modes.split(",") if options.modes else modes
+        modes = [m for m in asked if has_peer and m in [*modes, "tuned"]]
+        self.is_shared = workload == "memory"
+        own = shared if self.is_shared else {}
+        self.peers = {m: own[m] if m in own else own.setdefault(m, Process(command, cwd=HERE)) for m in modes}
 
     def begin(self):
         """Waits for ours, which writes the weights, and lets the modes begin."""
@@ -180,22 +193,36 @@ class Workload:
         try:
             first = self.mine.answer()
             row["counters"], row["clock"] = first["counters"], first["clock"]
+            row["bytes"], row["launches"] = first["bytes"], first["launches"]
         except (OSError, RuntimeError, ValueError) as e:
             row["error"] = str(e)
-        for mode, peer in self.peers.items():
-            peer.send({**self.request, "mode": mode})
+        if not self.is_shared:
+            self.ask_all()
+
+    def ask_all(self):
+        for mode, peer in list(self.peers.items()):
+            try:
+                peer.send({**self.request, "mode": mode})
+            except OSError as e:
+                self.row["failed"][mode] = str(e)
+                self.peers.pop(mode)
 
     def wait(self, deadline):
         """Waits until all modes are ready; those that are not by then are dropped and named."""
         row = self.row
+        if self.is_shared:
+            self.ask_all()
         for mode, peer in list(self.peers.items()):
             try:
                 if not peer.answers_within(deadline - time.monotonic()):
+                    peer.close()
                     raise RuntimeError("not ready in time")
                 peer.answer()
             except (OSError, RuntimeError, ValueError) as e:
                 row["failed"][mode] = str(e)
-                self.peers.pop(mode).close()
+                self.peers.pop(mode)
+                if not self.is_shared:
+                    peer.close()
 
     def measure(self):
         row = self.row
@@ -221,6 +248,23 @@ class Workload:
             process.close()
 
 
+def bandwidth(report):
+    """What kernels that memory bounds move a second, beside the device's own stream and the best peer."""
+    rows = [r for r in report["rows"] if r["workload"] == "memory" and r["ours"] and r.get("bytes")]
+    if not rows:
+        return []
+    rate = lambda row, ms: row["bytes"] / ms / 1e6
+    stream = report.get("stream_bytes_per_second")
+    lines = ["| kernel | MB moved | launches | Frit, GB/s | of the stream | best peer, GB/s |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        mine = rate(row, median(row["ours"]))
+        share = f"{mine * 1e9 / stream:.0%}" if stream else ""
+        best = row.get("best")
+        peer = f"{rate(row, median(row['peers'][best])):.0f}" if best else ""
+        lines.append(f"| {row['shape']} | {row['bytes'] / 1e6:.0f} | {row['launches']} | {mine:.1f} | {share} | {peer} |")
+    return lines + [""]
+
+
 def write(options, report):
     out = pathlib.Path(options.out)
     (out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -231,7 +275,7 @@ def write(options, report):
     lines = [head + f"; {options.rounds} rounds; {report['seconds']:.0f} s.", ""]
     lines += ["| workload | Frit, ms | best peer, ms | its mode | peer / Frit | other modes, ms |", "|---|---|---|---|---|---|"]
     for row in report["rows"]:
-        extents = ", ".join(f"{k} {row[k]}" for k in ("batch", "tokens", "new_tokens") if k in row)
+        extents = ", ".join(f"{k} {row[k]}" for k in ("batch", "tokens", "width", "new_tokens") if k in row)
         label = f"{row['workload']} {row['shape']}, {extents}"
         mine, best = median(row["ours"]), row.get("best")
         shown = f"{mine:.3f}" if mine else row.get("error", "")
@@ -239,7 +283,8 @@ def write(options, report):
         rest += [f"{m}: {why}" for m, why in row["failed"].items()]
         peers = f"{median(row['peers'][best]):.3f} | {best} | {row['ratio']:.2f}" if best else " | |"
         lines.append(f"| {label} | {shown} | {peers} | {'; '.join(rest)} |")
-    lines += ["", *(f"Left out for lack of time: {name}." for name in report["left_out"])]
+    lines += [""] + bandwidth(report)
+    lines += [*(f"Left out for lack of time: {name}." for name in report["left_out"])]
     (out / "gpu.md").write_text("\n".join(lines).rstrip() + "\n")
     return "\n".join(lines)
 
@@ -254,7 +299,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=3, help="repetitions in a round")
     parser.add_argument("--jobs", type=int, default=8, help="models verified at once")
-    parser.add_argument("--ready", type=float, default=90, help="seconds that modes of a group may take until they are ready")
+    parser.add_argument("--ready", type=float, default=55, help="seconds that modes of a group may take until they are ready")
+    parser.add_argument("--modes", default="", help="modes of the peer, comma between; `tuned` runs only where it is named")
     parser.add_argument("--gate", default="", help="models verified: those whose path holds one of these, comma between")
     parser.add_argument("--device", default="cuda", help="of the peer")
     parser.add_argument("--only", default="", help="workloads whose name holds this")
@@ -280,7 +326,8 @@ def main():
         if not chosen or left < 30:
             report["left_out"] += [f"{w[0]} {w[1]} {w[2]}" for w in chosen]
             continue
-        work = [Workload(options, has_torch and not options.peerless, *w) for w in chosen]
+        shared = {}
+        work = [Workload(options, has_torch and not options.peerless, shared, *w) for w in chosen]
         try:
             # a fifth of the time is for timing
             until = time.monotonic() + min(options.ready, 0.8 * left)

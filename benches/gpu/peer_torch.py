@@ -3,9 +3,10 @@
 A request names `mode`, `workload`, `shape`, `rounds` and the workload's extents as `frit bench` calls them. What a mode
 needs (a model, compiled code, a recorded graph) is made once and kept, so that modes can alternate.
 
-Modes: `eager`; `compiled`, torch.compile with CUDA graphs (`reduce-overhead`); `graph`, the eager step recorded as a CUDA
-graph; `tuned`, the step of torch.compile's `max-autotune-no-cudagraphs` recorded as a CUDA graph. Decoders are the plain
-modules of lean.py, encoders the classes of transformers.
+Modes: `eager`; `compiled`, the step of torch.compile recorded as a CUDA graph by hand; `overhead`, torch.compile's own
+`reduce-overhead`, which leaves graphs out where a step writes its cache; `graph`, the eager step recorded as a CUDA graph;
+`tuned`, the step of `max-autotune-no-cudagraphs` recorded as a CUDA graph, which takes minutes to be ready. Decoders are
+the plain modules of lean.py, encoders the classes of transformers. On other devices nothing is recorded.
 """
 
 import argparse
@@ -43,6 +44,8 @@ def timed(step, rounds, parts=1):
 
 
 def captured(step):
+    if options.device != "cuda":
+        return step
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -58,6 +61,8 @@ def captured(step):
 def in_mode(mode, f):
     """`f` as the mode runs it."""
     if mode == "compiled":
+        return captured(torch.compile(f, fullgraph=True))
+    if mode == "overhead":
         return torch.compile(f, mode="reduce-overhead", fullgraph=True)
     if mode == "tuned":
         torch._inductor.config.coordinate_descent_tuning = True
@@ -137,11 +142,64 @@ def decode(mode, r):
     return sequence, steps
 
 
+def rotated(x, cos, sin):
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+# launches between two looks at the clock, where one takes no longer than the look
+MANY = 20
+
+
+def repeated(step):
+    def many():
+        for _ in range(MANY):
+            step()
+
+    return many, MANY
+
+
+# as `frit bench memory` has them, on float32
+def memory(mode, r):
+    rows, width = r.get("tokens", 4096), r.get("width", 4096)
+    of = lambda *shape: torch.rand(*shape, device=options.device) * 2 - 1
+    x, y, gain, bias = of(rows, width), of(rows, width), of(width), of(width)
+    F = torch.nn.functional
+    rms = lambda x: F.rms_norm(x, (width,), gain, 1e-5)
+    kernel = r["shape"]
+    if kernel == "rope":
+        heads, cos, sin = of(1, width // 64, rows, 64), of(rows, 32), of(rows, 32)
+        return repeated(in_mode(mode, lambda: rotated(heads, cos, sin)))
+    if kernel == "embedding":
+        table = of(8192, width).to(torch.bfloat16 if r.get("storage") == "bf16" else torch.float32)
+        ids = torch.randint(0, 8192, (rows,), device=options.device)
+        return repeated(in_mode(mode, lambda: F.embedding(ids, table).float()))
+
+    def residual():
+        s = x + y
+        return s, rms(s)
+
+    steps = {
+        "copy": lambda: x * 2,
+        "rms-norm": lambda: rms(x),
+        "layer-norm": lambda: F.layer_norm(x, (width,), gain, bias, 1e-5),
+        "softmax": lambda: x.softmax(-1),
+        "residual-norm": residual,
+        "swiglu": lambda: F.silu(x) * y,
+        "bias-gelu": lambda: F.gelu(x + bias, approximate="tanh"),
+        "argmax": lambda: x.argmax(-1),
+    }
+    return repeated(in_mode(mode, steps[kernel]))
+
+
+WORKLOADS = {"gemm": gemm, "encoder": encoder, "prefill": prefill, "decode": decode, "memory": memory}
+
+
 def answer(r):
     key = json.dumps({k: v for k, v in r.items() if k != "rounds"}, sort_keys=True)
     made = time.perf_counter()
     if key not in ready:
-        step, parts = {"gemm": gemm, "encoder": encoder, "prefill": prefill, "decode": decode}[r["workload"]](r["mode"], r)
+        step, parts = WORKLOADS[r["workload"]](r["mode"], r)
         for _ in range(3):
             step()
         wait()

@@ -172,3 +172,45 @@ fn captured_states_are_what_the_model_computes() {
     let end = calib.capture(&cut, &[Tap::Hidden(2)]).unwrap();
     assert!(distance(&end[0].values, &states[1].values) < 1e-6);
 }
+
+/// The entropy of rows by their definition: neighbours found by counting who lies within a distance, ψ by its asymptotic
+/// series; and the similarity of two sets of rows from three of them.
+#[test]
+fn row_38_mka_measures_are_their_formulas() {
+    let digamma = |n: f64| {
+        // Far from zero the series is exact to the last bits; nearer values follow by ψ(n) = ψ(n + 1) − 1/n.
+        let (mut n, mut less) = (n, 0.0);
+        while n < 12.0 {
+            less += 1.0 / n;
+            n += 1.0;
+        }
+        let s = 1.0 / (n * n);
+        n.ln() - 0.5 / n - s * (1.0 / 12.0 - s * (1.0 / 120.0 - s * (1.0 / 252.0 - s / 240.0))) - less
+    };
+    let by_counting = |columns: &[Vec<f64>], k: usize| {
+        let n = columns[0].len();
+        let apart = |i: usize, j: usize| columns.iter().map(|c| (c[i] - c[j]).abs()).fold(0.0, f64::max);
+        let reach = |i: usize| {
+            let within = |e: f64| (0..n).filter(|j| *j != i && apart(i, *j) <= e).count();
+            (0..n).filter(|j| *j != i).map(|j| apart(i, j)).filter(|e| within(*e) >= k).fold(f64::INFINITY, f64::min)
+        };
+        let mean = (0..n).map(|i| (2.0 * reach(i)).max(1e-3).ln()).sum::<f64>() / n as f64;
+        digamma(n as f64) - digamma(k as f64) + columns.len() as f64 * mean
+    };
+    let columns =
+        |m: &Dense| (0..m.cols()).map(|j| (0..m.rows()).map(|i| m.at(i, j)).collect()).collect::<Vec<Vec<f64>>>();
+    let (x, y) = (normal(90, 6, 21), normal(90, 6, 22));
+    let y = Dense::combine("", &[(1.0, &x), (0.02, &y)]).unwrap();
+    for k in [1, 3, 7] {
+        let (got, want) = (entropy(&x, k), by_counting(&columns(&x), k));
+        assert!((got - want).abs() < 1e-10, "{k}: {got} and {want}");
+    }
+    let by = Npib::default();
+    let maps = [&x, &y].map(|m| columns(&diffusion_map(m, by.dims)));
+    let floor = 1e-3f64.ln();
+    let above = |c: &[Vec<f64>]| by_counting(c, by.neighbour) - c.len() as f64 * floor;
+    let (hx, hy, hxy) = (above(&maps[0]), above(&maps[1]), above(&maps.concat()));
+    let want = (hx + hy - hxy) / (hx * hy).sqrt();
+    let got = npib(&x, &y, &by);
+    assert!((got - want).abs() < 1e-10 && want > 0.05, "{got} and {want}");
+}

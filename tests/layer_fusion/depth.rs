@@ -4,7 +4,7 @@ use crate::harness::{BACKENDS, agrees, compiled, logits, refused, same_bits, ses
 use crate::support::Random;
 use crate::tiny::{Form, Tiny};
 use frit::{Depth, GenerateOptions, Tensor};
-use frit_compiler::ingest::policy::{ExitRule, Exits, FfnSkip, RunPolicy};
+use frit_compiler::ingest::policy::{ExitRule, Exits, FfnSkip, KvOnSkip, RunPolicy};
 use serde_json::json;
 use std::ops::ControlFlow;
 
@@ -183,7 +183,13 @@ fn row_41_dlo_routes_tokens() {
     }
     t.frit["gates"] = json!([1, 3, 4].map(|l| json!({ "layer": l, "kind": "route" })));
     let form = Form { routes: vec![1, 3, 4], ..Form::default() };
+    // The other rule: whoever was sent past a layer is not seen there.
+    let dropping = RunPolicy { kv_on_skip: KvOnSkip::Drop, ..RunPolicy::default() };
+    let dropped = agrees(&t, &Form { drops: true, ..form.clone() }, dropping.clone());
+    verified(&compiled(&t, dropping.clone()));
+    assert!(refused(&Tiny::llama(411), dropping).contains("no layer has a router"));
     let want = agrees(&t, &form, RunPolicy::default());
+    assert!(dropped.iter().zip(&want).any(|(d, w)| d.logits != w.logits), "no token that is seen was dropped");
     let run: usize = want.iter().flat_map(|w| &w.layers_run).sum();
     assert!(run > 3 * 22 && run < 6 * 22, "{run}");
     let m = compiled(&t, RunPolicy::default());

@@ -93,7 +93,7 @@ fn lt_06_shallow_decoder() {
 }
 
 /// The first layers of either stack, taken by their names.
-fn by_hand(c: &Checkpoint, left: [usize; 2]) -> Checkpoint {
+pub fn by_hand(c: &Checkpoint, left: [usize; 2]) -> Checkpoint {
     let mut out = c.clone();
     let names: Vec<String> = c.names().map(str::to_owned).collect();
     for (side, left) in ["encoder.block.", "decoder.block."].into_iter().zip(left) {

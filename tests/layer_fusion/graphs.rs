@@ -3,9 +3,11 @@
 
 use crate::checkpoints::{bert, compiled};
 use crate::harness::{BACKENDS, session, tokens, verified};
+use crate::stacks::{Written, defined};
 use crate::support::{self, Random};
 use frit::{BackendChoice, LoadedModel, Tensor};
-use frit_compiler::graph::{AttentionAttrs, Float, ValueId};
+use frit_compiler::fusion::FusionOptions;
+use frit_compiler::graph::{AttentionAttrs, Float, NormKind, ValueId};
 use frit_compiler::ingest::builder::{GraphBuilder, ModelBuilder};
 use frit_compiler::transform::Tied;
 use frit_kernels::dim::Dim;
@@ -62,6 +64,67 @@ fn row_25_fastertransformer_fuses_a_layer_into_five_launches() {
         let full = [tokens(4, 9, 61), tokens(5, 9, 61)];
         let [ids, mask] = batch(&full, 9);
         assert_eq!(run(&m, backend, &[ids.clone(), mask]), run(&m, backend, &[ids]), "{backend:?}");
+    }
+}
+
+/// BERT as it is defined, two rows at once.
+#[test]
+fn row_25_fastertransformer_is_the_encoder() {
+    let c = bert();
+    let rows = [tokens(251, 10, 61), tokens(252, 10, 61)];
+    let written = Written::of(&c, 4);
+    let want: Vec<_> = rows.iter().map(|r| written.bert(r, 12)).collect();
+    defined(&compiled(&c, Tied::Once), &[("input_ids", &rows)], &want);
+}
+
+/// Norms in front of a product, fused with it and not, of rows whose mean is far from 0: within what rounding of the rows
+/// themselves allows, which a variance by E[x²] − μ² is not.
+#[test]
+fn lt_01_norms_of_rows_far_from_zero() {
+    let (rows, k, n) = (5usize, 1024usize, 24usize);
+    let mut r = Random::new(101);
+    let [w, gain, bias] = [(n * k, 0.05f32), (k, 1.0), (k, 1.0)].map(|(len, s)| r.floats(len as u64, s));
+    for (kind, means) in [
+        (NormKind::Layer, &[(0.0f32, 2e-6), (30.0, 5e-5), (1000.0, 1.5e-3)][..]),
+        (NormKind::Rms, &[(0.0, 2e-6), (30.0, 2e-6)]),
+    ] {
+        let built = |fusion: FusionOptions| {
+            let mut m = ModelBuilder::new("norm");
+            let [w, gain, bias] =
+                [("w", vec![n as u64, k as u64], &w), ("gain", vec![k as u64], &gain), ("bias", vec![k as u64], &bias)]
+                    .map(|(name, shape, v)| m.constant(name, &shape, v));
+            m.graph("forward", |b| {
+                let x = b.input("x", Scalar::F32, &["N".into(), Dim::from(k)]);
+                let gain = b.weight(gain);
+                let bias = (kind == NormKind::Layer).then(|| b.weight(bias));
+                let y = b.norm(kind, x, 1e-5, Some(gain), bias);
+                let y = b.linear(y, w, None);
+                b.output("y", y);
+            });
+            support::compile_with(&m.finish().unwrap(), fusion, frit_compiler::CompileOptions::default().targets)
+        };
+        let models = [FusionOptions::default(), FusionOptions::unfused()].map(built);
+        for (mean, bound) in means {
+            let x: Vec<f32> = r.floats((rows * k) as u64, 1.7).into_iter().map(|v| v + mean).collect();
+            let mut want = Vec::new();
+            for row in x.chunks(k) {
+                let row: Vec<f64> = row.iter().map(|v| f64::from(*v)).collect();
+                let centre = if kind == NormKind::Layer { row.iter().sum::<f64>() / k as f64 } else { 0.0 };
+                let spread = (row.iter().map(|v| (v - centre).powi(2)).sum::<f64>() / k as f64 + 1e-5).sqrt();
+                let shift = |i: usize| if kind == NormKind::Layer { f64::from(bias[i]) } else { 0.0 };
+                let normed: Vec<f64> =
+                    (0..k).map(|i| (row[i] - centre) / spread * f64::from(gain[i]) + shift(i)).collect();
+                want.extend((0..n).map(|o| (0..k).map(|i| f64::from(w[o * k + i]) * normed[i]).sum::<f64>()));
+            }
+            let most = want.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            for (m, what) in models.iter().zip(["fused", "unfused"]) {
+                for backend in BACKENDS {
+                    let got = run(m, backend, &[("x", Tensor::f32(&[rows as u64, k as u64], x.clone()).unwrap())]);
+                    let off = got.iter().zip(&want).fold(0.0f64, |m, (g, w)| m.max((f64::from(*g) - w).abs()));
+                    assert!(off <= bound * most, "{kind:?}, mean {mean}, {what} on {backend:?}: {:e}", off / most);
+                }
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod albert;
 mod analysis;
 mod caches;
 mod checkpoints;
@@ -12,9 +13,11 @@ mod convolutions;
 mod cost_model;
 mod depth;
 mod edits;
+mod encoder_decoders;
 mod gguf_files;
 mod graphs;
 mod harness;
+mod identities;
 mod kv_slots;
 mod merging;
 mod onnx_edits;
@@ -26,6 +29,7 @@ mod reads;
 mod recipes;
 mod sharding;
 mod sharing;
+mod stacks;
 mod table;
 mod tiny;
 mod tying;

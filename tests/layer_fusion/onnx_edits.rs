@@ -196,3 +196,112 @@ fn row_12_windows_that_nothing_has_are_in_no_chain() {
     assert_eq!(window([3, 3], [huge, 0, 0, 0]), 0);
     assert_eq!(window([-1, 3], [0; 4]), 0);
 }
+
+/// Tokens, and elements of each.
+const TEXT: [usize; 2] = [5, 8];
+
+/// A stack of two layers of attention and two products, residuals around each, under the names of one side. `tied`: the
+/// names of the first stack, whichever it is.
+fn attending_stack(
+    f: &mut OnnxFile,
+    side: &str,
+    x: &str,
+    memory: Option<&str>,
+    weights: &[(String, Vec<f32>)],
+    tied: bool,
+) -> String {
+    let [_, width] = TEXT;
+    let mut at = x.to_owned();
+    for layer in 0..2 {
+        let name = |n: &str| format!("{side}.{layer}.{n}");
+        let weight = |n: &str| if tied { format!("enc.{layer}.{n}") } else { name(n) };
+        for (n, values) in weights.iter().filter(|(n, _)| n.starts_with(&format!("{layer}."))) {
+            if !tied || side == "enc" {
+                f.weight(&format!("{side}.{n}"), &[width, width], values);
+            }
+        }
+        let read = memory.unwrap_or(&at).to_owned();
+        for (part, of) in [("q", at.as_str()), ("k", &read), ("v", &read)] {
+            f.node("MatMul", &[of, &weight(part)], &name(&format!("{part}y")), &[]);
+        }
+        f.node("Transpose", &[&name("ky")], &name("kt"), &[("perm", Attribute::Ints(vec![0, 2, 1]))]);
+        f.node("MatMul", &[&name("qy"), &name("kt")], &name("s"), &[]);
+        f.node("Softmax", &[&name("s")], &name("p"), &[("axis", Attribute::Int(-1))]);
+        f.node("MatMul", &[&name("p"), &name("vy")], &name("a"), &[]);
+        f.node("Add", &[&at, &name("a")], &name("x"), &[]);
+        f.node("MatMul", &[&name("x"), &weight("up")], &name("u"), &[]);
+        f.node("Relu", &[&name("u")], &name("r"), &[]);
+        f.node("MatMul", &[&name("r"), &weight("down")], &name("d"), &[]);
+        f.node("Add", &[&name("x"), &name("d")], &name("y"), &[]);
+        at = name("y");
+    }
+    at
+}
+
+/// What a stack gives for one sequence, in float64.
+fn attended(mut x: Vec<Vec<f64>>, memory: Option<&Vec<Vec<f64>>>, weights: &[(String, Vec<f32>)]) -> Vec<Vec<f64>> {
+    let width = TEXT[1];
+    for layer in 0..2 {
+        let product = |x: &Vec<Vec<f64>>, n: &str| -> Vec<Vec<f64>> {
+            let w = &weights.iter().find(|(name, _)| *name == format!("{layer}.{n}")).unwrap().1;
+            let one = |x: &Vec<f64>, j: usize| (0..width).map(|i| x[i] * f64::from(w[i * width + j])).sum();
+            x.iter().map(|x| (0..width).map(|j| one(x, j)).collect()).collect()
+        };
+        let read = memory.unwrap_or(&x).clone();
+        let (q, k, v) = (product(&x, "q"), product(&read, "k"), product(&read, "v"));
+        for (i, row) in x.iter_mut().enumerate() {
+            let scores: Vec<f64> = k.iter().map(|k| (0..width).map(|e| q[i][e] * k[e]).sum()).collect();
+            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let all: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+            for (s, v) in scores.iter().zip(&v) {
+                (0..width).for_each(|e| row[e] += (s - most).exp() / all * v[e]);
+            }
+        }
+        let mut inner = product(&x, "up");
+        inner.iter_mut().for_each(|r| relu(r));
+        let down = product(&inner, "down");
+        x.iter_mut().zip(down).for_each(|(x, d)| x.iter_mut().zip(d).for_each(|(x, d)| *x += d));
+    }
+    x
+}
+
+/// An encoder and a decoder whose initializers are stored twice: one buffer each by their content, when the file is loaded
+/// and when it is edited; the bits are those of the file that has each once, and the numbers those of the definition.
+#[test]
+fn row_30_tied_transformers_in_an_onnx_file() {
+    let [tokens, width] = TEXT;
+    let mut r = Random::new(300);
+    let names = (0..2).flat_map(|l| ["q", "k", "v", "up", "down"].map(|n| format!("{l}.{n}")));
+    let weights: Vec<(String, Vec<f32>)> = names.map(|n| (n, r.floats((width * width) as u64, 0.5))).collect();
+    let file = |tied: bool| {
+        let mut f = OnnxFile::default();
+        f.input("x", &["B", "5", "8"]);
+        let memory = attending_stack(&mut f, "enc", "x", None, &weights, tied);
+        let y = attending_stack(&mut f, "dec", "x", Some(&memory), &weights, tied);
+        f.output(&y, &["B", "5", "8"]);
+        f
+    };
+    let t = r.tensor(&[2, tokens as u64, width as u64]);
+    let rows: Vec<Vec<f64>> =
+        t.as_f32().unwrap().chunks(width).map(|c| c.iter().map(|v| f64::from(*v)).collect()).collect();
+    let want: Vec<f64> = rows
+        .chunks(tokens)
+        .flat_map(|x| attended(x.to_vec(), Some(&attended(x.to_vec(), None, &weights)), &weights).concat())
+        .collect();
+    let ((_a, twice), (_b, once)) = (file(false).save(), file(true).save());
+    let load = frit_compiler::ingest::LoadOptions { dedupe: true, ..Default::default() };
+    let deduped = crate::support::compile(&frit_compiler::ingest::load_with(&twice, &load).unwrap());
+    let (_dir, path, said) = edited(&file(false), &["dedupe-weights"]);
+    assert_eq!(said, ["10 tensors have the content of another"]);
+    assert_eq!((bytes(&twice), bytes(&path), bytes(&once)), (20 * 256, 10 * 256, 10 * 256));
+    let (tied, edited) = (compiled_file(&once), compiled_file(&path));
+    assert_eq!(compiled_file(&twice).plan.tensor_names().len(), 20);
+    for m in [&deduped, &edited, &tied] {
+        assert_eq!(m.plan.tensor_names().len(), 10);
+        close(m, &t, &want, "tied stacks");
+        for backend in crate::harness::BACKENDS {
+            let run = |m: &frit::LoadedModel| crate::support::open(m, backend).run(&[("x", t.clone())]).unwrap();
+            assert_eq!(run(m), run(&tied), "{backend:?}");
+        }
+    }
+}

@@ -204,6 +204,9 @@ fn row_04_universal_transformer_halts_by_token() {
     let form = Form { steps: true, halt: Some((2, f64::from(threshold))), ..Form::default() };
     let want = agrees(&t, &form, RunPolicy::default());
     let trips: Vec<usize> = want.iter().flat_map(|w| w.trips.clone()).collect();
+    // The weights of a token that stopped add up to one.
+    let sums = want.iter().flat_map(|w| w.weights.iter().zip(&w.trips));
+    assert!(sums.filter(|(_, trips)| **trips < 3).all(|(sum, _)| (sum - 1.0).abs() < 1e-15));
     let took = |n: usize| trips.iter().filter(|t| **t == n).count() as u64;
     assert!((1..=3).all(|n| took(n) > 0), "{trips:?}");
     let m = compiled(&t, RunPolicy::default());

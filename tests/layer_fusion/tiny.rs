@@ -179,6 +179,8 @@ pub struct Form {
     pub mixes: Vec<usize>,
     /// Layers with a router `sigmoid(w·x + b) > ½`.
     pub routes: Vec<usize>,
+    /// Whether tokens that were sent past a layer are not seen there.
+    pub drops: bool,
     /// Vectors added to what enters a layer.
     pub steps: bool,
     /// `(after how many layers, threshold)` on the largest probability.
@@ -214,6 +216,8 @@ pub struct Outcome {
     pub ffn_run: Vec<usize>,
     /// Trips of each token.
     pub trips: Vec<usize>,
+    /// What the weights of each token's trips add up to.
+    pub weights: Vec<f64>,
     /// How far every decision was from its threshold, at least.
     pub margin: f64,
 }
@@ -225,6 +229,8 @@ struct Run<'t> {
     ids: &'t [i32],
     k: Vec<Vec<Vec<f64>>>,
     v: Vec<Vec<Vec<f64>>>,
+    /// Which tokens ran a layer.
+    ran: Vec<Vec<bool>>,
 }
 
 impl Tiny {
@@ -271,7 +277,8 @@ impl Tiny {
     /// Runs a sequence, one token after the other.
     pub fn run(&self, form: &Form, ids: &[i32]) -> Outcome {
         let none = vec![vec![Vec::new(); ids.len()]; self.layers];
-        let mut run = Run { t: self, form, ids, k: none.clone(), v: none };
+        let ran = vec![vec![true; ids.len()]; self.layers];
+        let mut run = Run { t: self, form, ids, k: none.clone(), v: none, ran };
         let mut out = Outcome { margin: f64::INFINITY, ..Outcome::default() };
         for (at, id) in ids.iter().enumerate() {
             run.token(at, *id, &mut out);
@@ -327,7 +334,7 @@ impl Run<'_> {
     /// Layers and tokens whose keys and values token `at` sees in layer `l`, which reads those of `ks` and `vs`.
     fn visible(&self, l: usize, ks: usize, vs: usize, at: usize) -> Vec<(usize, usize, usize)> {
         let seen = if ks > l || vs > l { at } else { at + 1 };
-        let own = (0..seen).map(|s| (ks, vs, s));
+        let own = (0..seen).filter(|s| !self.form.drops || *s == at || self.ran[l][*s]).map(|s| (ks, vs, s));
         let Some((anchors, window, other)) = &self.form.keep else { return own.collect() };
         let is_anchor = |s: &usize| anchors.contains(&self.ids[*s]);
         let kept = own.filter(|(.., s)| at - s < *window || is_anchor(s));
@@ -391,6 +398,7 @@ impl Run<'_> {
                 let p = 1.0 / (1.0 + (-gate()).exp());
                 out.margin = out.margin.min((p - 0.5).abs());
                 runs &= p > 0.5;
+                self.ran[l][at] = p > 0.5;
             }
             // attention
             let n = t.norm(&name("input_layernorm.weight"), &x);
@@ -518,5 +526,6 @@ impl Run<'_> {
         out.layers_run.push(layers_run);
         out.ffn_run.push(ffn_run);
         out.trips.push(trips);
+        out.weights.push(halted_sum);
     }
 }

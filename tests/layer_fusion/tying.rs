@@ -130,6 +130,9 @@ fn row_05_patterns_of_takase_and_kiyono() {
         assert_eq!(sets(&format!("{p}:1"), 6), [0; 6]);
         assert_eq!(sets(&format!("{p}:6"), 6), [0, 1, 2, 3, 4, 5]);
     }
+    // One set has no direction, and as many sets as layers are no cycle that could turn back.
+    assert_eq!(sets("cycle-rev:1", 6), [0; 6]);
+    assert_eq!(sets("cycle-rev:6", 6), [0, 1, 2, 3, 4, 5]);
     let t = Tiny::llama(5);
     let c = checkpoint(&t);
     for pattern in ["sequence:3", "cycle:2", "cycle-rev:3"] {

@@ -64,6 +64,8 @@ pub struct FusionOptions {
     pub fuse_conv_chains: bool,
     /// Run both kinds of chains so wherever they fit, paying or not: for tests and measurements.
     pub force_chains: bool,
+    /// The same of convolutions alone.
+    pub force_conv_chains: bool,
     /// Which classes of fusions may be made.
     pub numeric: NumericMode,
     /// How exactly matmuls multiply; those inside attention are `f32` always.
@@ -99,6 +101,7 @@ impl Default for FusionOptions {
             fuse_chains: true,
             fuse_conv_chains: true,
             force_chains: false,
+            force_conv_chains: false,
             numeric: NumericMode::default(),
             matmul_precision: MatmulPrecision::Auto,
             tiers: vec![Tier::Cpu, Tier::Gpu, Tier::Cuda],

@@ -73,14 +73,25 @@ impl Outline {
         let mut periods: Vec<usize> =
             steps.into_iter().filter(|(p, n)| *p >= SMALLEST && *n > KEPT).map(|(p, _)| p).collect();
         periods.sort_unstable();
-        let mut best: Option<(usize, usize, usize)> = None;
-        for p in periods {
-            let Some((first, count)) = longest(&shapes, &operands, p) else { continue };
-            if count > KEPT && best.is_none_or(|(_, bp, bc)| count * p > bp * bc) {
-                best = Some((first, p, count));
+        let best_of = |periods: &mut dyn Iterator<Item = usize>| {
+            let mut best: Option<(usize, usize, usize)> = None;
+            for p in periods {
+                let Some((first, count)) = longest(&shapes, &operands, p) else { continue };
+                if count > KEPT && best.is_none_or(|(_, bp, bc)| count * p > bp * bc) {
+                    best = Some((first, p, count));
+                }
             }
-        }
-        let (first, period, count) = best?;
+            best
+        };
+        // Layers that use several sets of weights in turn repeat after as many layers as there are sets.
+        let in_turn = |p: &usize| {
+            (2..=order.len() / (p * (KEPT + 1))).map({
+                let p = *p;
+                move |n| n * p
+            })
+        };
+        let best = best_of(&mut periods.iter().copied());
+        let (first, period, count) = best.or_else(|| best_of(&mut periods.iter().flat_map(in_turn)))?;
         let out = Outline { order, position, first, period, count };
         out.closed(graph).then_some(out)
     }

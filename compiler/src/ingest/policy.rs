@@ -11,10 +11,16 @@ pub struct RunPolicy {
     pub exit_layer: Option<u32>,
     /// Layers that are left out.
     pub skip_layers: Vec<u32>,
+    /// Layers whose feed-forward part is left out.
+    pub skip_ffns: Vec<u32>,
+    /// Of a model with two stacks: only the first layers of the encoder and of the decoder run, so many.
+    pub depth: Option<[u32; 2]>,
     /// Tokens leave the stack early where they are certain.
     pub exits: Option<Exits>,
     /// Tokens skip feed-forward parts that change them little.
     pub ffn_skip: Option<FfnSkip>,
+    /// What layers that a router sends a token past keep of it.
+    pub kv_on_skip: KvOnSkip,
     /// The head reads a weighted sum of the layers' outputs.
     pub layer_mix: Option<LayerMix>,
     /// Pairs of neighbouring layers keep one direction for each of their keys and values.
@@ -61,6 +67,17 @@ pub struct FfnSkip {
     pub cold: Vec<u32>,
     /// Tokens at the start of a sequence that skip nothing.
     pub warmup: u32,
+}
+
+/// What a layer keeps of a token that did not run it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvOnSkip {
+    /// Keys and values made of the state that passed.
+    #[default]
+    Project,
+    /// Nothing: other tokens do not see it in that layer.
+    Drop,
 }
 
 /// `logits = head(Σ wₗ hₗ)`, with `hₗ` what layer l gives.
@@ -127,6 +144,7 @@ impl std::str::FromStr for Probs {
 impl RunPolicy {
     /// Whether every layer runs for every token.
     pub fn is_whole(&self) -> bool {
-        self.exit_layer.is_none() && self.skip_layers.is_empty() && self.exits.is_none() && self.ffn_skip.is_none()
+        let is_static = self.exit_layer.is_none() && self.skip_layers.is_empty() && self.skip_ffns.is_empty();
+        is_static && self.depth.is_none() && self.exits.is_none() && self.ffn_skip.is_none()
     }
 }

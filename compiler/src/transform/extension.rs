@@ -41,9 +41,12 @@ pub struct Extension {
     /// Keys each layer sees at most, itself included; `null` for all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub windows: Vec<Option<u64>>,
-    /// Layers without feed-forward part; its norm is gone too.
+    /// Layers without feed-forward part; its norm is gone too. Of models with two stacks: layers of the decoder.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub drop_ffn: Vec<u32>,
+    /// Layers of the encoder of two stacks without feed-forward part.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub drop_encoder_ffn: Vec<u32>,
     /// Layers without attention; its norm is gone too.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub drop_attention: Vec<u32>,

@@ -22,7 +22,7 @@ pub mod merge;
 pub mod onnx;
 mod open;
 mod rearrange;
-mod recipe;
+pub mod recipe;
 mod save;
 mod sizes;
 pub mod slots;

@@ -6,9 +6,10 @@
 
 use super::checkpoint::Checkpoint;
 use super::error::{Result, refuse_all};
-use super::extension::{Extension, KvSource};
+use super::extension::{Extension, Gate, KvSource};
 use super::family::{Side, Stack};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Fields that hold a list by layer.
 const BY_LAYER: [&str; 4] = ["layer_types", "no_rope_layers", "attention_layers", "sliding_window_pattern_list"];
@@ -50,6 +51,10 @@ impl Checkpoint {
         if !extension.is_empty() && side != Side::Encoder {
             edited.hand_over(step, stack, &mut extension, order, reassign)?;
             extension = reordered(step, &extension, order, count)?;
+            edited.set_extension(&extension);
+        }
+        if !extension.drop_encoder_ffn.is_empty() && side == Side::Encoder {
+            extension.drop_encoder_ffn = members(&extension.drop_encoder_ffn, order);
             edited.set_extension(&extension);
         }
         edited.move_tensors(stack, count, order);
@@ -102,7 +107,8 @@ impl Checkpoint {
         order: &[usize],
         reassign: bool,
     ) -> Result<()> {
-        let mut problems = Vec::new();
+        // What layers that go make for layers that stay.
+        let mut needed: BTreeMap<(usize, Vec<usize>), Vec<&str>> = BTreeMap::new();
         let stays = |i: usize| order.contains(&i);
         for (part, ends) in [("keys", ["self_attn.k_proj.", "self_attn.k_norm."]), ("values", ["self_attn.v_proj."; 2])]
         {
@@ -114,9 +120,7 @@ impl Checkpoint {
                     (0..layers).filter(|i| stays(*i) && source(extension, *i) == producer).collect();
                 let Some(heir) = users.first().copied() else { continue };
                 if !reassign {
-                    problems.push(format!(
-                        "layer {producer} makes the {part} that layers {users:?} attend to; keep it, or give --reassign"
-                    ));
+                    needed.entry((producer, users)).or_default().push(part);
                     continue;
                 }
                 let (from, to) = (self.layer(stack, producer), self.layer(stack, heir));
@@ -130,6 +134,15 @@ impl Checkpoint {
                 }
             }
         }
+        let mut problems: Vec<String> = needed
+            .into_iter()
+            .map(|((producer, users), parts)| {
+                let parts = parts.join(" and ");
+                format!(
+                    "layer {producer} makes the {parts} that layers {users:?} attend to; keep it, or give --reassign"
+                )
+            })
+            .collect();
         for (producer, of) in extension.probs_from.iter().enumerate() {
             let users: Vec<usize> = (0..extension.probs_from.len())
                 .filter(|i| *i != producer && stays(*i) && extension.probs_from[*i] as usize == producer)
@@ -140,6 +153,15 @@ impl Checkpoint {
         }
         refuse_all(step, problems)
     }
+}
+
+fn gate(e: &Extension, layer: usize) -> Option<&Gate> {
+    e.gates.iter().find(|g| g.layer as usize == layer)
+}
+
+/// The layers of a list, as they are numbered in the new order.
+fn members(list: &[u32], order: &[usize]) -> Vec<u32> {
+    (0u32..).zip(order).filter(|(_, i)| list.contains(&(**i as u32))).map(|(n, _)| n).collect()
 }
 
 /// Lists by layer in the new order, and layers that refer to others with their new numbers.
@@ -173,8 +195,6 @@ fn reordered(step: &str, e: &Extension, order: &[usize], count: usize) -> Result
         _ => (0..order.len()).map(|n| nearest(n, e.probs_from[order[n]] as usize)).collect(),
     };
     refuse_all(step, problems)?;
-    let members =
-        |list: &[u32]| (0..order.len()).filter(|n| list.contains(&(order[*n] as u32))).map(|n| n as u32).collect();
     fn pick<T: Clone>(list: &[T], order: &[usize], count: usize) -> Vec<T> {
         if list.len() == count { order.iter().map(|i| list[*i].clone()).collect() } else { Vec::new() }
     }
@@ -183,11 +203,13 @@ fn reordered(step: &str, e: &Extension, order: &[usize], count: usize) -> Result
         probs_from,
         value_residual: pick(&e.value_residual, order, count),
         windows: pick(&e.windows, order, count),
-        drop_ffn: members(&e.drop_ffn),
-        drop_attention: members(&e.drop_attention),
-        linear_layers: members(&e.linear_layers),
+        drop_ffn: members(&e.drop_ffn, order),
+        drop_attention: members(&e.drop_attention, order),
+        linear_layers: members(&e.linear_layers, order),
         ff: pick(&e.ff, order, count),
         heads: pick(&e.heads, order, count),
+        gates: (0u32..).zip(order).filter_map(|(layer, i)| Some(Gate { layer, ..*gate(e, *i)? })).collect(),
+        layer_attention: members(&e.layer_attention, order),
         ..e.clone()
     })
 }

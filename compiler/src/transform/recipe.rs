@@ -6,7 +6,7 @@ use super::error::{Error, Result};
 use super::family::Side;
 use super::step::Step;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// A list of transforms. In YAML or JSON each item is an object with `transform` and its options:
 ///
@@ -36,6 +36,14 @@ pub struct Report {
     pub after: Bytes,
     /// Layers that run before and after; those of a decoder where there are two stacks.
     pub layers: [usize; 2],
+}
+
+/// The steps of a text in YAML, of which JSON is a part, as objects.
+///
+/// # Errors
+/// Text that is not well formed, and no list of objects.
+pub fn items(text: &str) -> Result<Vec<Map<String, Value>>> {
+    serde_norway::from_str(text).map_err(|e| Error::Recipe { at: String::new(), problem: e.to_string() })
 }
 
 impl Recipe {
@@ -75,9 +83,15 @@ impl Recipe {
         let mut edited = checkpoint.clone();
         let mut reports = Vec::new();
         let layers = |c: &Checkpoint| c.stack(Side::Decoder).map_or(0, |(_, n)| n);
-        for step in &self.steps {
+        let alone = self.steps.len() == 1;
+        for (n, step) in self.steps.iter().enumerate() {
             let (before, had) = (edited.bytes(), layers(&edited));
-            let changes = step.apply(&mut edited, aid)?;
+            let changes = step.apply(&mut edited, aid).map_err(|e| match e {
+                Error::Refused { step, problems } if !alone => {
+                    Error::Refused { step: format!("step {} ({step})", n + 1), problems }
+                }
+                other => other,
+            })?;
             let (transform, after) = (step.name().to_owned(), edited.bytes());
             reports.push(Report { transform, changes, before, after, layers: [had, layers(&edited)] });
         }

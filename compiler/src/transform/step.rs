@@ -5,7 +5,7 @@ use super::calibration::Aid;
 use super::checkpoint::Checkpoint;
 use super::edit::{
     DropAttention, DropFfn, ExpandLayers, KeepLayers, LoopLayers, PermuteLayers, PermuteNeurons, PruneHeads,
-    PruneLayers, ReplaceLinear, Slice, Truncate,
+    PruneLayers, ReplaceLinear, Slice, Traverse, Truncate,
 };
 use super::error::{Error, Result};
 use super::merge::{Fold, FoldAdapters, FoldNorms, FuseHeads, LowRank, MergeLayers, MergeLinears, Project, Recurse};
@@ -76,6 +76,7 @@ steps! {
     "permute-layers" PermuteLayers "layers in another order: --order",
     "expand-layers" ExpandLayers "layers come in: --positions --init zeros|copy|slerp:T|linear:T, or --repeat N",
     "loop" LoopLayers "neighbours run several times: --body --trips",
+    "traverse" Traverse "each of some layers runs several times, blended with what it gave: --layers --times --gate B|DIRECTORY",
     "prune-heads" PruneHeads "key heads go, with their queries: --kv-heads --layers",
     "slice" Slice "the first neurons or heads stay: --ff --kv-heads --layers",
     "permute-neurons" PermuteNeurons "neurons in the order of importance: --by --layers",

@@ -173,7 +173,7 @@ impl Partitioner<'_> {
             return refused("statistics of rows go through the launches".into());
         }
         self.binds_both(id, target)?;
-        if self.options.force_chains {
+        if self.options.force_chains || self.options.force_conv_chains {
             return Ok(());
         }
         let Some(price) = self.conv_price(g, tiles) else { return refused("an image of unknown size".into()) };

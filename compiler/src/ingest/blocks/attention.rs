@@ -152,9 +152,13 @@ impl Attention {
         if let Some(anchors) = &shared.anchors {
             return self.anchored(b, shared, anchors, layer, [q, k, v], made);
         }
+        let mask = match (shared.mask, shared.visible.get()) {
+            (Some(mask), Some(visible)) => Some(b.binary(BinaryOp::And, mask, visible)),
+            (one, other) => one.or(other),
+        };
         let (mask, bias) = match is_above {
-            true => (shared.mask.map(|m| last_axis(b, m)), shared.bias.map(|m| last_axis(b, m))),
-            false => (shared.mask, shared.bias),
+            true => (mask.map(|m| last_axis(b, m)), shared.bias.map(|m| last_axis(b, m))),
+            false => (mask, shared.bias),
         };
         // A source above is read up to the token before: all of it, or the window without the token itself.
         let (causal, window) = match (is_above, self.window) {

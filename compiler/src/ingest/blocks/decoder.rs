@@ -133,6 +133,8 @@ struct Declared {
     alibi: Option<WeightId>,
     /// Which tokens are anchors.
     anchors: Option<KvSlotId>,
+    /// Which tokens ran, of layers that others do not see them in otherwise.
+    ran: Vec<Option<KvSlotId>>,
 }
 
 impl Embedding {
@@ -283,9 +285,11 @@ impl Decoder {
         m.info.vocab = self.vocab;
         let slots = sharing::declare(m, &self.layers, |i| self.runs(i), self.merged_from());
         let anchors = self.policy.kv_keep.as_ref().map(|_| m.kv_slot("anchors", 1, 1, 0));
+        let drops = |i: usize| self.drops(i).then(|| m.kv_slot(&format!("layer{i}.ran"), 1, 1, 0));
+        let ran = (0..self.layers.len()).map(drops).collect();
         let growing = self.ropes.iter().enumerate().map(|(i, rope)| rope.constants(m, i)).collect();
         let alibi = self.alibi.as_ref().map(|alibi| alibi.constant(m, self.context));
-        let declared = Declared { slots, growing, alibi, anchors };
+        let declared = Declared { slots, growing, alibi, anchors, ran };
         m.graph("forward", |b| self.graph(b, Phase::Forward, &declared));
         m.graph("prefill", |b| self.graph(b, Phase::Prefill, &declared));
         let one = [(sizes::TOKENS, 1)];
@@ -330,6 +334,8 @@ impl Decoder {
             kept: self.kept((phase == Phase::Decode).then_some(1)),
             anchors,
             merge_at: self.policy.kv_merge.map_or(0.0, |merge| merge.t),
+            ran: declared.ran.clone(),
+            visible: Default::default(),
             made: Default::default(),
         };
 

@@ -7,14 +7,14 @@ use super::halting::{self, Halting};
 use super::linear::Linear;
 use super::shared::Shared;
 use super::sharing;
-use crate::graph::ValueId;
+use crate::graph::{KvSlotId, ValueId};
 use crate::ingest::builder::GraphBuilder;
 use crate::ingest::error::Gap;
-use crate::ingest::policy::{ExitRule, Exits, FfnSkip, LayerMix, Probs, RunPolicy};
+use crate::ingest::policy::{ExitRule, Exits, FfnSkip, KvOnSkip, LayerMix, Probs, RunPolicy};
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
-use frit_plan::RAN;
+use frit_plan::{KvPart, RAN};
 use std::collections::BTreeSet;
 
 /// A decision of a layer about itself, by `g = w · x + b` with x what enters it.
@@ -58,6 +58,11 @@ impl Decoder {
         let end = self.policy.exit_layer.map_or(self.layers.len(), |n| n as usize);
         layer < end && !self.policy.skip_layers.iter().any(|s| *s as usize == layer)
     }
+    /// Whether a layer keeps nothing of tokens that are sent past it.
+    pub(super) fn drops(&self, layer: usize) -> bool {
+        let gate = self.layers.get(layer).and_then(|l| l.gate.as_ref()).map(|g| g.kind);
+        self.policy.kv_on_skip == KvOnSkip::Drop && self.runs(layer) && gate == Some(GateKind::Route)
+    }
     /// Layers of the stack.
     pub(super) fn depth(&self) -> usize {
         (0..self.layers.len()).filter(|i| self.runs(*i)).count()
@@ -77,6 +82,24 @@ impl Decoder {
         }
         if let Some(n) = policy.skip_layers.iter().find(|l| **l as usize >= layers) {
             fault("skip_layers", format!("holds {n}; the model has layers 0 to {}", layers.saturating_sub(1)));
+        }
+        if policy.depth.is_some() {
+            fault("depth", "is for models with two stacks; `exit_layer` is that of a decoder".into());
+        }
+        for l in &policy.skip_ffns {
+            match self.layers.get_mut(*l as usize) {
+                Some(layer)
+                    if layer.ffn.is_some() && matches!(layer.residual, Residual::Sequential | Residual::Parallel) =>
+                {
+                    (layer.ffn, layer.ffn_norm, layer.fed_norm) = (None, None, None);
+                }
+                Some(_) => {
+                    fault("skip_ffns", format!("holds {l}, a layer without such a part or with a norm behind it"))
+                }
+                None => {
+                    fault("skip_ffns", format!("holds {l}; the model has layers 0 to {}", layers.saturating_sub(1)))
+                }
+            }
         }
         if self.depth() == 0 {
             fault("skip_layers", "leaves no layer".into());
@@ -105,6 +128,21 @@ impl Decoder {
             && (mix.weights.len() != layers || mix.weights.iter().any(|w| !w.is_finite()))
         {
             fault("layer_mix.weights", format!("holds {} numbers; {layers} finite ones are needed", mix.weights.len()));
+        }
+        if policy.kv_on_skip == KvOnSkip::Drop {
+            let of = |l: &Layer| l.attention.as_ref().map(|a| a.sources);
+            let alone = |i: usize| {
+                let own = self.layers.get(i).and_then(of).is_none_or(|s| s == sharing::Sources::default());
+                let mut all = self.layers.iter().filter_map(of);
+                own && all.all(|s| [s.keys, s.values, s.probs].into_iter().flatten().all(|source| source != i))
+            };
+            let routed: Vec<usize> = (0..layers).filter(|i| self.drops(*i)).collect();
+            if routed.is_empty() {
+                fault("kv_on_skip", "drops what routed layers keep, and no layer has a router".into());
+            }
+            if policy.kv_keep.is_some() || !routed.iter().all(|i| alone(*i)) {
+                fault("kv_on_skip", "drops keys that other layers or anchors need".into());
+            }
         }
         for (field, problem) in self.cache_faults(policy) {
             fault(field, problem);
@@ -258,6 +296,14 @@ impl Decoder {
             None => entered,
         };
         let gate = layer.gate.as_ref().map(|gate| (gate.kind, gate.linear.apply(b, x)));
+        let routed = gate.filter(|(kind, _)| *kind == GateKind::Route).map(|(_, g)| {
+            let p = b.unary(UnaryOp::Sigmoid, g);
+            let half = b.f32(0.5);
+            b.binary(BinaryOp::Lt, half, p)
+        });
+        if let (Some(runs), Some(slot)) = (routed, shared.ran.get(i).copied().flatten()) {
+            shared.visible.set(Some(ran_before(b, slot, runs)));
+        }
         let y = match &self.policy.ffn_skip {
             Some(skip) if layer.ffn.is_some() => {
                 let x = layer.attended(b, shared, i, x);
@@ -265,6 +311,7 @@ impl Decoder {
             }
             _ => layer.apply(b, shared, i, x),
         };
+        shared.visible.set(None);
         let y = match gate {
             Some((GateKind::Mix, g)) => {
                 let half = b.f32(0.5);
@@ -275,14 +322,13 @@ impl Decoder {
                 let change = b.mul(change, s);
                 b.add(x, change)
             }
-            Some((GateKind::Route, g)) => {
-                let p = b.unary(UnaryOp::Sigmoid, g);
-                let half = b.f32(0.5);
-                let runs = b.binary(BinaryOp::Lt, half, p);
-                tell(b, &format!("layer.{i}"), runs);
-                b.select(runs, y, x)
-            }
-            None => y,
+            _ => match routed {
+                Some(runs) => {
+                    tell(b, &format!("layer.{i}"), runs);
+                    b.select(runs, y, x)
+                }
+                None => y,
+            },
         };
         let y = match &layer.layer_attention {
             Some(module) => module.apply(b, shared, &flow.states, y),
@@ -401,6 +447,20 @@ impl Decoder {
             flow.running = Some(running);
         });
     }
+}
+
+/// Notes which tokens run a layer, `[B, S, 1]`, and says of all so far, `[B, 1, 1, T]`.
+fn ran_before(b: &mut GraphBuilder<'_>, slot: KvSlotId, runs: ValueId) -> ValueId {
+    let flags = b.cast(runs, Scalar::F32);
+    let mut shape = b.ty(flags).shape.clone();
+    shape.insert(1, Dim::one());
+    let flags = b.reshape(flags, &shape);
+    let flags = b.kv_append(slot, KvPart::K, flags);
+    let half = b.f32(0.5);
+    let flags = b.binary(BinaryOp::Lt, half, flags);
+    let mut shape = b.ty(flags).shape.clone();
+    shape.swap(2, 3);
+    b.reshape(flags, &shape)
 }
 
 /// Makes a decision `[B, S, 1]` known.

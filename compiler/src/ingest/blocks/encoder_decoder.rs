@@ -10,11 +10,13 @@ use super::multi_head::ScoreTerms;
 use super::norm::Norm;
 use super::patches::Conv1d;
 use super::relative::RelativeBias;
-use super::stack::{Other, OtherStates, Scene, Stack};
+use super::stack::{Other, OtherStates, Scene, Stack, StackLayer};
 use crate::graph::{KvSlotId, StateId, ValueId, WeightId};
 use crate::ingest::activation::Activation;
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
 use crate::ingest::decoding::{self, Phase};
+use crate::ingest::error::Gap;
+use crate::ingest::policy::RunPolicy;
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
@@ -219,15 +221,18 @@ impl EncoderDecoder {
         m.info.context = self.context.unwrap_or(0);
         m.info.vocab = self.vocab;
         m.info.start.clone_from(&self.start);
-        let slots = |m: &mut ModelBuilder, name: &str, len: Dim| -> Vec<KvSlotId> {
-            let heads = self.decoder.layers.iter().map(|l| &l.attention.run);
-            let slot = |(i, a): (usize, &super::multi_head::MultiHead)| {
-                m.kv_slot_of(&format!("{name}{i}"), a.heads, a.head_dim, a.head_dim, len.clone())
-            };
-            heads.enumerate().map(slot).collect()
+        let slot = |m: &mut ModelBuilder, name: String, layer: &StackLayer, len: Dim| {
+            let a = &layer.attention.run;
+            m.kv_slot_of(&name, a.heads, a.head_dim, a.head_dim, len)
         };
-        let own = slots(m, "layer", Dim::size(sizes::CAPACITY));
-        let cross = slots(m, "cross", self.source_len());
+        let layers = &self.decoder.layers;
+        let numbered = || layers.iter().enumerate();
+        let own = numbered().map(|(i, l)| slot(m, format!("layer{i}"), l, Dim::size(sizes::CAPACITY))).collect();
+        let mut cross: Vec<KvSlotId> = Vec::with_capacity(layers.len());
+        for ((i, l), first) in numbered().zip(self.decoder.memories()) {
+            let known = cross.get(first).copied();
+            cross.push(known.unwrap_or_else(|| slot(m, format!("cross{i}"), l, self.source_len())));
+        }
         let source_mask = matches!(self.source, Source::Tokens { .. })
             .then(|| m.state("source_mask", Storage::Bool, &[batch, self.source_len()]));
         let encoder_classes = self.encoder_bias.as_ref().map(|bias| bias.constant(m, "encoder.classes"));
@@ -301,6 +306,24 @@ impl EncoderDecoder {
             let x = b.scope("embedding", |b| self.target.apply(b, ids, past));
             self.decoder.apply(b, &Scene { scores, classes, ..scene }, x)
         })
+    }
+
+    /// Takes a policy: how many layers of either side run. What else it asks for is a gap.
+    pub fn set_policy(&mut self, policy: &RunPolicy) -> Vec<Gap> {
+        let gap = |field: &str, problem: String| Gap::field("the run policy", field, problem, "ask for something else");
+        let mut gaps = Vec::new();
+        if *policy != (RunPolicy { depth: policy.depth, ..RunPolicy::default() }) {
+            gaps.push(gap("policy", "is for decoders alone, but for the depth of either side".into()));
+        }
+        let Some(depth) = policy.depth else { return gaps };
+        for (n, side) in depth.into_iter().zip([&mut self.encoder, &mut self.decoder]) {
+            let stored = side.layers.len();
+            if n == 0 || n as usize > stored {
+                gaps.push(gap("depth", format!("asks for {n} layers of a stack of {stored}")));
+            }
+            side.layers.truncate(n as usize);
+        }
+        gaps
     }
 
     fn logits(&self, b: &mut GraphBuilder<'_>, x: ValueId) -> ValueId {

@@ -4,7 +4,7 @@ use crate::graph::{ValueId, WeightId};
 use crate::ingest::builder::GraphBuilder;
 
 /// `x · wᵀ (+ bias)`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Linear {
     /// What it is called in its layer.
     pub name: &'static str,

@@ -100,6 +100,16 @@ impl MultiHead {
         });
     }
 
+    /// Whether another attention makes the same keys and values of the same states.
+    pub fn reads_as(&self, other: &MultiHead) -> bool {
+        let same = match (&self.qkv, &other.qkv) {
+            (Projections::Separate([_, own @ ..]), Projections::Separate([_, other @ ..])) => own == other,
+            (Projections::Fused(own), Projections::Fused(other)) => own == other,
+            _ => false,
+        };
+        same && (self.heads, self.head_dim) == (other.heads, other.head_dim)
+    }
+
     /// ScoreTerms, their softmax, the weighted values and the output projection; operands are `[B, h, S, D]`.
     pub fn attend(&self, b: &mut GraphBuilder<'_>, [q, k, v]: [ValueId; 3], scores: &ScoreTerms) -> ValueId {
         let attrs = AttentionAttrs {

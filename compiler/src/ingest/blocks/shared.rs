@@ -3,10 +3,10 @@
 use super::anchors::Anchors;
 use super::rotary::Rotation;
 use super::sharing::{Made, Slots};
-use crate::graph::ValueId;
+use crate::graph::{KvSlotId, ValueId};
 use crate::ingest::builder::GraphBuilder;
 use frit_kernels::dim::Dim;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the layers of one graph share.
@@ -31,6 +31,10 @@ pub(crate) struct Shared {
     pub(super) anchors: Option<Anchors>,
     /// Where the directions of merged slots lie, see [`crate::ingest::policy::KvMerge::t`].
     pub(super) merge_at: f32,
+    /// The slots of layers that keep which tokens ran them.
+    pub(super) ran: Vec<Option<KvSlotId>>,
+    /// Bool `[B, 1, 1, T]`: keys that are visible in the layer under construction, where some are not.
+    pub(super) visible: Cell<Option<ValueId>>,
     /// What the layers so far computed.
     pub(super) made: RefCell<BTreeMap<usize, Made>>,
 }

@@ -25,7 +25,7 @@ pub(crate) struct StackLayer {
     pub attention: Part<MultiHead>,
     /// Attention to another sequence.
     pub cross: Option<Part<MultiHead>>,
-    pub ffn: Part<Ffn>,
+    pub ffn: Option<Part<Ffn>>,
     /// Whether attention sees near keys only, [`Scene::near`].
     pub local: bool,
     /// A bias of the layer's own on the scores, `[classes, h]`, read at [`Scene::classes`].
@@ -132,10 +132,22 @@ impl Stack {
             None => x,
         }
     }
-    /// Writes the keys and values of another sequence `[B, T, H]` to one slot a layer.
+    /// For each layer the first one whose keys and values of another sequence are the same, since the same weights make
+    /// them of the same states.
+    pub fn memories(&self) -> Vec<usize> {
+        let same = |a: &StackLayer, b: &StackLayer| match (&a.cross, &b.cross) {
+            (Some(a), Some(b)) => a.run.reads_as(&b.run),
+            _ => false,
+        };
+        let first = |(i, layer): (usize, &StackLayer)| self.layers.iter().position(|l| same(l, layer)).unwrap_or(i);
+        self.layers.iter().enumerate().map(first).collect()
+    }
+    /// Writes the keys and values of another sequence `[B, T, H]` to their slots, one a layer; a slot that several layers
+    /// have, see [`Stack::memories`], is written once.
     pub fn fill(&self, b: &mut GraphBuilder<'_>, slots: &[KvSlotId], states: ValueId) {
         for (i, (layer, slot)) in self.layers.iter().zip(slots).enumerate() {
-            if let Some(cross) = &layer.cross {
+            let is_written = slots.iter().take(i).any(|s| s == slot);
+            if let Some(cross) = layer.cross.as_ref().filter(|_| !is_written) {
                 b.scope(&format!("{}.{i}", self.name), |b| cross.run.fill(b, *slot, states));
             }
         }
@@ -143,9 +155,9 @@ impl Stack {
 }
 
 impl StackLayer {
-    /// A layer of attention to its own sequence and a feed-forward part.
-    pub fn plain(attention: Part<MultiHead>, ffn: Part<Ffn>) -> StackLayer {
-        StackLayer { attention, cross: None, ffn, local: false, bias: None, relative: None }
+    /// A layer of attention to its own sequence alone.
+    pub fn plain(attention: Part<MultiHead>) -> StackLayer {
+        StackLayer { attention, cross: None, ffn: None, local: false, bias: None, relative: None }
     }
     fn apply(&self, b: &mut GraphBuilder<'_>, scene: &Scene<'_>, place: Place, i: usize, x: ValueId) -> ValueId {
         let slot = scene.slots.and_then(|slots| slots.get(i).copied());
@@ -173,6 +185,6 @@ impl StackLayer {
             }
             _ => x,
         };
-        self.ffn.apply(b, place, x, |ffn, b, x| ffn.apply(b, x))
+        self.ffn.as_ref().map_or(x, |ffn| ffn.apply(b, place, x, |ffn, b, x| ffn.apply(b, x)))
     }
 }

@@ -9,7 +9,7 @@ use super::elem::{Elem, Values};
 use super::error::{Res, Stop, malformed, unsupported};
 use super::external_data::ExternalFiles;
 use super::proto::TensorProto;
-use super::stock::{Recipe, Stock, TensorId, bounded, narrowed};
+use super::stock::{Content, Recipe, Stock, TensorId, bounded, narrowed};
 use super::value::{Data, Known, Val};
 use crate::graph::{Op, ValueId};
 use crate::ingest::Limits;
@@ -36,12 +36,18 @@ pub struct Constants<'a> {
     /// Bounds on tensors.
     pub limits: &'a Limits,
     seen: HashMap<usize, Result<TensorId, String>>,
+    /// The first tensor of each content, where tensors of equal content are one.
+    contents: Option<HashMap<Content, TensorId>>,
 }
 
 impl<'a> Constants<'a> {
     /// An empty set.
     pub fn new(stock: &'a mut Stock, files: &'a mut ExternalFiles, limits: &'a Limits) -> Self {
-        Constants { stock, files, limits, seen: HashMap::new() }
+        Constants { stock, files, limits, seen: HashMap::new(), contents: None }
+    }
+    /// Lets tensors of equal type, extents and bytes be one.
+    pub fn dedupe(&mut self) {
+        self.contents = Some(HashMap::new());
     }
     /// The tensor of a message, taken in on first sight.
     ///
@@ -53,6 +59,13 @@ impl<'a> Constants<'a> {
             return known.clone();
         }
         let id = self.stock.add(proto, name, self.files, self.limits);
+        let id = match (id, &mut self.contents) {
+            (Ok(id), Some(contents)) => match self.stock.content(id) {
+                Some(content) => Ok(*contents.entry(content).or_insert(id)),
+                None => Ok(id),
+            },
+            (id, _) => id,
+        };
         self.seen.insert(key, id.clone());
         id
     }

@@ -65,6 +65,9 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Model> {
     let mut files = ExternalFiles::new(ModelDir::open(parent)?, file.name(), limits.shards);
     let mut stock = Stock::default();
     let mut constants = Constants::new(&mut stock, &mut files, limits);
+    if options.dedupe {
+        constants.dedupe();
+    }
     let text = text::read(parent, limits)?;
     let name = display_name(path);
     let import = Import { model: &model, graph, name, context: text.context, rules: &text.settings.rules, options };

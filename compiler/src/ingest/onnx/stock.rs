@@ -28,6 +28,9 @@ enum Place {
     Quantised(Dequantize),
 }
 
+/// What tensors of equal content have in common: element type, extents, and a hash of the bytes.
+pub type Content = (Elem, Vec<u64>, blake3::Hash);
+
 /// A constant tensor.
 #[derive(Clone, Debug)]
 pub struct Stored {
@@ -148,6 +151,11 @@ pub struct Stock {
 }
 
 impl Stock {
+    /// The content of a tensor whose bytes can be read.
+    pub fn content(&self, id: TensorId) -> Option<Content> {
+        let tensor = self.get(id)?;
+        Some((tensor.elem, tensor.dims.clone(), blake3::hash(&tensor.bytes().ok()?)))
+    }
     /// Takes a tensor in after checking that it is whole.
     ///
     /// # Errors

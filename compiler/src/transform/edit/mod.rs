@@ -4,12 +4,14 @@ mod depth;
 mod expand;
 mod parts;
 mod replace;
+mod traverse;
 mod width;
 
 pub use depth::{KeepLayers, PermuteLayers, PruneLayers, Truncate};
 pub use expand::{ExpandInit, ExpandLayers, LoopLayers};
 pub use parts::{DropAttention, DropFfn};
 pub use replace::ReplaceLinear;
+pub use traverse::Traverse;
 pub use width::{By, PermuteNeurons, PruneHeads, Slice};
 
 use super::checkpoint::Checkpoint;

@@ -5,7 +5,7 @@ use crate::transform::Transform;
 use crate::transform::calibration::Aid;
 use crate::transform::checkpoint::Checkpoint;
 use crate::transform::error::{Result, refuse, refuse_all};
-use crate::transform::family::{NormRole, Role};
+use crate::transform::family::{NormRole, Role, Side};
 use crate::transform::layer_list::LayerList;
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +31,9 @@ impl Transform for DropFfn {
     }
     fn apply(&self, c: &mut Checkpoint, _: &Aid<'_>) -> Result<Vec<String>> {
         let mut extension = c.extension()?;
-        let layers = drop(self.name(), c, &self.layers, &Role::FFN, NormRole::Ffn, &extension.linear_layers)?;
-        extension.drop_ffn = joined(&extension.drop_ffn, &layers);
+        let (side, layers) = drop(self.name(), c, &self.layers, &Role::FFN, NormRole::Ffn, &extension.linear_layers)?;
+        let gone = if side == Side::Encoder { &mut extension.drop_encoder_ffn } else { &mut extension.drop_ffn };
+        *gone = joined(gone, &layers);
         c.set_extension(&extension);
         Ok(vec![format!("layers {} have no feed-forward part", self.layers)])
     }
@@ -44,6 +45,9 @@ impl Transform for DropAttention {
     }
     fn apply(&self, c: &mut Checkpoint, _: &Aid<'_>) -> Result<Vec<String>> {
         let mut extension = c.extension()?;
+        if c.family().stacks.len() > 1 {
+            return refuse(self.name(), "models with two stacks attend in every layer");
+        }
         let (_, layers) = resolved(self.name(), c, &self.layers)?;
         let mut problems = Vec::new();
         for i in &layers {
@@ -60,7 +64,7 @@ impl Transform for DropAttention {
             }
         }
         refuse_all(self.name(), problems)?;
-        let layers =
+        let (_, layers) =
             drop(self.name(), c, &self.layers, &Role::ATTENTION, NormRole::Attention, &extension.linear_layers)?;
         extension.drop_attention = joined(&extension.drop_attention, &layers);
         c.set_extension(&extension);
@@ -82,12 +86,9 @@ fn drop(
     roles: &[Role],
     norm: NormRole,
     linear: &[u32],
-) -> Result<Vec<usize>> {
+) -> Result<(Side, Vec<usize>)> {
     let (side, layers) = resolved(step, c, list)?;
     let (stack, _) = c.stack(side)?;
-    if c.family().stacks.len() > 1 {
-        return refuse(step, "parts of models with two stacks cannot be dropped yet; no reader would serve them");
-    }
     if !c.family().pre_norm || stack.norms.iter().any(|(r, _)| *r == NormRole::Output) && has_output_norms(c, stack) {
         return refuse(step, "a norm follows the part here, so that leaving both out is another model");
     }
@@ -114,7 +115,7 @@ fn drop(
             }
         }
     }
-    Ok(layers)
+    Ok((side, layers))
 }
 
 fn has_output_norms(c: &Checkpoint, stack: &crate::transform::family::Stack) -> bool {

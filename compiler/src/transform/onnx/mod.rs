@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 pub const ONNX_STEPS: &[(&str, &str)] = &[
     ("fold-batch-norms", "batch norms go into the convolutions in front of them, unless other nodes use the weight"),
     ("merge-convs", "convolutions with nothing in between become one, where that is exact"),
+    ("dedupe-weights", "tensors of equal content share one buffer"),
     ("share-weights", "tensors become one: --tensors A,B,… --init mean|first"),
 ];
 
@@ -110,6 +111,7 @@ impl OnnxModel {
         let changes = match name {
             "fold-batch-norms" => fold::apply(&mut edited),
             "merge-convs" => merge::apply(&mut edited),
+            "dedupe-weights" => tie::dedupe(&mut edited),
             "share-weights" => tie::apply(&mut edited, options),
             _ => {
                 let here: Vec<&str> = ONNX_STEPS.iter().map(|(n, _)| *n).collect();

@@ -2,7 +2,9 @@
 
 use super::OnnxModel;
 use crate::transform::error::{Result, refuse, refuse_all};
+use prost::Message;
 use serde_json::{Map, Value};
+use std::collections::{HashMap, HashSet};
 
 const STEP: &str = "share-weights";
 
@@ -34,16 +36,8 @@ pub(super) fn apply(m: &mut OnnxModel, options: &Map<String, Value>) -> Result<V
         problems.extend(unlike.map(|(n, t)| format!("`{n}` has the shape {:?} and `{of}` {shape:?}", t.dims)));
     }
     let tensors: Vec<_> = found.into_iter().map(|(_, t)| t).collect();
-    if let Some(g) = m.graph() {
-        let inside = |n: &String| {
-            g.node
-                .iter()
-                .flat_map(|x| &x.attribute)
-                .filter_map(|a| a.g.as_ref())
-                .any(|g| g.node.iter().any(|x| x.input.contains(n)))
-        };
-        problems.extend(others.iter().filter(|n| inside(n)).map(|n| format!("`{n}` is read inside a branch")));
-    }
+    let inside = read_inside(m);
+    problems.extend(others.iter().filter(|n| inside.contains(*n)).map(|n| format!("`{n}` is read inside a branch")));
     refuse_all(STEP, problems)?;
     if let Some(mut t) = tensors.first().cloned().filter(|_| mean) {
         for (i, v) in t.values.iter_mut().enumerate() {
@@ -51,12 +45,39 @@ pub(super) fn apply(m: &mut OnnxModel, options: &Map<String, Value>) -> Result<V
         }
         m.put(first, &t);
     }
-    if let Some(g) = m.proto.graph.as_mut() {
-        for name in g.node.iter_mut().flat_map(|n| &mut n.input) {
-            if others.contains(name) {
-                name.clone_from(first);
-            }
+    let instead: HashMap<String, String> = others.iter().map(|n| (n.clone(), first.clone())).collect();
+    rename(m, &instead);
+    Ok(vec![format!("{} read `{first}`", others.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "))])
+}
+
+/// Lets initializers of equal type, extents and bytes be the first of them. Those that branches read stay.
+pub(super) fn dedupe(m: &mut OnnxModel) -> Result<Vec<String>> {
+    let inside = read_inside(m);
+    let mut known: HashMap<Vec<u8>, String> = HashMap::new();
+    let mut instead = HashMap::new();
+    for t in m.graph().into_iter().flat_map(|g| &g.initializer).filter(|t| !inside.contains(&t.name)) {
+        let mut content = t.clone();
+        content.name.clear();
+        let first = known.entry(content.encode_to_vec()).or_insert_with(|| t.name.clone());
+        if *first != t.name {
+            instead.insert(t.name.clone(), first.clone());
         }
     }
-    Ok(vec![format!("{} read `{first}`", others.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "))])
+    rename(m, &instead);
+    Ok(vec![format!("{} tensors have the content of another", instead.len())])
+}
+
+/// Tensors that nodes of inner graphs read.
+fn read_inside(m: &OnnxModel) -> HashSet<String> {
+    let inner = m.nodes().iter().flat_map(|n| &n.attribute).filter_map(|a| a.g.as_ref());
+    inner.flat_map(|g| &g.node).flat_map(|n| &n.input).cloned().collect()
+}
+
+fn rename(m: &mut OnnxModel, instead: &HashMap<String, String>) {
+    let nodes = m.proto.graph.iter_mut().flat_map(|g| &mut g.node);
+    for name in nodes.flat_map(|n| &mut n.input) {
+        if let Some(first) = instead.get(name) {
+            name.clone_from(first);
+        }
+    }
 }

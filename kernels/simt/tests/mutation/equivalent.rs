@@ -45,6 +45,9 @@ const APART: &str = "areas lie one pair further apart, and what is used of the l
 const PAST: &str = "in front of the end of k both are the last unit, and past it nothing is copied";
 const SINGLE: &str = "there is one row, whose number is 0";
 const PADDED: &str = "past the end of a head the other side is zero";
+const UNSTORED: &str = "elements past the end of a head are stored nowhere";
+const ADDED: &str = "what is added is 0";
+const PAIRS: &str = "columns come in pairs: the second of one has an odd number, and what it is compared with is even";
 const NOTHING: &str = "without a key what was gathered is 0, whatever it is multiplied by";
 
 /// All of them.
@@ -90,7 +93,7 @@ pub const EQUIVALENT: &[Equivalent] = &[
     same("gemv", "choice reversed", "t_6 = vec4<u32>(select(", ALIGNED),
     deep("gemm_staged", "guard off by one", "if (column", EDGE),
     deep("gemm_staged", "guard off by one", ", %column", EDGE),
-    deep("gemv_warp", "guard off by one", "%r7, 32; -> setp.lt.u32", EDGE),
+    deep("gemv_warp", "guard off by one", ", 32; -> setp.lt.u32", PAIRS),
     deep("attention_warp", "guard off by one", ", 20; -> setp.le.u32", EDGE),
     same("gemm_matrix", "copy not waited for", "cp.async.wait_group 0", DRAINED),
     same("gemm_matrix", "wait one group short", "cp.async.wait_group 0", DRAINED),
@@ -112,6 +115,20 @@ pub const EQUIVALENT: &[Equivalent] = &[
     same("attention_matrix", "stale accumulator", "mov.f32 %sum", FADED),
     same("attention_matrix", "stale accumulator", "mov.f32 %out", FADED),
     same("attention_matrix", "guard off by one", ", 20; -> setp.le.u32", PADDED),
+    deep("attention_matrix", "guard off by one", "%total", NOTHING),
+    deep("attention_matrix", "guard off by one", ", 203; -> setp.ge.u32", BOUND),
+    deep("attention_matrix", "store one further", "+96], ", UNSTORED),
+    deep("attention_matrix", "store dropped", "%column, 24; ->", UNSTORED),
+    deep("attention_matrix", "update dropped", "mul.rn.f32 %out_3$x", UNSTORED),
+    deep("attention_matrix", "sum and difference mixed up", "%rest_27, %rest_25", PADDED),
+    deep("attention_matrix", "sum and difference mixed up", "%rest_26, %rest_24", PADDED),
+    deep("attention_matrix", "choice reversed", "selp.f32 %f48, %f47", PADDED),
+    deep("attention_lanes", "stride off by one", "s * 80u); -> ", SINGLE),
+    deep("attention_lanes", "stride off by one", "s_1 * 80u", SINGLE),
+    deep("attention_tile", "stride off by one", "min(lane / 64u, 0u) * 64u", SINGLE),
+    deep("attention_tile", "largest and smallest mixed up", "min(lane / 64u, 0u)", SINGLE),
+    deep("attention_tile", "barrier dropped", "-> let from_", OWN),
+    deep("attention_warp", "sum and difference mixed up", "%share, 0f00000000; -> mul.rn.f32", ADDED),
     same("attention_lanes", "stale accumulator", "var dot_", SHIFTED),
     deep("attention_tile", "stale accumulator", "var dot_", SHIFTED),
     same("attention_lanes", "guard off by one", "> 0.0); -> ", NOTHING),

@@ -86,7 +86,19 @@ fn argmax() -> Vec<Case> {
         case.data[0] = Data::F32((0..2 * rows * n).map(&mut value).collect());
         case
     };
-    [(7, 5), (13, 70), (40, 700)].map(case).to_vec()
+    // The largest value in each of the 32 parts that a workgroup has at most, and the second in the part behind it.
+    let parts = || {
+        let (rows, n) = (32usize, 1050usize);
+        let mut case = case((rows as i64, n as i64));
+        if let Data::F32(x) = &mut case.data[0] {
+            for (row, values) in x.chunks_mut(n).enumerate() {
+                let at = 32 * (row % rows) + row % 5;
+                (values[at], values[(at + 32) % 1024]) = (60.0, 59.0);
+            }
+        }
+        case
+    };
+    [(7, 5), (13, 70), (40, 700)].map(case).into_iter().chain([parts()]).collect()
 }
 
 fn product(n: u64, k: u64, storage: Storage, rows: &[i64]) -> Vec<Case> {
@@ -219,6 +231,15 @@ fn far_apart(mut case: Case, (period, phase): (usize, usize)) -> Case {
     case
 }
 
+/// The same, and all of those keys are one, so that what overflows is their sum as well.
+fn alike(case: Case, (period, phase): (usize, usize)) -> Case {
+    let mut case = far_apart(case, (period, phase));
+    let Data::F32(k) = &mut case.data[1] else { return case };
+    let one = k[20 * phase..][..20].to_vec();
+    k.chunks_mut(20).skip(phase).step_by(period).for_each(|key| key.copy_from_slice(&one));
+    case
+}
+
 /// Values about 1000 behind scores that lie some way apart, and a tolerance so small that the last of three parts of an
 /// operand counts.
 fn magnified(mut case: Case) -> Case {
@@ -233,17 +254,22 @@ fn magnified(mut case: Case) -> Case {
 fn attention_token() -> Vec<Case> {
     let spec = attention_of("1", |_, a| a.causal_offset = Some(dim("P")));
     let case = |b, past, room| filled(spec.clone(), &[("B", b), ("S", 1), ("T", 1 + past + room), ("P", past)], 5);
-    let plain = [case(2, 0, 0), case(1, 16, 3), case(1, 329, 0), case(2, 49, 9)];
+    let plain = [case(2, 0, 0), case(1, 16, 3), case(1, 329, 0), case(2, 49, 9), case(1, 100, 5)];
     let apart = [(32, 5), EIGHTH, (64, 1)].map(|which| far_apart(case(4, 149, 0), which));
-    plain.into_iter().chain(apart).collect()
+    // Keys that one subgroup of a workgroup has alone, each of them in turn.
+    let alone = (0..8).map(|subgroup| alike(case(1, 149, 0), (32, 4 * subgroup + 1)));
+    plain.into_iter().chain(apart).chain(alone).collect()
 }
 
 fn attention_plain() -> Vec<Case> {
     let spec = attention(|_, _| {});
     let case = |b, s, t| filled(spec.clone(), &[("B", b), ("S", s), ("T", t), ("P", 0)], 5);
     let apart = [(case(1, 9, 150), EIGHTH), (case(4, 1, 150), (32, 5))].map(|(c, which)| far_apart(c, which));
+    // The last key at every place of a fragment: past the next multiple of eight, and odd or even.
     let plain = [case(2, 1, 1), case(2, 9, 17), case(1, 2, 330), case(2, 4, 50), case(1, 7, 110)];
-    plain.into_iter().chain(apart).chain([magnified(case(1, 40, 50))]).collect()
+    let ends = [13, 27, 28, 36].map(|t| case(1, 3, t));
+    let plain = plain.into_iter().chain(ends);
+    plain.chain(apart).chain([magnified(case(1, 40, 50))]).collect()
 }
 
 fn attention_window() -> Vec<Case> {
@@ -272,6 +298,8 @@ fn attention_mask() -> Vec<Case> {
         case(9, 33, 0),
         case(9, 33, 1),
         case(10, 70, 2),
+        case(9, 45, 1),
+        case(9, 59, 0),
         far_apart(case(9, 280, 1), EIGHTH),
         magnified(case(40, 50, 3)),
     ]

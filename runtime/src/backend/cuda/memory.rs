@@ -180,3 +180,44 @@ impl Memory {
         SIZES_BYTES + self.log_rows * LOG_LINES * 4
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::test_model;
+    use frit_plan::KvSlotDecl;
+
+    /// What is refused of a plan with one cache slot, two parts of `1024 T` elements, for so many rows, tokens and keys.
+    fn refused(extent: [u64; 4], change: impl FnOnce(&mut Layout)) -> Option<String> {
+        let mut plan = test_model::decoder(1 << 32, &[]);
+        let part = || ["B", "16", "T", "64"].map(|d| d.parse().unwrap()).to_vec();
+        plan.kv_slots = vec![KvSlotDecl { name: "layer0".into(), k_shape: part(), v_shape: part() }];
+        let mut layout = Layout::new(&plan, &Extent(extent.to_vec())).unwrap();
+        change(&mut layout);
+        match addressable(&plan, &layout) {
+            Ok(()) => None,
+            Err(Error::Limit { what, wanted, limit }) => {
+                assert!(wanted > limit && limit == 2_147_483_647);
+                Some(what)
+            }
+            Err(other) => Some(other.to_string()),
+        }
+    }
+
+    #[test]
+    fn buffers_longer_than_kernels_can_address_are_refused() {
+        let half = 1 << 20;
+        // Sizes are batch, tokens, past and capacity. Both parts together are one buffer.
+        assert_eq!(refused([1, 1, 0, half - 1], |_| {}), None);
+        assert_eq!(refused([1, 1, 0, half], |_| {}).unwrap(), "elements of the buffer `layer0`");
+        assert_eq!(refused([half, 1, 0, 1], |_| {}).unwrap(), "elements of the buffer `layer0`");
+        // Logits of a prompt are 97 elements a token, masks one a key.
+        let most = (1 << 31) / 97;
+        assert_eq!(refused([1, most - 1, 0, 1], |_| {}), None);
+        assert_eq!(refused([1, most + 1, 0, 1], |_| {}).unwrap(), "elements of the buffer `arena`");
+        assert_eq!(refused([1, 1, 0, 1], |l| l.ints_elems = 1 << 31).unwrap(), "elements of the buffer `ints`");
+        assert_eq!(refused([1, 1, 0, 1], |l| l.side_elems = 1 << 31).unwrap(), "elements of the buffer `side`");
+        assert_eq!(refused([1, 1, 0, 1], |l| l.side_elems = (1 << 31) - 1), None);
+    }
+}

@@ -1,7 +1,7 @@
 //! `frit analyze`.
 
 use crate::transform::calibration;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use frit::BackendChoice;
 use frit_compiler::transform::{Aid, Checkpoint, Metric};
@@ -39,7 +39,9 @@ pub fn main(a: &Args) -> Result<()> {
     let checkpoint = Checkpoint::open(&a.model)?;
     let calibration = calibration(&a.calib, &a.model, a.backend)?;
     let metric: Metric = match (&a.metric, a.what) {
-        (Some(name), _) => serde_json::from_value(serde_json::json!(name))?,
+        (Some(name), _) => {
+            serde_json::from_value(serde_json::json!(name)).with_context(|| format!("--metric {name}"))?
+        }
         (None, What::Layers) => Metric::Cosine,
         (None, What::Attention) => Metric::JsAttn,
     };

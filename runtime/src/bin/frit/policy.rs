@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use frit::{LoadedModel, model_source};
 use frit_compiler::CompileOptions;
 use frit_compiler::ingest::LoadOptions;
-use frit_compiler::ingest::policy::{ExitRule, Exits, FfnSkip, KvKeep, KvMerge, LayerMix, Probs, RunPolicy};
+use frit_compiler::ingest::policy::{ExitRule, Exits, FfnSkip, KvKeep, KvMerge, KvOnSkip, LayerMix, Probs, RunPolicy};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -17,6 +17,9 @@ pub struct Policy {
     /// Leave layers out: `3,7` or `4-6`, counted from 0.
     #[arg(long, value_name = "LAYERS")]
     skip_layers: Option<String>,
+    /// Of a model with an encoder and a decoder, run only so many layers of either: `6,2`.
+    #[arg(long, value_name = "ENCODER,DECODER")]
+    depth: Option<String>,
     /// Let a token leave at an exit where its most likely successor has at least this probability.
     #[arg(long, value_name = "P", requires = "exit_layers", conflicts_with_all = ["exit_margin", "exit_saturation"])]
     exit_confidence: Option<f32>,
@@ -29,11 +32,13 @@ pub struct Policy {
     /// After how many layers a token may leave: `8,12,16`.
     #[arg(long, value_name = "LAYERS")]
     exit_layers: Option<String>,
-    /// Skip feed-forward parts of tokens that they change little: `threshold=0.95,cold=0-3,cold=28-31,warmup=8`.
+    /// Skip feed-forward parts of tokens that they change little: `threshold=0.95,cold=0-3,cold=28-31,warmup=8`; or those of
+    /// listed layers, of every token: `layers=2,layers=5-7`.
     #[arg(long, value_name = "SETTINGS")]
     ffn_skip: Option<String>,
-    /// What layers behind an exit keep of a token that has left; `propagate`: keys and values made of its last state.
-    #[arg(long, value_name = "RULE", default_value = "propagate", value_parser = ["propagate", "project"])]
+    /// What layers keep of a token that has left, or that a router sends past them; `propagate` or `project`: keys and values
+    /// made of its state; `drop`: routed layers keep nothing, so that nobody sees it there.
+    #[arg(long, value_name = "RULE", default_value = "propagate", value_parser = ["propagate", "project", "drop"])]
     kv_on_skip: String,
     /// Give the head a weighted sum of the layers' outputs: a JSON file `{"weights": [..], "normed": false}`, or the
     /// weights separated by commas.
@@ -74,11 +79,15 @@ impl Policy {
             ),
             (None, _) => None,
         };
+        let (ffn_skip, skip_ffns) = self.ffn_skip.as_deref().map_or_else(|| Ok((None, Vec::new())), ffn_skip)?;
         Ok(RunPolicy {
             exit_layer: self.exit_layer,
             skip_layers: list(&self.skip_layers)?.unwrap_or_default(),
+            skip_ffns,
+            depth: self.depth.as_deref().map(depth).transpose()?,
             exits,
-            ffn_skip: self.ffn_skip.as_deref().map(ffn_skip).transpose()?,
+            ffn_skip,
+            kv_on_skip: if self.kv_on_skip == "drop" { KvOnSkip::Drop } else { KvOnSkip::Project },
             layer_mix: self.layer_mix.as_deref().map(layer_mix).transpose()?,
             kv_merge: self.kv_merge.as_deref().map(kv_merge).transpose()?,
             kv_keep: self.kv_keep.as_deref().map(|text| kv_keep(text, self.layer_anchor.as_deref())).transpose()?,
@@ -115,21 +124,39 @@ fn numbers(text: &str) -> Result<Vec<u32>> {
     Ok(out)
 }
 
-fn ffn_skip(text: &str) -> Result<FfnSkip> {
+fn depth(text: &str) -> Result<[u32; 2]> {
+    match numbers(text)?[..] {
+        [encoder, decoder] => Ok([encoder, decoder]),
+        _ => bail!(
+            "--depth `{text}` is not two numbers\nhint: --depth 6,2 for six layers of the encoder and two of the decoder"
+        ),
+    }
+}
+
+/// By threshold where one is given, and the layers whose part nobody runs.
+fn ffn_skip(text: &str) -> Result<(Option<FfnSkip>, Vec<u32>)> {
     let mut skip = FfnSkip { threshold: f32::NAN, cold: Vec::new(), warmup: 0 };
+    let mut layers = Vec::new();
     for setting in text.split(',') {
         let (key, value) = setting.split_once('=').with_context(|| format!("`{setting}` is no `key=value`"))?;
         match key.trim() {
             "threshold" => skip.threshold = value.parse().with_context(|| format!("threshold `{value}`"))?,
             "cold" => skip.cold.extend(numbers(value)?),
             "warmup" => skip.warmup = value.parse().with_context(|| format!("warmup `{value}`"))?,
-            other => bail!("--ffn-skip has no setting `{other}`\nhint: threshold, cold, warmup"),
+            "layers" => layers.extend(numbers(value)?),
+            other => bail!("--ffn-skip has no setting `{other}`\nhint: threshold, cold, warmup, layers"),
         }
     }
     if skip.threshold.is_nan() {
-        bail!("--ffn-skip has no threshold\nhint: --ffn-skip threshold=0.95,cold=0-3,warmup=8");
+        let alone = skip.cold.is_empty() && skip.warmup == 0;
+        if layers.is_empty() || !alone {
+            bail!(
+                "--ffn-skip has no threshold\nhint: --ffn-skip threshold=0.95,cold=0-3,warmup=8, or layers=2,layers=5-7"
+            );
+        }
+        return Ok((None, layers));
     }
-    Ok(skip)
+    Ok((Some(skip), layers))
 }
 
 fn kv_merge(text: &str) -> Result<KvMerge> {

@@ -16,9 +16,9 @@ pub struct Args {
     /// A text, for models that read `input_ids`; may be given more than once.
     #[arg(long, conflicts_with = "inputs")]
     text: Vec<String>,
-    /// Where the outputs are written, as .npz.
-    #[arg(long)]
-    output: PathBuf,
+    /// Where the outputs are written, as .npz; not needed where what ran is asked for.
+    #[arg(long, required_unless_present_any = ["stats", "json"])]
+    output: Option<PathBuf>,
     /// auto, cpu, wgpu or cuda.
     #[arg(long, default_value = "auto")]
     backend: BackendChoice,
@@ -55,9 +55,11 @@ pub fn main(a: &Args) -> Result<()> {
     let start = std::time::Instant::now();
     let outputs = session.run(&inputs)?;
     let seconds = start.elapsed().as_secs_f64();
-    let arrays: Vec<(&str, npz::Array<'_>)> =
-        outputs.iter().map(|(n, t)| (n.as_str(), npz::Array::Tensor(t))).collect();
-    npz::write(&a.output, &arrays)?;
+    if let Some(output) = &a.output {
+        let arrays: Vec<(&str, npz::Array<'_>)> =
+            outputs.iter().map(|(n, t)| (n.as_str(), npz::Array::Tensor(t))).collect();
+        npz::write(output, &arrays)?;
+    }
     if a.stats.is_some() {
         println!("{}", serde_json::to_string_pretty(session.stats())?);
     }

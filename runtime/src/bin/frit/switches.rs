@@ -31,6 +31,10 @@ pub struct Switches {
     /// Absorb no more than this many operations into regions.
     #[arg(long, value_name = "N")]
     fusion_fuel: Option<u64>,
+    /// Compute up to so many convolutions in a row in one kernel wherever they fit, whether that pays or not: 2, or 1 for
+    /// none.
+    #[arg(long, value_name = "N")]
+    fuse_conv_chain: Option<u64>,
     /// Take the keys of attention of one row in parts from this many keys on, on every kind of device.
     #[arg(long, value_name = "KEYS")]
     key_parts_from: Option<u64>,
@@ -68,6 +72,7 @@ impl Switches {
             && self.verify_rewrites.is_none()
             && self.fusion_fuel.is_none()
             && self.key_parts_from.is_none()
+            && self.fuse_conv_chain.is_none()
             && self.looping == Looping::Auto
     }
     /// The options they stand for.
@@ -75,6 +80,14 @@ impl Switches {
         let mut o = CompileOptions { rewrite_fuel: self.rewrite_fuel, ..CompileOptions::default() };
         o.fusion.fuel = self.fusion_fuel;
         o.fusion.key_parts_from = self.key_parts_from;
+        match self.fuse_conv_chain {
+            None => {}
+            Some(1) => o.fusion.fuse_conv_chains = false,
+            Some(2) => o.fusion.force_conv_chains = true,
+            Some(n) => bail!(
+                "a kernel holds two convolutions of a chain at most, not {n}\nhint: --fuse-conv-chain 2; frit explain MODEL --objective traffic says what deeper chains would move"
+            ),
+        }
         o.outline = self.looping != Looping::Unroll;
         for id in &self.disable {
             if let Some(origin) = id.strip_prefix('@') {

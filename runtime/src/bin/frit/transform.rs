@@ -90,8 +90,20 @@ fn option(value: Option<String>) -> Value {
     }
 }
 
+/// What a transform is for, and which options it has.
+fn purpose(name: &str) -> Result<String> {
+    match STEPS.iter().chain(ONNX_STEPS).find(|(n, _)| *n == name) {
+        Some((_, what)) => Ok(format!("frit transform {name} IN -o OUT\n{what}")),
+        None => bail!("there is no transform `{name}`\nhint: frit transform --help lists them"),
+    }
+}
+
 pub fn main(a: &Args) -> Result<()> {
     let w = wanted(&a.words)?;
+    if let (true, [name, ..]) = (w.options.contains_key("help"), w.places.as_slice()) {
+        println!("{}", purpose(name)?);
+        return Ok(());
+    }
     let is_onnx = |p: &str| Path::new(p).extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
     if w.places.last().is_some_and(|p| is_onnx(p)) {
         return edit_onnx(&w);
@@ -146,13 +158,20 @@ pub fn main(a: &Args) -> Result<()> {
 
 /// An edit of an ONNX file, which has no roles of tensors.
 fn edit_onnx(w: &Wanted) -> Result<()> {
-    let (Some(output), [name, input], None) = (&w.output, w.places.as_slice(), &w.recipe) else {
-        let names: Vec<&str> = ONNX_STEPS.iter().map(|(n, _)| *n).collect();
-        bail!("say what and where\nhint: frit transform {} IN.onnx -o OUT.onnx", names.join("|"));
+    let names: Vec<&str> = ONNX_STEPS.iter().map(|(n, _)| *n).collect();
+    let (input, steps) = match (w.places.as_slice(), &w.recipe) {
+        ([name, input], None) => (input, vec![(name.clone(), w.options.clone())]),
+        ([input], Some(recipe)) => (input, onnx_steps(recipe)?),
+        _ => bail!("say what and where\nhint: frit transform {} IN.onnx -o OUT.onnx", names.join("|")),
     };
+    let Some(output) = &w.output else { bail!("no place to write to is named\nhint: -o OUT.onnx") };
     let mut model = OnnxModel::open(Path::new(input))?;
     let before = model.weight_bytes();
-    let changes = model.apply(name, &w.options)?;
+    let mut changes = Vec::new();
+    for (n, (name, options)) in steps.iter().enumerate() {
+        let made = model.apply(name, options).with_context(|| format!("step {} ({name})", n + 1));
+        changes.extend(made?.into_iter().map(|line| (name, line)));
+    }
     match output.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default().as_str() {
         "onnx" => model.save(output)?,
         "frit" => {
@@ -165,13 +184,27 @@ fn edit_onnx(w: &Wanted) -> Result<()> {
         _ => bail!("{}: an ONNX file is edited into a .onnx or a .frit file", output.display()),
     }
     if w.json {
-        let report = serde_json::json!({ "transform": name, "changes": changes, "before": before, "after": model.weight_bytes() });
+        let lines: Vec<&String> = changes.iter().map(|(_, line)| line).collect();
+        let names: Vec<&String> = steps.iter().map(|(name, _)| name).collect();
+        let report = serde_json::json!({ "transforms": names, "changes": lines, "before": before, "after": model.weight_bytes() });
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        changes.iter().for_each(|line| println!("{name:16} {line}"));
+        changes.iter().for_each(|(name, line)| println!("{name:16} {line}"));
         println!("{:16} {} stored ({} before)\n{}", "", bytes(model.weight_bytes()), bytes(before), output.display());
     }
     Ok(())
+}
+
+/// The steps of a recipe by their names; each finds its own options wrong.
+fn onnx_steps(recipe: &Path) -> Result<Vec<(String, Map<String, Value>)>> {
+    let text = std::fs::read_to_string(recipe).with_context(|| recipe.display().to_string())?;
+    let steps: Vec<Map<String, Value>> =
+        frit_compiler::transform::recipe::items(&text).with_context(|| recipe.display().to_string())?;
+    let named = |mut options: Map<String, Value>| match options.shift_remove("transform") {
+        Some(Value::String(name)) => Ok((name, options)),
+        _ => bail!("{}: a step has no `transform`", recipe.display()),
+    };
+    steps.into_iter().map(named).collect()
 }
 
 fn print(r: &Report) {

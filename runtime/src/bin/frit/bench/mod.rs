@@ -3,6 +3,7 @@
 //! Decode and prefill are timed by the host's clock, the host's share included. Encoders and products are timed by the
 //! device's clock where it has one, else by the host's, which then counts the copies of inputs and outputs as well.
 
+mod memory;
 mod shapes;
 
 use crate::model::Progress;
@@ -13,6 +14,7 @@ use frit_compiler::ingest::builder::ModelBuilder;
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_plan::{InputFill, Task};
+use memory::Kernel;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -29,6 +31,8 @@ enum Workload {
     Gemm,
     /// A square matrix of `--storage` times one vector: how fast weights stream.
     Stream,
+    /// A kernel that memory bounds, `--kernel`: bytes moved a second, and how many of a plain copy's that is.
+    Memory,
 }
 
 #[derive(clap::Args)]
@@ -51,13 +55,19 @@ pub struct Args {
     /// Sequences; 32 for encoders unless said.
     #[arg(long)]
     batch: Option<u64>,
-    /// Tokens of a sequence (decode: of the prompt); rows and columns of a matrix product.
+    /// Tokens of a sequence (decode: of the prompt); rows and columns of a matrix product; rows of a kernel.
     #[arg(long)]
     tokens: Option<u64>,
+    /// The kernel of `memory`.
+    #[arg(long, value_enum, default_value = "rms-norm")]
+    kernel: Kernel,
+    /// Elements of a row of that kernel.
+    #[arg(long, default_value_t = 4096)]
+    width: u64,
     /// Tokens that decode goes on with.
     #[arg(long, default_value_t = 128)]
     new_tokens: usize,
-    /// What the matrix of a product is stored as: f32, f16 or bf16.
+    /// What the matrix of a product, or the table of a look-up, is stored as: f32, f16 or bf16.
     #[arg(long, default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
     storage: String,
     /// Timed repetitions.
@@ -100,12 +110,19 @@ type Timed = (f64, u64);
 
 pub fn main(a: &Args) -> Result<()> {
     let progress = Progress::new();
+    let copied = copy_rate(a)?;
     let (name, loaded) = open(a, &progress)?;
     let mut session = Session::builder().backend(a.backend).progress(|s| progress.stage(s)).open(&loaded)?;
     progress.clear();
     let mut random = Random(a.seed);
     if !a.on_request {
-        return print(a, &measure(a, &name, &mut session, &mut random, a.warmup)?);
+        let mut report = measure(a, &name, &mut session, &mut random, a.warmup)?;
+        if let (Some(copied), Some(report)) = (copied, report.as_object_mut()) {
+            let rate = report.get("bytes_per_second").and_then(serde_json::Value::as_f64).unwrap_or(0.0);
+            report.insert("copy_bytes_per_second".into(), copied.into());
+            report.insert("of_copy".into(), (rate / copied).into());
+        }
+        return print(a, &report);
     }
     let mut warmup = a.warmup;
     for line in std::io::stdin().lines() {
@@ -114,6 +131,29 @@ pub fn main(a: &Args) -> Result<()> {
         warmup = 0;
     }
     Ok(())
+}
+
+/// Bytes a second of a plain copy of as many bytes as the kernel moves; of one kernel at a time, asked for by hand.
+fn copy_rate(a: &Args) -> Result<Option<f64>> {
+    if a.workload != Workload::Memory || a.on_request {
+        return Ok(None);
+    }
+    let mut random = Random(a.seed);
+    let rows = (a.kernel.bytes(matrix(a), &a.storage) / (8 * a.width)).max(1);
+    let how = [rows, a.width];
+    let loaded = Kernel::Copy.compiled(how, "f32", &mut random)?;
+    let mut session = Session::builder().backend(a.backend).open(&loaded)?;
+    let inputs = Kernel::Copy.inputs(how, &mut random)?;
+    let mut seconds = Vec::new();
+    for round in 0..a.warmup + a.rounds.max(1) {
+        let took = timed(&mut session, &inputs)?;
+        if round >= a.warmup {
+            seconds.push(took);
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds.get(seconds.len() / 2).copied().unwrap_or(f64::INFINITY);
+    Ok(Some(Kernel::Copy.bytes(how, "f32") as f64 / median))
 }
 
 /// The report of some repetitions.
@@ -130,7 +170,7 @@ fn measure(
         let ((time, parts), what) = match a.workload {
             Workload::Decode => decode(a, session, random)?,
             Workload::Prefill => prefill(a, session, random)?,
-            Workload::Encoder | Workload::Gemm | Workload::Stream => run(a, session, random)?,
+            Workload::Encoder | Workload::Gemm | Workload::Stream | Workload::Memory => run(a, session, random)?,
         };
         shape = what;
         if round >= warmup {
@@ -143,12 +183,18 @@ fn measure(
     let n = size(a) as f64;
     let element = if a.storage == "f32" { 4.0 } else { 2.0 };
     let flops = (a.workload == Workload::Gemm).then(|| 2.0 * n.powi(3) / median);
-    let bytes_per_second = (a.workload == Workload::Stream).then(|| element * n * n / median);
+    let bytes = match a.workload {
+        Workload::Stream => Some(element * n * n),
+        Workload::Memory => Some(a.kernel.bytes(matrix(a), &a.storage) as f64),
+        _ => None,
+    };
+    let bytes_per_second = bytes.map(|b| b / median);
     Ok(serde_json::json!({
         "workload": workload(a), "model": name, "shape": shape, "backend": session.backend(),
         "device": session.device(), "median_ms": median * 1e3, "p10_ms": p10 * 1e3, "p90_ms": p90 * 1e3,
         "clock": if session.device_seconds().is_some() { "device" } else { "host" },
-        "rounds": seconds.len(), "seed": a.seed, "flops": flops, "bytes_per_second": bytes_per_second,
+        "rounds": seconds.len(), "seed": a.seed, "flops": flops, "bytes": bytes, "bytes_per_second": bytes_per_second,
+        "launches": session.plan().programs.first().map(|p| p.steps.len()),
         "memory_bytes": session.memory_bytes(), "counters": session.counters(), "version": env!("CARGO_PKG_VERSION"),
     }))
 }
@@ -167,7 +213,12 @@ fn print(a: &Args, report: &serde_json::Value) -> Result<()> {
     match (a.workload, number("flops"), number("bytes_per_second")) {
         (Workload::Decode, ..) => println!("{:.1} tokens/s", 1e3 / median),
         (_, Some(f), _) => println!("{:.1} GFLOP/s", f / 1e9),
-        (_, _, Some(b)) => println!("{:.2} GB/s", b / 1e9),
+        (_, _, Some(b)) => {
+            let copied = number("copy_bytes_per_second").zip(number("of_copy"));
+            let beside = copied.map(|(c, share)| format!(", {:.0} % of a copy's {:.2} GB/s", share * 100.0, c / 1e9));
+            let moved = number("bytes").unwrap_or_default();
+            println!("{:.1} MB moved, {:.2} GB/s{}", moved / 1e6, b / 1e9, beside.unwrap_or_default());
+        }
         _ => {}
     }
     Ok(())
@@ -175,6 +226,11 @@ fn print(a: &Args, report: &serde_json::Value) -> Result<()> {
 
 fn workload(a: &Args) -> String {
     a.workload.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
+}
+
+/// Rows and columns of a kernel's operands.
+fn matrix(a: &Args) -> [u64; 2] {
+    [a.tokens.unwrap_or(4096).max(1), a.width.max(1)]
 }
 
 fn size(a: &Args) -> u64 {
@@ -185,6 +241,9 @@ fn open(a: &Args, progress: &Progress) -> Result<(String, LoadedModel)> {
     match a.workload {
         Workload::Gemm => return Ok((format!("{0}x{0}x{0} {1}", size(a), a.storage), product(a, "N".into())?)),
         Workload::Stream => return Ok((format!("{0}x{0} {1}", size(a), a.storage), product(a, 1.into())?)),
+        Workload::Memory => {
+            return Ok((a.kernel.name(), a.kernel.compiled(matrix(a), &a.storage, &mut Random(a.seed))?));
+        }
         Workload::Decode | Workload::Prefill | Workload::Encoder => {}
     }
     if let Some(path) = &a.model {
@@ -256,6 +315,10 @@ fn run(a: &Args, session: &mut Session, random: &mut Random) -> Result<(Timed, S
     if is_encoder && plan.model.task == Task::Decoder {
         bail!("{} is a decoder: use decode or prefill", plan.model.name);
     }
+    if a.workload == Workload::Memory {
+        let inputs = a.kernel.inputs(matrix(a), random)?;
+        return Ok(((timed(session, &inputs)?, 1), matrix(a).map(|n| n.to_string()).join(" x ")));
+    }
     let batch = a.batch.unwrap_or(32);
     let tokens = if is_encoder { a.tokens.unwrap_or(128) } else { size(a) };
     let rows = if a.workload == Workload::Stream { 1 } else { tokens };
@@ -272,10 +335,15 @@ fn run(a: &Args, session: &mut Session, random: &mut Random) -> Result<(Timed, S
         };
         inputs.push((p.name.clone(), tensor));
     }
-    session.time_on_device(true);
-    let start = Instant::now();
-    session.run(&inputs)?;
-    let seconds = session.device_seconds().unwrap_or(start.elapsed().as_secs_f64());
+    let seconds = timed(session, &inputs)?;
     let shape = if is_encoder { format!("{batch} x {tokens} tokens") } else { format!("{rows} rows") };
     Ok(((seconds, 1), shape))
+}
+
+/// Seconds of a run, by the device's clock where it has one.
+fn timed(session: &mut Session, inputs: &[(String, Tensor)]) -> Result<f64> {
+    session.time_on_device(true);
+    let start = Instant::now();
+    session.run(inputs)?;
+    Ok(session.device_seconds().unwrap_or(start.elapsed().as_secs_f64()))
 }

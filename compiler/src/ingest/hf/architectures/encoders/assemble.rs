@@ -254,7 +254,7 @@ fn layer(r: &Recipe, t: &mut Binder<'_>, stem: &str, i: u64) -> StackLayer {
         relative,
         cross: None,
         bias: None,
-        ffn: Part::new(ffn, norm(t, "output.LayerNorm", n.ffn_norm)),
+        ffn: Some(Part::new(ffn, norm(t, "output.LayerNorm", n.ffn_norm))),
     }
 }
 

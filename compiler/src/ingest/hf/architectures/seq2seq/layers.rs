@@ -67,7 +67,7 @@ impl Side {
         let down = linear(t, "fc2", &format!("{stem}fc2"), self.width(), inner, true);
         let ffn = Ffn { name: "ffn", up: Up::Plain(up), act: self.act, down };
         let norm = layer_norm(t, "final_layer_norm", &format!("{stem}final_layer_norm"), self.width(), 1e-5, true);
-        StackLayer { cross, ..StackLayer::plain(own, Part::new(ffn, norm)) }
+        StackLayer { cross, ffn: Some(Part::new(ffn, norm)), ..StackLayer::plain(own) }
     }
     fn norm(&self, t: &mut Binder<'_>, stem: &str, name: &'static str) -> crate::ingest::blocks::Norm {
         layer_norm(t, "norm", &format!("{stem}{name}_layer_norm"), self.width(), 1e-5, true)

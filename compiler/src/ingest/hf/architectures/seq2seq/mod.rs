@@ -9,6 +9,8 @@ mod whisper;
 use super::super::registry::{Class, Network};
 use crate::ingest::blocks::{EncoderDecoder, Reading, TokenEncoder};
 use crate::ingest::builder::ModelBuilder;
+use crate::ingest::error::Gap;
+use crate::ingest::policy::RunPolicy;
 use bart::{Family, Kind};
 
 /// Class, `model_type` and reader.
@@ -57,6 +59,9 @@ impl Network for Reading {
 impl Network for EncoderDecoder {
     fn build(&self, m: &mut ModelBuilder) {
         EncoderDecoder::build(self, m);
+    }
+    fn set_policy(&mut self, policy: &RunPolicy) -> Vec<Gap> {
+        EncoderDecoder::set_policy(self, policy)
     }
     fn context(&mut self) -> Option<&mut u64> {
         self.context.as_mut()

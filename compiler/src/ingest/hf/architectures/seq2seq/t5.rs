@@ -8,8 +8,10 @@ use crate::ingest::blocks::{
     Buckets, EncoderDecoder, Ffn, Linear, MultiHead, Norm, Part, Place, Projections, RelativeBias, Source, Stack,
     StackLayer, TokenEmbedding, TokenEncoder, Up,
 };
+use crate::ingest::error::Gap;
 use crate::ingest::hf::fields::Fields;
 use crate::ingest::hf::registry::{Architecture, Network};
+use crate::transform::extension::Extension;
 
 /// Members of the family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,8 @@ struct Config {
     gated: bool,
     tied: bool,
     start: Vec<u32>,
+    /// Layers of the encoder, of the decoder, without feed-forward part.
+    dropped: [Vec<u32>; 2],
 }
 
 pub(super) fn read(f: &mut Fields<'_>, family: Family) -> Box<dyn Architecture> {
@@ -82,6 +86,7 @@ fn config(f: &mut Fields<'_>, family: Family) -> Config {
         gated,
         tied: f.flag("tie_word_embeddings", true),
         start: start(f, Some(0), vocab),
+        dropped: Default::default(),
     };
     if !config.bias(None, true).buckets.is_sound() {
         let problem = format!("is {}, too near for {} classes", config.max_distance, config.buckets);
@@ -126,6 +131,8 @@ impl Config {
     fn side(&self, t: &mut Binder<'_>, side: &'static str, count: u64) -> (Stack, RelativeBias) {
         let is_decoder = side == "decoder";
         let field = if is_decoder { "num_decoder_layers" } else { "num_layers" };
+        let [encoder, decoder] = &self.dropped;
+        let dropped = if is_decoder { decoder } else { encoder };
         let table = |t: &mut Binder<'_>, i: u64| {
             let name = format!("{side}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight");
             t.take(&name, &[(self.buckets, "relative_attention_num_buckets"), (self.heads, "num_heads")])
@@ -137,9 +144,10 @@ impl Config {
             let stem = format!("{side}.block.{i}.layer");
             let attention = self.attention(t, "SelfAttention", &format!("{stem}.0"));
             let cross = is_decoder.then(|| self.attention(t, "EncDecAttention", &format!("{stem}.1")));
-            let ffn = self.ffn(t, &format!("{stem}.{}", if is_decoder { 2 } else { 1 }));
+            let feeds = !dropped.iter().any(|l| u64::from(*l) == i);
+            let ffn = feeds.then(|| self.ffn(t, &format!("{stem}.{}", if is_decoder { 2 } else { 1 })));
             let bias = own.then(|| table(t, i));
-            layers.push(StackLayer { cross, bias, ..StackLayer::plain(attention, ffn) });
+            layers.push(StackLayer { cross, bias, ffn, ..StackLayer::plain(attention) });
         }
         let norm = Some(self.norm(t, "final_layer_norm", &format!("{side}.final_layer_norm")));
         let shared = (!own).then(|| table(t, 0));
@@ -164,6 +172,24 @@ impl Architecture for EncoderConfig {
 }
 
 impl Architecture for Config {
+    fn extend(&mut self, extension: Extension) -> Vec<Gap> {
+        let Extension { drop_ffn, drop_encoder_ffn, .. } = extension.clone();
+        self.dropped = [drop_encoder_ffn.clone(), drop_ffn.clone()];
+        let mut gaps = Vec::new();
+        if extension != (Extension { drop_ffn, drop_encoder_ffn, ..Extension::default() }) {
+            let problem =
+                "holds more than `drop_ffn` and `drop_encoder_ffn`, which alone are served for this architecture";
+            gaps.push(Gap::field("config.json", "frit", problem, "remove the rest"));
+        }
+        let sides = [("drop_encoder_ffn", self.encoder_layers), ("drop_ffn", self.decoder_layers)];
+        for ((field, layers), dropped) in sides.into_iter().zip(&self.dropped) {
+            if let Some(l) = dropped.iter().find(|l| u64::from(**l) >= layers) {
+                let problem = format!("names layer {l}, and there are {layers}");
+                gaps.push(Gap::field("config.json", &format!("frit.{field}"), problem, "correct it"));
+            }
+        }
+        gaps
+    }
     fn bind(&self, t: &mut Binder<'_>) -> Box<dyn Network> {
         let words = t.take("shared.weight", &[(self.vocab, "vocab_size"), self.width()]);
         let (encoder, encoder_bias) = self.side(t, "encoder", self.encoder_layers);

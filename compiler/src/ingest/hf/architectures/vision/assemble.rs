@@ -262,7 +262,7 @@ pub(super) fn layer(l: &Layers, n: Names, image: Image, t: &mut Binder<'_>, stem
     let bias = (l.relative == Some(Relative::Own)).then(|| {
         relative_table(l, image, t, &of("attention.attention.relative_position_bias.relative_position_bias_table"))
     });
-    StackLayer { bias, ..StackLayer::plain(attention, ffn) }
+    StackLayer { bias, ffn: Some(ffn), ..StackLayer::plain(attention) }
 }
 
 impl Network for Vision {
