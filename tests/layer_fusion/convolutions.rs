@@ -203,6 +203,7 @@ fn row_13_convolutions_compute_what_stands_behind_them() {
         (with(Conv::new(&mut r, [10, 10], 10, [1, 9]), [1; 2], [1; 2], [0, 4, 0, 4]), [1, 40], Behind::ResidualRelu),
         (with(Conv::new(&mut r, [6, 6], 6, [5, 5]), [1; 2], [2; 2], [0; 4]), [12, 13], Behind::Nothing),
     ];
+    let mut kernels = String::new();
     for (n, (conv, extent, behind)) in cases.into_iter().enumerate() {
         let what = format!("{n}: {:?} in {}, {:?}, {behind:?}", conv.channels, conv.groups, conv.kernel);
         let mut f = OnnxFile::default();
@@ -248,11 +249,16 @@ fn row_13_convolutions_compute_what_stands_behind_them() {
         assert!(off <= 1e-5, "{what}: the graph is off by {off:e}");
         let m = compiled(&f, FusionOptions::default());
         assert_eq!(launches(&m).len(), 1, "{what}: {:?}", launches(&m));
+        let kernel = m.plan.kernels().next().unwrap();
+        let args: Vec<&str> = kernel.spec.args.iter().map(|a| a.name.as_str()).collect();
+        let templates: Vec<&str> = kernel.variants.iter().map(|v| v.schedule.template.as_str()).collect();
+        kernels += &format!("{what}\n  {} of {}: {}\n", kernel.name, args.join(", "), templates.join(", "));
         close(&m, &t, &want, &what);
         verified(&m);
         // T4: without fusion the numbers are the same.
         close(&compiled(&f, FusionOptions::unfused()), &t, &want, &what);
     }
+    insta::assert_snapshot!("row_13_epilogues", kernels);
 }
 
 /// A convolution, and one along a signal, moves its input, its weights and its output once: what is predicted from the
@@ -459,4 +465,71 @@ fn row_11_lrunet_reuses_a_block() {
         let run = |m: &LoadedModel| support::open(m, backend).run(&[("x", t.clone())]).unwrap();
         assert_eq!(run(&one), run(&copy), "{backend:?}");
     }
+}
+
+/// A depthwise and a pointwise convolution of bytes, requantised behind each: the integers are those of whole numbers, every
+/// one of them, where scales are powers of two.
+#[test]
+fn row_36_bytes_are_exact() {
+    let (batch, channels, out, [h, w]) = (2usize, 10usize, 7usize, [9usize, 6usize]);
+    let mut r = Random::new(367);
+    let mut some = |n: usize| (0..n).map(|_| r.below(256) as u8).collect::<Vec<u8>>();
+    let (x, dw, pw) = (some(batch * channels * h * w), some(channels * 9), some(out * channels));
+    // Scale and zero of the input, of what lies between, and of the result; filters have 2⁻⁴ and 2⁻⁵ and no zero.
+    let steps = [(0.125f32, 128u8), (4.0, 120), (32.0, 131)];
+    let mut f = OnnxFile::default();
+    declare(&mut f, "x", [channels, h, w], false);
+    for (i, (scale, zero)) in steps.iter().enumerate() {
+        f.weight(&format!("s{i}"), &[], &[*scale]);
+        f.bytes(&format!("z{i}"), &[], false, &[*zero]);
+    }
+    f.bytes("none", &[], true, &[0]);
+    f.weight("sd", &[], &[0.0625]);
+    f.weight("sp", &[], &[0.03125]);
+    f.bytes("dw", &[channels, 1, 3, 3], true, &dw);
+    f.bytes("pw", &[out, channels, 1, 1], true, &pw);
+    f.node("QuantizeLinear", &["x", "s0", "z0"], "q", &[]);
+    let grouped = [("group", Attribute::Int(channels as i64)), ("pads", Attribute::Ints(vec![1; 4]))];
+    f.node("QLinearConv", &["q", "s0", "z0", "dw", "sd", "none", "s1", "z1"], "d", &grouped);
+    f.node("QLinearConv", &["d", "s1", "z1", "pw", "sp", "none", "s2", "z2"], "p", &[]);
+    f.node("DequantizeLinear", &["p", "s2", "z2"], "y", &[]);
+    declare(&mut f, "y", [out, h, w], true);
+
+    // Whole numbers: half a unit goes to the even one.
+    let requantised = |sum: i64, by: i64, zero: u8| {
+        let (low, rest) = (sum.div_euclid(by), sum.rem_euclid(by));
+        let up = 2 * rest > by || 2 * rest == by && low % 2 != 0;
+        (low + i64::from(up) + i64::from(zero)).clamp(0, 255)
+    };
+    let signed = |b: u8| i64::from(b as i8);
+    let mut want = Vec::new();
+    for b in 0..batch {
+        let mut between = vec![0i64; channels * h * w];
+        for (c, i, j) in (0..channels).flat_map(|c| (0..h).flat_map(move |i| (0..w).map(move |j| (c, i, j)))) {
+            let taps = (0..3).flat_map(|u| (0..3).map(move |v| (u, v)));
+            let sum: i64 = taps
+                .filter(|(u, v)| (1..=h).contains(&(i + u)) && (1..=w).contains(&(j + v)))
+                .map(|(u, v)| {
+                    let at = ((b * channels + c) * h + i + u - 1) * w + j + v - 1;
+                    (i64::from(x[at]) - 128) * signed(dw[c * 9 + u * 3 + v])
+                })
+                .sum();
+            // 2⁻³ · 2⁻⁴ over 2².
+            between[(c * h + i) * w + j] = requantised(sum, 512, 120);
+        }
+        for (o, at) in (0..out).flat_map(|o| (0..h * w).map(move |at| (o, at))) {
+            let sum: i64 = (0..channels).map(|c| (between[c * h * w + at] - 120) * signed(pw[o * channels + c])).sum();
+            // 2² · 2⁻⁵ over 2⁵.
+            want.push((requantised(sum, 256, 131) - 131) as f32 * 32.0);
+        }
+    }
+    let floats: Vec<f32> = x.iter().map(|q| (f32::from(*q) - 128.0) * 0.125).collect();
+    let t = Tensor::f32(&[batch as u64, channels as u64, h as u64, w as u64], floats).unwrap();
+    let m = compiled(&f, FusionOptions::default());
+    for backend in BACKENDS {
+        let got = support::open(&m, backend).run(&[("x", t.clone())]).unwrap().remove(0).1;
+        assert_eq!(got.as_f32().unwrap(), want, "{backend:?}");
+    }
+    assert!(want.iter().any(|v| *v != want[0]), "everything is clamped");
+    verified(&m);
 }

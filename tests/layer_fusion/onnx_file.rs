@@ -69,6 +69,18 @@ impl OnnxFile {
         message(&mut t, 9, &raw);
         message(&mut self.graph, 5, &t);
     }
+    /// A tensor of bytes: signed or not.
+    pub fn bytes(&mut self, name: &str, dims: &[usize], is_signed: bool, values: &[u8]) {
+        assert_eq!(dims.iter().product::<usize>(), values.len(), "{name}");
+        let mut t = Vec::new();
+        for d in dims {
+            number(&mut t, 1, *d as i64);
+        }
+        number(&mut t, 2, if is_signed { 3 } else { 2 });
+        message(&mut t, 8, name.as_bytes());
+        message(&mut t, 9, values);
+        message(&mut self.graph, 5, &t);
+    }
     /// `output = op(inputs)`.
     pub fn node(&mut self, op: &str, inputs: &[&str], output: &str, attributes: &[(&str, Attribute)]) {
         let mut n = Vec::new();

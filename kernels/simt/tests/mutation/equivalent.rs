@@ -57,6 +57,7 @@ pub const EQUIVALENT: &[Equivalent] = &[
     same("row", "guard always true", "@!%active bra.uni $join_", IDLE),
     same("row", "guard off by one", "< place)); ->", TIE),
     deep("row", "guard off by one", "%place; -> setp.le.s32", TIE),
+    deep("row", "update dropped", "ld.shared.f32 %reduced, [%partial];", OWN),
     deep("row", "update dropped", "reduced = max(reduced, other_5); ->", DEAD),
     deep("row", "largest and smallest mixed up", "reduced = max(reduced, other_5); ->", DEAD),
     deep("row", "largest and smallest mixed up", "reduced = max(reduced, partial_at_7); ->", DEAD),
@@ -135,7 +136,6 @@ pub const EQUIVALENT: &[Equivalent] = &[
     deep("attention_tile", "guard off by one", "> 0.0); -> let share", NOTHING),
     deep("attention_lanes", "guard off by one", "select(0u, t_", BOUND),
     deep("attention_tile", "guard off by one", "select(0u, t_", BOUND),
-    deep("attention_warp", "guard off by one", ", 203; -> setp.ge.u32", BOUND),
     deep("attention_lanes", "largest and smallest mixed up", "let end_key", ALIKE),
     deep("attention_tile", "largest and smallest mixed up", "let end_key", ALIKE),
 ];
