@@ -16,7 +16,8 @@ pub struct Depth {
 }
 
 impl Depth {
-    /// The layers of a plan. Stored ones are told by the numbers in the names of their matrices.
+    /// The layers of a plan. Stored ones are told by the numbers in the names of their matrices; what a run of a tied layer
+    /// has besides (updates of low rank, gates) makes no layer.
     pub fn of(plan: &Plan) -> Depth {
         let matrices = plan.weights.iter().filter(|w| w.shape.len() > 1);
         let parts = matrices.filter_map(|w| match &w.source {
@@ -24,7 +25,9 @@ impl Depth {
             _ => None,
         });
         let number = |name: &str| name.split('.').find_map(|part| part.parse::<u32>().ok());
-        let stored: HashSet<u32> = parts.flatten().filter_map(|p| number(&p.tensor)).collect();
+        let besides = |name: &str| name.split('.').any(|part| ["lora_a", "lora_b", "gate", "halt"].contains(&part));
+        let own = parts.flatten().filter(|p| !besides(&p.tensor));
+        let stored: HashSet<u32> = own.filter_map(|p| number(&p.tensor)).collect();
         let program = plan.program("forward").or(plan.programs.first());
         let spared = program.map_or(0, |p| p.outputs.iter().filter_map(|o| spared(&o.name)).sum::<u32>());
         let executed = plan.model.layers;

@@ -218,6 +218,13 @@ fn lt_07_depth_is_told_before_and_after_a_run() {
     assert_eq!(depth(&compiled(&t, RunPolicy::default())), [6, 6, 6]);
     assert_eq!(depth(&compiled(&t.tied(&[0, 1, 0, 1, 0, 1]), RunPolicy::default())), [2, 6, 6]);
     assert_eq!(depth(&compiled(&t, RunPolicy { skip_layers: vec![2], ..RunPolicy::default() })), [5, 5, 5]);
+    // Updates and gates that runs of a tied layer have of their own store no layer.
+    let made = |step: serde_json::Value| {
+        let c = crate::checkpoints::edited(&crate::checkpoints::checkpoint(&t), json!([step]));
+        depth(&crate::checkpoints::compiled(&c, frit_compiler::transform::Tied::Once))
+    };
+    assert_eq!(made(json!({ "transform": "recurse", "block": 2, "lora-rank": 4 })), [2, 6, 6]);
+    assert_eq!(made(json!({ "transform": "traverse", "layers": "1-2", "times": 2 })), [6, 8, 8]);
     let mut routed = t.clone();
     let mut r = Random::new(7);
     routed_at(&mut routed, &mut r, 3);

@@ -46,7 +46,10 @@ fn contradictions_are_named() {
     let c = checkpoint(&Tiny::llama(72));
     let cla = edited(&c, json!([{ "transform": "share-kv", "pattern": "cla:2" }]));
     let said = refused(&cla, json!([{ "transform": "prune-layers", "layers": "2" }]));
-    assert!(said.contains("layer 2 makes the keys that layers [3] attend to") && said.contains("--reassign"), "{said}");
+    assert!(
+        said.contains("layer 2 makes the keys and values that layers [3] attend to") && said.contains("--reassign"),
+        "{said}"
+    );
     let moved = edited(&cla, json!([{ "transform": "prune-layers", "layers": "2", "reassign": true }]));
     assert_eq!(moved.config["frit"]["kv_map"][2], json!({ "k": 2, "v": 2 }));
     assert_eq!(values(&moved, &at(2, MAPS[1])), values(&cla, &at(2, MAPS[1])));
