@@ -2,14 +2,16 @@
 
 use super::attention::Attention;
 use super::shared::Shared;
-use crate::graph::{Op, ValueId, WeightId};
+use crate::graph::{AttentionAttrs, Float, Op, ValueId, WeightId};
 use crate::ingest::builder::GraphBuilder;
 use frit_kernels::dim::Dim;
-use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
-use frit_plan::sizes;
+use frit_kernels::spec::{BinaryOp, UnaryOp};
 
 /// `p = exp(s − m) / (Σ exp(s − m) + exp(sink − m))` over the visible keys, with m the largest of scores and sink;
 /// `p · v`. q is `[B, H, S, D]`, k and v are `[B, G, T, D]`, `sinks` is `[H]`; the result is `[B, H, S, E]`.
+///
+/// The keys are one part of an attention in parts, which tells its largest score and its sum; the sink is another, of one
+/// score and a value of zeros, and the two are merged.
 pub(super) fn attend(
     b: &mut GraphBuilder<'_>,
     attention: &Attention,
@@ -18,48 +20,31 @@ pub(super) fn attend(
     [q, k, v]: [ValueId; 3],
 ) -> ValueId {
     b.scope("sinks", |b| {
-        let (batch, tokens) = (shared.batch.clone(), shared.tokens.clone());
-        let keys = b.ty(k).shape.get(2).cloned().unwrap_or_else(Dim::one);
-        let heads = Dim::from(attention.heads);
-        let [k, v] = [(k, attention.head_dim), (v, attention.value_dim)].map(|(x, dim)| {
-            let [groups, members] = [attention.kv_heads, attention.heads / attention.kv_heads.max(1)].map(Dim::from);
-            let one = [batch.clone(), groups.clone(), Dim::one(), keys.clone(), Dim::from(dim)];
-            let each = [batch.clone(), groups, members, keys.clone(), Dim::from(dim)];
-            let x = b.reshape(x, &one);
-            let x = b.broadcast(x, &each);
-            b.reshape(x, &[batch.clone(), heads.clone(), keys.clone(), Dim::from(dim)])
-        });
-        let scores = b.op(Op::MatMul { b_transposed: true }, &[q, k]);
-        let scale = b.f32(attention.scale);
-        let scores = b.mul(scores, scale);
-
-        let square = [tokens.clone(), keys.clone()];
-        let query = b.iota(&square, 0, Dim::size(sizes::PAST));
-        let key = b.iota(&square, 1, Dim::zero());
-        let mut visible = b.binary(BinaryOp::Le, key, query);
-        if let Some(window) = attention.window {
-            let window = b.i32(i32::try_from(window).unwrap_or(i32::MAX));
-            let oldest = b.sub(query, window);
-            let recent = b.binary(BinaryOp::Lt, oldest, key);
-            visible = b.binary(BinaryOp::And, visible, recent);
-        }
-        if let Some(mask) = shared.mask {
-            visible = b.binary(BinaryOp::And, visible, mask);
-        }
-        let hidden = b.f32(-1e30);
-        let scores = b.select(visible, scores, hidden);
+        let attrs = AttentionAttrs {
+            scale: Float(attention.scale),
+            causal: Some(shared.first_query.clone()),
+            window: attention.window,
+            softcap: attention.softcap.map(Float),
+            has_mask: shared.mask.is_some(),
+            has_bias: false,
+        };
+        let operands: Vec<ValueId> = [q, k, v].into_iter().chain(shared.mask).collect();
+        let keys = b.op(Op::AttentionParts { attrs, parts: 1 }, &operands);
+        let width = Dim::from(attention.value_dim);
+        let values = b.slice(keys, 3, Dim::zero(), width.clone());
+        let largest = b.slice(keys, 3, width.clone(), Dim::one());
+        let sum = b.slice(keys, 3, width + Dim::one(), Dim::one());
 
         let sink = b.weight(sinks);
-        let sink = b.reshape(sink, &[heads, Dim::one(), Dim::one()]);
-        let most = b.reduce(ReduceOp::Max, scores, &[3], true);
-        let most = b.binary(BinaryOp::Max, most, sink);
-        let scores = b.sub(scores, most);
-        let weights = b.unary(UnaryOp::Exp, scores);
-        let sum = b.reduce(ReduceOp::Sum, weights, &[3], true);
-        let sink = b.sub(sink, most);
-        let sink = b.unary(UnaryOp::Exp, sink);
-        let sum = b.add(sum, sink);
-        let weights = b.binary(BinaryOp::Div, weights, sum);
-        b.matmul(weights, v)
+        let sink = b.reshape(sink, &[Dim::from(attention.heads), Dim::one(), Dim::one()]);
+        let most = b.binary(BinaryOp::Max, largest, sink);
+        let [own, other] = [largest, sink].map(|score| {
+            let score = b.sub(score, most);
+            b.unary(UnaryOp::Exp, score)
+        });
+        let sum = b.mul(sum, own);
+        let sum = b.add(sum, other);
+        let share = b.binary(BinaryOp::Div, own, sum);
+        b.mul(values, share)
     })
 }

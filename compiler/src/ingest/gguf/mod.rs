@@ -1,5 +1,6 @@
 //! GGUF files: our own reader, the tensor types, the embedded tokenizer, the architectures.
 
+mod codebooks;
 mod config;
 mod families;
 mod keys;

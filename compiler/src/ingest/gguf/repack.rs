@@ -1,5 +1,6 @@
 //! Block formats that kernels do not read as they lie in files, and the formats of the same values that they become.
 
+use super::codebooks::{iq1_s, iq2_xxs, iq3_s, iq3_xxs, tq1_0, tq2_0};
 use frit_kernels::dtype::Storage;
 
 /// A block format that is repacked.
@@ -9,6 +10,18 @@ pub enum Packed {
     Q8K,
     /// An exponent and 32 4-bit floats.
     Mxfp4,
+    /// Rows of eight of three levels, a scale and an offset for 32.
+    Iq1S,
+    /// Rows of eight of three levels, signs, a scale for 32.
+    Iq2Xxs,
+    /// Rows of four of eight levels, signs, a scale for 32.
+    Iq3Xxs,
+    /// The same with larger tables.
+    Iq3S,
+    /// Values −1, 0 and 1, five to a byte, and a scale for 256.
+    Tq1_0,
+    /// Values −1, 0 and 1, four to a byte, and a scale for 256.
+    Tq2_0,
 }
 
 impl Packed {
@@ -17,28 +30,43 @@ impl Packed {
         match self {
             Packed::Q8K => (256, 292),
             Packed::Mxfp4 => (32, 17),
+            Packed::Iq1S => (256, 50),
+            Packed::Iq2Xxs => (256, 66),
+            Packed::Iq3Xxs => (256, 98),
+            Packed::Iq3S => (256, 110),
+            Packed::Tq1_0 => (256, 54),
+            Packed::Tq2_0 => (256, 66),
         }
     }
 
     /// What it becomes.
     pub const fn storage(self) -> Storage {
         match self {
-            Packed::Q8K => Storage::Q8F,
+            Packed::Q8K | Packed::Iq1S | Packed::Iq2Xxs | Packed::Iq3Xxs | Packed::Iq3S => Storage::Q8F,
             Packed::Mxfp4 => Storage::Fp4,
+            Packed::Tq1_0 | Packed::Tq2_0 => Storage::Q2K,
         }
     }
 
     /// The same values as blocks of [`Packed::storage`]; `None` when `bytes` do not hold whole blocks.
     pub fn repack(self, bytes: &[u8]) -> Option<Vec<u8>> {
-        let size = usize::try_from(self.block().1).ok()?;
+        let (elems, size) = self.block();
+        let made = elems / self.storage().block_elems() * self.storage().block_bytes();
+        let (size, made) = (usize::try_from(size).ok()?, usize::try_from(made).ok()?);
         if !bytes.len().is_multiple_of(size) {
             return None;
         }
-        let mut out = Vec::with_capacity(bytes.len() / 8 * 9);
+        let mut out = Vec::with_capacity(bytes.len() / size * made);
         for block in bytes.chunks_exact(size) {
             match self {
                 Packed::Q8K => q8_k(block, &mut out),
                 Packed::Mxfp4 => mxfp4(block, &mut out),
+                Packed::Iq1S => iq1_s(block, &mut out),
+                Packed::Iq2Xxs => iq2_xxs(block, &mut out),
+                Packed::Iq3Xxs => iq3_xxs(block, &mut out),
+                Packed::Iq3S => iq3_s(block, &mut out),
+                Packed::Tq1_0 => tq1_0(block, &mut out),
+                Packed::Tq2_0 => tq2_0(block, &mut out),
             }
         }
         Some(out)
@@ -77,7 +105,17 @@ mod tests {
     #[test]
     fn repacked_blocks_have_the_values_of_the_fixtures() {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fixtures/quant");
-        for (packed, stem) in [(Packed::Q8K, "q8_k"), (Packed::Mxfp4, "mxfp4")] {
+        let kinds = [
+            (Packed::Q8K, "q8_k"),
+            (Packed::Mxfp4, "mxfp4"),
+            (Packed::Iq1S, "iq1_s"),
+            (Packed::Iq2Xxs, "iq2_xxs"),
+            (Packed::Iq3Xxs, "iq3_xxs"),
+            (Packed::Iq3S, "iq3_s"),
+            (Packed::Tq1_0, "tq1_0"),
+            (Packed::Tq2_0, "tq2_0"),
+        ];
+        for (packed, stem) in kinds {
             let blocks = std::fs::read(dir.join(format!("{stem}.bin"))).unwrap();
             let want = dequantize(Storage::F32, &std::fs::read(dir.join(format!("{stem}.f32"))).unwrap()).unwrap();
             let got = dequantize(packed.storage(), &packed.repack(&blocks).unwrap()).unwrap();

@@ -68,12 +68,12 @@ pub const TYPES: [TensorType; 34] = [
     read(13, "Q5_K", Storage::Q5K),
     read(14, "Q6_K", Storage::Q6K),
     repacked(15, "Q8_K", Packed::Q8K),
-    other(16, "IQ2_XXS", 256, 66),
+    repacked(16, "IQ2_XXS", Packed::Iq2Xxs),
     other(17, "IQ2_XS", 256, 74),
-    other(18, "IQ3_XXS", 256, 98),
-    other(19, "IQ1_S", 256, 50),
+    repacked(18, "IQ3_XXS", Packed::Iq3Xxs),
+    repacked(19, "IQ1_S", Packed::Iq1S),
     read(20, "IQ4_NL", Storage::Iq4Nl),
-    other(21, "IQ3_S", 256, 110),
+    repacked(21, "IQ3_S", Packed::Iq3S),
     other(22, "IQ2_S", 256, 82),
     read(23, "IQ4_XS", Storage::Iq4Xs),
     other(24, "I8", 1, 1),
@@ -83,16 +83,15 @@ pub const TYPES: [TensorType; 34] = [
     other(28, "F64", 1, 8),
     other(29, "IQ1_M", 256, 56),
     read(30, "BF16", Storage::Bf16),
-    other(34, "TQ1_0", 256, 54),
-    other(35, "TQ2_0", 256, 66),
+    repacked(34, "TQ1_0", Packed::Tq1_0),
+    repacked(35, "TQ2_0", Packed::Tq2_0),
     repacked(39, "MXFP4", Packed::Mxfp4),
     other(40, "NVFP4", 64, 36),
     other(41, "Q1_0", 128, 18),
 ];
 
 /// The types that are read, for messages.
-pub const READ_TYPES: &str =
-    "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K, IQ4_NL, IQ4_XS and MXFP4";
+pub const READ_TYPES: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K, IQ1_S, IQ2_XXS, IQ3_XXS, IQ3_S, IQ4_NL, IQ4_XS, TQ1_0, TQ2_0 and MXFP4";
 
 /// One row of the table as the file has it, dimensions outermost first.
 #[derive(Clone, Debug)]

@@ -17,7 +17,11 @@ const RANKED: i64 = 4096;
 /// result r is the element of rank r. Integers are compared as floats, exact below 2²⁴.
 pub fn top_k(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
     let x = n.input(0)?.clone();
-    let Some(k) = ints(n, 1, "its number of elements")?.first().cloned() else { return malformed("takes no number") };
+    let k = match n.int_if("k")? {
+        Some(k) => Some(Dim::constant(k)),
+        None => ints(n, 1, "its number of elements")?.first().cloned(),
+    };
+    let Some(k) = k.filter(|k| cx.bounds.nonneg(k)) else { return malformed("takes no number of elements") };
     let axis = n.axis("axis", -1, x.rank())?;
     let last = x.rank() - 1;
     let Some(extent) = x.shape.get(axis).and_then(Dim::as_const).filter(|e| *e <= RANKED) else {

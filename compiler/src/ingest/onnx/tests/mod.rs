@@ -6,3 +6,4 @@ mod operators;
 mod quantised;
 mod refusals;
 mod shapes;
+mod versions;
