@@ -81,3 +81,17 @@ fn the_processor_creates_nothing_either() {
     check("lexicon", 1, BackendChoice::Cpu);
     check("devset/qwen2", 3, BackendChoice::Cpu);
 }
+
+/// Layers with norms behind their parts, in front of rotations, or both, beside the plain form.
+#[test]
+fn a_layer_takes_five_launches_whatever_its_norms() {
+    for (model, layers) in [("gemma", 2), ("gemma2", 3), ("gemma3", 3), ("qwen3", 2), ("mistral", 2), ("cohere", 2)] {
+        let loaded = support::compile(&support::load(&format!("families/{model}")));
+        let decode = loaded.plan.report.phases.iter().find(|p| p.program == "decode").unwrap();
+        assert!(decode.dispatches_per_layer <= 5, "{model}: {} a layer", decode.dispatches_per_layer);
+        assert!(decode.dispatches <= 5 * layers + 3, "{model}: {} a token", decode.dispatches);
+        assert!(decode.regions.iter().all(|r| r.bindings <= 8), "{model}");
+    }
+    check("families/gemma3", 1, BackendChoice::Wgpu);
+    check("families/qwen3", 3, BackendChoice::Cpu);
+}

@@ -46,6 +46,10 @@ pub struct FusionOptions {
     pub fuse_windows: bool,
     /// Compute norms inside the matmul that reads them.
     pub fuse_norms: bool,
+    /// Compute the norm in front of such a norm there as well.
+    pub fuse_norm_pairs: bool,
+    /// Compute a norm of each head in the matmul that makes the heads.
+    pub fuse_head_norms: bool,
     /// Write statistics of rows where they are made, for the matmul behind a norm to join.
     pub forward_stats: bool,
     /// Multiply rows that are not normalised, and scale the sums by such statistics.
@@ -93,6 +97,8 @@ impl Default for FusionOptions {
             fuse_prologues: true,
             fuse_windows: true,
             fuse_norms: true,
+            fuse_norm_pairs: true,
+            fuse_head_norms: true,
             forward_stats: true,
             commute_norms: true,
             exact: true,
@@ -116,12 +122,14 @@ impl Default for FusionOptions {
 
 impl FusionOptions {
     /// Names of the switches, for [`FusionOptions::switch_off`].
-    pub const IDS: [&'static str; 10] = [
+    pub const IDS: [&'static str; 12] = [
         "epilogue",
         "rope",
         "prologue",
         "windows",
         "norm",
+        "norm-pairs",
+        "head-norms",
         "stat-forward",
         "commute",
         "siblings",
@@ -136,6 +144,8 @@ impl FusionOptions {
             "prologue" => &mut self.fuse_prologues,
             "windows" => &mut self.fuse_windows,
             "norm" => &mut self.fuse_norms,
+            "norm-pairs" => &mut self.fuse_norm_pairs,
+            "head-norms" => &mut self.fuse_head_norms,
             "stat-forward" => &mut self.forward_stats,
             "commute" => &mut self.commute_norms,
             "siblings" => &mut self.merge_siblings,
@@ -161,6 +171,8 @@ impl FusionOptions {
             fuse_prologues: false,
             fuse_windows: false,
             fuse_norms: false,
+            fuse_norm_pairs: false,
+            fuse_head_norms: false,
             forward_stats: false,
             commute_norms: false,
             merge_siblings: false,

@@ -286,6 +286,7 @@ impl Shift<'_> {
             members: self.values(&g.members)?,
             form: g.form.clone(),
             norm,
+            before: self.values(&g.before)?,
             stats: self.row_stats(g.stats)?,
             commuted: g.commuted,
         })

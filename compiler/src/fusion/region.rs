@@ -61,10 +61,24 @@ pub struct MatMulGroup {
     pub form: MatMulForm,
     /// The norm that is computed inside, if the left side is normalised here.
     pub norm: Option<ValueId>,
+    /// Operations that make the rows of that norm and are computed inside as well, in graph order: another norm and what
+    /// follows it.
+    pub before: Vec<ValueId>,
     /// Where the statistics of that norm are joined from; `None`: every column tile reads the rows for them.
     pub stats: Option<RowStats>,
     /// The norm is commuted through the product: the left side is `x·γ`, and the statistics scale the sums.
     pub commuted: bool,
+}
+
+impl MatMulGroup {
+    /// Matmuls whose left side lies in memory.
+    pub fn new(members: Vec<ValueId>, form: MatMulForm) -> Self {
+        MatMulGroup { members, form, norm: None, before: Vec::new(), stats: None, commuted: false }
+    }
+    /// What is computed of the left side, in graph order.
+    pub fn left(&self) -> impl Iterator<Item = ValueId> + '_ {
+        self.before.iter().copied().chain(self.norm)
+    }
 }
 
 /// How the columns of a matmul group map to accumulators.
@@ -120,7 +134,7 @@ impl Region {
         match &self.anchor {
             RegionAnchor::Map => Vec::new(),
             RegionAnchor::Row(v) | RegionAnchor::Attention(v) => vec![*v],
-            RegionAnchor::MatMul(g) => g.members.iter().copied().chain(g.norm).collect(),
+            RegionAnchor::MatMul(g) => g.members.iter().copied().chain(g.left()).collect(),
             RegionAnchor::Chain(c) => {
                 let up = c.up.norm.into_iter().chain(c.up.members.iter().copied());
                 up.chain(c.middle.iter().copied()).chain([c.down]).collect()

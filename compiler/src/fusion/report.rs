@@ -134,7 +134,7 @@ pub fn phase(
             _ => owed,
         };
         let class = match &r.anchor {
-            RegionAnchor::MatMul(g) if g.norm.is_some() => ProofClass::Reassoc,
+            RegionAnchor::MatMul(g) if g.norm.is_some() || spec.columns.is_some() => ProofClass::Reassoc,
             RegionAnchor::Chain(_) | RegionAnchor::ConvChain(_) => ProofClass::Reassoc,
             _ if members.iter().any(|v| matches!(graph.op(*v), Op::MergeParts { .. })) => ProofClass::Reassoc,
             _ => ProofClass::Bit,

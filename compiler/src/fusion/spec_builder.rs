@@ -8,7 +8,9 @@ use super::row_stats::RowStats;
 use crate::graph::{Graph, KvSlotId, Op, RopeStyle, StateId, Tables, ValueId, WeightId};
 use frit_kernels::dim::{Bounds, Dim, Sym, product};
 use frit_kernels::dtype::{Scalar, Storage};
-use frit_kernels::spec::{Arg, ArgId, BinaryOp, Expr, ExprId, Exprs, LeftStore, Literal, Partials, Space, UnaryOp};
+use frit_kernels::spec::{
+    Arg, ArgId, BinaryOp, ColumnStats, Expr, ExprId, Exprs, LeftStore, Literal, Partials, Space, UnaryOp,
+};
 use frit_plan::{KvPart, sizes};
 use std::collections::{HashMap, HashSet};
 
@@ -57,8 +59,12 @@ pub struct SpecBuilder<'a> {
     pub exprs: Exprs,
     /// Values with an expression of their own in this kernel, whatever the coordinates (norm prologues).
     pub computed: HashMap<ValueId, ExprId>,
-    /// Where a matmul's left side is written.
-    pub left: Option<LeftStore>,
+    /// What is written of a matmul's left side.
+    pub left: Vec<LeftStore>,
+    /// Statistics of a matmul's left side: those of columns are counted behind them.
+    pub row_stats: usize,
+    /// Statistics of runs of a matmul's columns.
+    pub columns: Option<ColumnStats>,
     /// Tiles from which the statistics of a matmul's left side are joined.
     pub stats_over: Option<Dim>,
     /// Statistics of a matmul's result.
@@ -82,7 +88,9 @@ impl<'a> SpecBuilder<'a> {
             bounds,
             exprs: Exprs::default(),
             computed: HashMap::new(),
-            left: None,
+            left: Vec::new(),
+            row_stats: 0,
+            columns: None,
             stats_over: None,
             partials: None,
             args: Vec::new(),
@@ -265,18 +273,9 @@ impl<'a> SpecBuilder<'a> {
                     (self.operand_at(&ops, 0, at)?, self.operand_at(&ops, 1, at)?, self.operand_at(&ops, 2, at)?);
                 Ok(self.exprs.select(c, t, f))
             }
-            Op::Reshape(to) => {
-                let back = coords::reshape(at, to, &shape_of(0), &bounds);
-                self.expr_of(&ops, 0, &back)
-            }
-            Op::Transpose(perm) => self.expr_of(&ops, 0, &coords::transpose_back(at, perm)),
-            Op::Broadcast(_) => self.operand_at(&ops, 0, at),
-            Op::Slice { axis, start, .. } => {
-                let mut c = at.to_vec();
-                if let Some(x) = c.get_mut(*axis) {
-                    *x = (x.clone() + start.clone()).simplify(&bounds);
-                }
-                self.expr_of(&ops, 0, &c)
+            op if op.is_view() => {
+                let (x, back) = self.behind_view(v, at)?;
+                self.expr_at(x, &back)
             }
             Op::Concat { axis } => self.concat(&ops, *axis, at),
             Op::Gather => {
@@ -296,6 +295,28 @@ impl<'a> SpecBuilder<'a> {
             }
             op => Err(format!("{} ({}) is not in memory", op.name(), node.origin)),
         }
+    }
+    /// What view `v` shows at `at`, and where.
+    ///
+    /// # Errors
+    /// A value that is no view of another one's elements.
+    pub fn behind_view(&self, v: ValueId, at: &[Dim]) -> Result<(ValueId, Coords), Fault> {
+        let op = self.graph.op(v);
+        let x = self.graph.operands(v).first().copied().ok_or_else(|| format!("{} of nothing", op.name()))?;
+        let back = match op {
+            Op::Reshape(to) => coords::reshape(at, to, &self.graph.ty(x).shape, &self.bounds),
+            Op::Transpose(perm) => coords::transpose_back(at, perm),
+            Op::Broadcast(_) => coords::broadcast(at, &self.graph.ty(x).shape),
+            Op::Slice { axis, start, .. } => {
+                let mut c = at.to_vec();
+                if let Some(x) = c.get_mut(*axis) {
+                    *x = (x.clone() + start.clone()).simplify(&self.bounds);
+                }
+                c
+            }
+            op => return Err(format!("{} is no view", op.name())),
+        };
+        Ok((x, back))
     }
     fn expr_of(&mut self, ops: &[ValueId], k: usize, at: &[Dim]) -> Result<ExprId, Fault> {
         let v = ops.get(k).copied().ok_or_else(|| format!("operand {k} is missing"))?;

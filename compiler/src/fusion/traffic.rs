@@ -63,10 +63,10 @@ pub fn touched<'a>(spec: &'a KernelSpec, bounds: &Bounds) -> Vec<Touched> {
             *w = w.clone() + walk.image(&s.index).count;
         }
     }
-    if let Some(l) = &spec.left
-        && let Some(w) = writes.get_mut(l.arg.0 as usize)
-    {
-        *w = w.clone() + whole.image(&l.index).count;
+    for l in &spec.left {
+        if let Some(w) = writes.get_mut(l.arg.0 as usize) {
+            *w = w.clone() + whole.image(&l.index).count;
+        }
     }
     if let Some(p) = &spec.partials
         && let Some(w) = writes.get_mut(p.arg.0 as usize)
@@ -455,7 +455,8 @@ mod tests {
             args: vec![arg("x", false), arg("y", true)],
             exprs,
             stores: vec![Store { arg: ArgId(1), index: Dim::axis(0), value, when: None, per_row: false }],
-            left: None,
+            left: Vec::new(),
+            columns: None,
             stats_over: None,
             partials: None,
             precision: frit_kernels::spec::MatmulPrecision::Auto,

@@ -106,7 +106,7 @@ fn compare(
             }
         }
     }
-    if let (Some(l), Anchor::MatMul { lhs, .. }) = (&spec.left, &spec.anchor) {
+    for l in &spec.left {
         let k = spec.k_axis();
         for _ in 0..SAMPLES {
             for (a, e) in extents.iter().enumerate() {
@@ -114,7 +114,7 @@ fn compare(
             }
             eval.row_stats()?;
             eval.axes[k] = pick(eval.inner);
-            let (got, at) = (eval.value(*lhs)?, eval.number(&l.index)?);
+            let (got, at) = (eval.value(l.value)?, eval.number(&l.index)?);
             let want = memory.expected(graph, operands.get(l.arg.0 as usize), at)?;
             if let Some(want) = want.filter(|w| differ(got, *w)) {
                 return Ok(Some(format!("the left side at {at} is {got:e}, its operations give {want:e}")));
@@ -372,18 +372,27 @@ impl<'a> Eval<'a> {
     }
     /// The statistics of the row that the axes name.
     fn row_stats(&mut self) -> Result<(), RefError> {
-        let (list, axis): (&'a [Stat], usize) = match &self.spec.anchor {
-            Anchor::Row { stats } => (stats, self.spec.domain.len().saturating_sub(1)),
-            Anchor::MatMul { lhs_stats, .. } => (lhs_stats, self.spec.k_axis()),
-            Anchor::Chain(c) => (&c.lhs_stats, self.spec.k_axis()),
-            _ => return Ok(()),
+        let spec = self.spec;
+        let axis = match &spec.anchor {
+            Anchor::Row { .. } => spec.domain.len().saturating_sub(1),
+            _ => spec.k_axis(),
         };
-        let kept = self.axes[axis];
-        let inner = match &self.spec.stats_over {
+        let inner = match &spec.stats_over {
             Some(tiles) => self.number(tiles)?,
             None => self.inner,
         };
         self.stats.clear();
+        self.reduce(spec.row_stats(), axis, inner, &mut |_, _| Ok(()))
+    }
+    /// Adds the statistics `list` over `inner` places of `axis`, at each of which `arrive` says what else is known.
+    fn reduce(
+        &mut self,
+        list: &[Stat],
+        axis: usize,
+        inner: i64,
+        arrive: &mut dyn FnMut(&mut Self, i64) -> Result<(), RefError>,
+    ) -> Result<(), RefError> {
+        let kept = self.axes[axis];
         for s in list {
             let (mut acc, mut best) = match s.op {
                 ReduceOp::Sum => (0.0, 0),
@@ -393,6 +402,7 @@ impl<'a> Eval<'a> {
             };
             for j in 0..inner {
                 self.axes[axis] = j;
+                arrive(self, j)?;
                 let x = self.value(s.value)?;
                 match s.op {
                     ReduceOp::Sum => acc += x,
@@ -421,16 +431,22 @@ impl<'a> Eval<'a> {
         match &spec.anchor {
             Anchor::Map | Anchor::Row { .. } => {}
             Anchor::MatMul { lhs, rhs, .. } => {
-                let k = spec.k_axis();
-                let mut acc = [0.0; 4];
-                for j in 0..self.inner {
-                    self.axes[k] = j;
-                    let x = self.value(*lhs)?;
-                    for (a, r) in acc.iter_mut().zip(rhs) {
-                        *a += x * self.value(*r)?;
+                if let Some(c) = &spec.columns {
+                    let (n, width) = (spec.domain.len().saturating_sub(1), c.width.max(1) as i64);
+                    let column = self.axes[n];
+                    let mut sums: Vec<[f64; 4]> = Vec::new();
+                    for i in 0..width {
+                        self.axes[n] = column - column % width + i;
+                        self.products(*lhs, rhs)?;
+                        sums.push(self.acc);
                     }
+                    self.reduce(&c.stats, n, width, &mut |eval, i| {
+                        eval.acc = sums.get(i as usize).copied().unwrap_or_default();
+                        Ok(())
+                    })?;
+                    self.axes[n] = column;
                 }
-                self.acc = acc;
+                self.products(*lhs, rhs)?;
             }
             Anchor::Chain(c) => {
                 let (i_axis, k_axis, inner) = (spec.domain.len(), spec.k_axis(), self.number(&c.inner)?);
@@ -458,6 +474,20 @@ impl<'a> Eval<'a> {
             }
         }
         self.value(value)
+    }
+    /// The accumulators of a matmul at the coordinates that the axes name.
+    fn products(&mut self, lhs: ExprId, rhs: &[ExprId]) -> Result<(), RefError> {
+        let k = self.spec.k_axis();
+        let mut acc = [0.0; 4];
+        for j in 0..self.inner {
+            self.axes[k] = j;
+            let x = self.value(lhs)?;
+            for (a, r) in acc.iter_mut().zip(rhs) {
+                *a += x * self.value(*r)?;
+            }
+        }
+        self.acc = acc;
+        Ok(())
     }
     /// The accumulator of two convolutions in a row.
     fn conv_chain(&mut self, c: &ConvChain) -> Result<f64, RefError> {

@@ -29,8 +29,8 @@ pub fn contracts(spec: &KernelSpec) -> Vec<Alias> {
 }
 
 fn contract(spec: &KernelSpec, output: ArgId, input: ArgId) -> Option<AliasKind> {
-    let apart = [spec.left.as_ref().map(|l| l.arg), spec.partials.as_ref().map(|p| p.arg)];
-    if apart.contains(&Some(output)) {
+    let mut apart = spec.left.iter().map(|l| l.arg).chain(spec.partials.as_ref().map(|p| p.arg));
+    if apart.any(|arg| arg == output) {
         return None;
     }
     let (mut read, mut by_rows) = (false, false);

@@ -221,14 +221,32 @@ pub struct Store {
     pub per_row: bool,
 }
 
-/// The left side of a matmul, written as it is multiplied: once for every element, over batch, m and k. A norm computed
-/// in front of the matmul reaches its other readers so.
+/// A value along the rows of a matmul's left side, written once for every element, over batch, m and k. What is computed
+/// in front of the matmul reaches its other readers so: normalised rows, or the sum that is normalised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftStore {
     /// Which argument; nothing in the kernel reads it.
     pub arg: ArgId,
     /// Linear element index, free of the axis n.
     pub index: Dim,
+    /// What is written: the left side itself, or what it is made of. May use [`Expr::Stat`] of the left side's statistics.
+    pub value: ExprId,
+}
+
+/// Statistics of a matmul's result over runs of its columns, each of which one workgroup has whole: what a norm of each head
+/// behind a projection needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ColumnStats {
+    /// Columns of a run. The last axis of the domain has a whole number of runs.
+    pub width: u64,
+    /// Functions of the accumulators of a column and of the statistics in front. [`Expr::Stat`] counts them behind those of
+    /// the left side.
+    pub stats: Vec<Stat>,
+}
+
+impl ColumnStats {
+    /// Most columns of a run.
+    pub const WIDEST: u64 = 256;
 }
 
 /// A half-open range of an axis.
@@ -287,13 +305,16 @@ pub struct KernelSpec {
     pub exprs: Exprs,
     /// All writes of results.
     pub stores: Vec<Store>,
-    /// Matmuls: where the left side goes, if it is wanted elsewhere.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub left: Option<LeftStore>,
+    /// Matmuls: what of the left side's making is wanted elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<LeftStore>,
     /// Matmuls: the extent of the axis k while statistics of the left side are reduced, where it is not k: they are joined
     /// from those of tiles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats_over: Option<Dim>,
+    /// Matmuls of few rows: statistics that the results of a run of columns are functions of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<ColumnStats>,
     /// Matmuls: statistics of a result, by tiles of its columns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partials: Option<Partials>,
@@ -311,11 +332,28 @@ impl KernelSpec {
     pub fn arg(&self, id: ArgId) -> Option<&Arg> {
         self.args.get(id.0 as usize)
     }
+    /// Statistics of the rows that the anchor reduces; [`Expr::Stat`] counts those of columns behind them.
+    pub fn row_stats(&self) -> &[Stat] {
+        match &self.anchor {
+            Anchor::Row { stats } => stats,
+            Anchor::MatMul { lhs_stats, .. } => lhs_stats,
+            Anchor::Chain(c) => &c.lhs_stats,
+            Anchor::Map | Anchor::ConvChain(_) | Anchor::Attention(_) => &[],
+        }
+    }
+    /// Statistics of runs of columns.
+    pub fn column_stats(&self) -> &[Stat] {
+        self.columns.as_ref().map_or(&[], |c| &c.stats)
+    }
     /// Whether row statistics are used in what is stored.
     pub fn stores_statistics(&self) -> bool {
+        let rows = self.row_stats().len();
         let partial = self.partials.iter().map(|p| p.value);
         let results: Vec<ExprId> = self.stores.iter().map(|s| s.value).chain(partial).collect();
-        self.exprs.reachable(&results).into_iter().any(|e| matches!(self.exprs.get(e), Expr::Stat(_)))
+        self.exprs
+            .reachable(&results)
+            .into_iter()
+            .any(|e| matches!(self.exprs.get(e), Expr::Stat(j) if (*j as usize) < rows))
     }
     /// The axis that a matmul, or the first product of a chain, sums over.
     pub fn k_axis(&self) -> usize {

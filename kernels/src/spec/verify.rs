@@ -1,6 +1,6 @@
 //! What must hold of a [`KernelSpec`] before anything is made of it. An artifact's kernels are checked again on load.
 
-use super::{Anchor, BinaryOp, Expr, ExprId, KernelSpec, ReduceOp, Stat, UnaryOp};
+use super::{Anchor, BinaryOp, ColumnStats, Expr, ExprId, KernelSpec, ReduceOp, Stat, UnaryOp};
 use crate::dim::{Dim, Sym};
 use crate::dtype::Scalar;
 
@@ -75,10 +75,10 @@ impl Check<'_> {
         }
         match &s.anchor {
             Anchor::Map => {}
-            Anchor::Row { stats } => self.stats(stats)?,
+            Anchor::Row { stats } => self.stats(stats, 0)?,
             Anchor::MatMul { k, lhs, lhs_stats, rhs } => {
                 self.dim(k, 0)?;
-                self.stats(lhs_stats)?;
+                self.stats(lhs_stats, 0)?;
                 for e in rhs.iter().chain([lhs]) {
                     self.typed(*e, Scalar::F32, "operand of a matmul")?;
                 }
@@ -86,7 +86,7 @@ impl Check<'_> {
             Anchor::Chain(c) => {
                 self.dim(&c.k, 0)?;
                 self.dim(&c.inner, 0)?;
-                self.stats(&c.lhs_stats)?;
+                self.stats(&c.lhs_stats, 0)?;
                 for e in c.up.iter().chain([&c.lhs, &c.middle, &c.down]) {
                     self.typed(*e, Scalar::F32, "operand of a chain")?;
                 }
@@ -134,15 +134,19 @@ impl Check<'_> {
                 self.dim(&w.hi, 0)?;
             }
         }
-        if let Some(l) = &s.left {
+        for l in &s.left {
             ensure(matches!(s.anchor, Anchor::MatMul { .. }), || "a left side without a matmul".into())?;
             let a = s.arg(l.arg).ok_or_else(|| format!("store to argument {}", l.arg.0))?;
             ensure(a.written && a.storage.scalar() == Scalar::F32, || format!("the left side goes to `{}`", a.name))?;
+            self.typed(l.value, Scalar::F32, &format!("store of the left side to `{}`", a.name))?;
             self.dim(&l.index, axes)?;
             let n = s.domain.len().saturating_sub(1);
             ensure(!l.index.mentions(&Sym::Axis(n as u8)), || "the left side is written by column".into())?;
             let read = s.exprs.iter().any(|(_, e)| matches!(e, Expr::Load { arg, .. } if *arg == l.arg));
             ensure(!read, || format!("`{}` is read and written as the left side", a.name))?;
+        }
+        if let Some(c) = &s.columns {
+            self.columns(c)?;
         }
         if let Some(over) = &s.stats_over {
             ensure(matches!(s.anchor, Anchor::MatMul { .. }), || "statistics of a left side without a matmul".into())?;
@@ -167,9 +171,26 @@ impl Check<'_> {
         }
         Ok(())
     }
-    fn stats(&self, stats: &[Stat]) -> Result<(), String> {
-        ensure(stats.len() <= 8, || "more than 8 statistics".into())?;
-        for (i, st) in stats.iter().enumerate() {
+    /// Columns are reduced in a workgroup's own memory: their statistics read nothing else.
+    fn columns(&self, c: &ColumnStats) -> Result<(), String> {
+        let s = self.spec;
+        ensure(matches!(s.anchor, Anchor::MatMul { .. }), || "statistics of columns without a matmul".into())?;
+        ensure(s.partials.is_none(), || "statistics of columns beside those of tiles".into())?;
+        let whole = s.domain.last().and_then(|n| n.as_const()).is_some_and(|n| n % c.width.max(1) as i64 == 0);
+        ensure((1..=ColumnStats::WIDEST).contains(&c.width) && whole, || format!("runs of {} columns", c.width))?;
+        self.stats(&c.stats, s.row_stats().len())?;
+        for st in &c.stats {
+            ensure(st.op != ReduceOp::ArgMax, || "an arg-reduction of columns".into())?;
+            let roots: Vec<ExprId> = [Some(st.value), st.finish].into_iter().flatten().collect();
+            let read = |e: &ExprId| matches!(s.exprs.get(*e), Expr::Load { .. } | Expr::Coord(_));
+            ensure(!s.exprs.reachable(&roots).iter().any(read), || "a statistic of columns reads memory".into())?;
+        }
+        Ok(())
+    }
+    /// Statistics that are counted from `first` on.
+    fn stats(&self, stats: &[Stat], first: usize) -> Result<(), String> {
+        ensure(first + stats.len() <= 8, || "more than 8 statistics".into())?;
+        for (i, st) in stats.iter().enumerate().map(|(i, st)| (first + i, st)) {
             self.typed(st.value, Scalar::F32, "reduced value")?;
             if let Some(f) = st.finish {
                 self.typed(f, Scalar::F32, "finished statistic")?;
@@ -259,13 +280,8 @@ impl Check<'_> {
                     ensure(a.parts.is_some() && *k < 2, || at(&format!("statistic {k}")))?;
                     return ensure(found == Scalar::F32, || at("a statistic of scores is a float"));
                 }
-                let stats = match &self.spec.anchor {
-                    Anchor::Row { stats } => stats.as_slice(),
-                    Anchor::MatMul { lhs_stats, .. } => lhs_stats.as_slice(),
-                    Anchor::Chain(c) => c.lhs_stats.as_slice(),
-                    _ => &[],
-                };
-                let st = stats.get(*k as usize).ok_or_else(|| at(&format!("statistic {k}")))?;
+                let mut stats = self.spec.row_stats().iter().chain(self.spec.column_stats());
+                let st = stats.nth(*k as usize).ok_or_else(|| at(&format!("statistic {k}")))?;
                 if st.op == ReduceOp::ArgMax { Scalar::I32 } else { Scalar::F32 }
             }
         };

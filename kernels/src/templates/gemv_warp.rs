@@ -213,9 +213,9 @@ impl Kernel<'_, '_> {
             }
             None => {}
         }
-        if let Some(left) = &spec.left {
+        if !spec.left.is_empty() {
             b.if_(b.eq(block, 0), |b| {
-                b.for_("i", me, depth, WARP * WARPS, |_, i| ctx.store_left(&mut scope.with(axis, i), p.lhs, left));
+                b.for_("i", me, depth, WARP * WARPS, |_, i| ctx.store_left(&mut scope.with(axis, i)));
             });
         }
         let held = left_row::length(p.k, ctx.caps).filter(|_| left_row::is_costly(spec, p.lhs));

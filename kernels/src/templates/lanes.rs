@@ -40,12 +40,12 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Option<Re
     p.in_block(&ctx, rows, across, |b, scope, row, column| {
         let lane = b.let_("lane", b.builtin(Builtin::SubgroupLane));
         let left: Vec<Scope> = (0..rows).map(|i| left_row(&p, &ctx, &scope, b.add(row, i), lane)).collect();
-        if let Some(to) = &spec.left {
+        if !spec.left.is_empty() {
             b.if_(b.eq(column, 0), |b| {
                 for (i, scope) in left.iter().enumerate() {
                     b.if_(b.lt(b.add(row, i as u32), ctx.extent(&p.rows())), |b| {
                         b.for_("i", lane, ctx.extent(p.k), LANES, |_, i| {
-                            ctx.store_left(&mut scope.with(p.k_axis(), i), p.lhs, to);
+                            ctx.store_left(&mut scope.with(p.k_axis(), i));
                         });
                     });
                 }

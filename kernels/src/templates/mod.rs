@@ -184,6 +184,9 @@ fn does_little(spec: &KernelSpec) -> bool {
 }
 
 fn matmul(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
+    if spec.columns.is_some() {
+        return gemv::render(spec, caps);
+    }
     if caps.tier == Tier::Cpu
         && let Some(rendered) = lanes::render(spec, caps)?
     {

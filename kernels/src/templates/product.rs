@@ -161,7 +161,7 @@ impl<'a> Problem<'a> {
         active: Val,
     ) -> RowStats {
         let b = &ctx.b;
-        if self.stats.is_empty() && self.spec.left.is_none() {
+        if self.stats.is_empty() && self.spec.left.is_empty() {
             return Vec::new();
         }
         let lanes = (threads / rows).max(1);
@@ -188,11 +188,11 @@ impl<'a> Problem<'a> {
             };
             let writes = if lanes == 1 { active } else { b.and(active, b.eq(lane, 0)) };
             b.if_(writes, write);
-            if let Some(left) = &self.spec.left {
+            if !self.spec.left.is_empty() {
                 let mine = b.and(active, b.and(b.eq(column, 0), b.lt(row, ctx.extent(&self.rows()))));
                 b.if_(mine, |b| {
                     b.for_("i", lane, k, lanes, |_, i| {
-                        ctx.store_left(&mut scope.with(self.k_axis(), i), self.lhs, left);
+                        ctx.store_left(&mut scope.with(self.k_axis(), i));
                     });
                 });
             }

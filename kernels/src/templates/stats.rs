@@ -47,8 +47,22 @@ impl KernelCtx<'_> {
         while done < stats.len() {
             let more = stats.iter().skip(done).take_while(|s| self.uses_stats_below(s.value, done)).count().max(1);
             let Some(pass) = stats.get(done..done + more) else { return };
-            self.pass(scope, pass, axis, extent, team);
+            self.pass(scope, pass, &|row, i| row.with(axis, i), extent, team);
             done += more;
+        }
+    }
+    /// Adds statistics of `extent` columns to `scope`; `at` gives the scope of a column, with its accumulators. Contains
+    /// barriers: call it in uniform control flow.
+    pub(super) fn column_stats(
+        &self,
+        scope: &mut Scope,
+        stats: &[Stat],
+        at: &dyn Fn(&Scope, Val) -> Scope,
+        extent: Val,
+        team: &Team,
+    ) {
+        for s in stats {
+            self.pass(scope, std::slice::from_ref(s), at, extent, team);
         }
     }
     fn uses_stats_below(&self, e: ExprId, limit: usize) -> bool {
@@ -57,7 +71,7 @@ impl KernelCtx<'_> {
             _ => true,
         })
     }
-    fn pass(&self, scope: &mut Scope, stats: &[Stat], axis: usize, extent: Val, team: &Team) {
+    fn pass(&self, scope: &mut Scope, stats: &[Stat], at: &dyn Fn(&Scope, Val) -> Scope, extent: Val, team: &Team) {
         let b = &self.b;
         // One place an invocation, or one a subgroup.
         let places = self.subgroup().map_or(team.lanes, |size| team.lanes / size);
@@ -80,7 +94,7 @@ impl KernelCtx<'_> {
             let values: Vec<ExprId> = stats.iter().map(|s| s.value).collect();
             self.hoist(&mut row, &values);
             let value = |s: &Slot, i: Val| {
-                let v = self.expr(&mut row.with(axis, i), s.stat.value);
+                let v = self.expr(&mut at(&row, i), s.stat.value);
                 (v, s.place.map(|p| (p, b.cast(crate::ir::Scalar::I32, i))))
             };
             // of tiles there are few

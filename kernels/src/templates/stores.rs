@@ -3,7 +3,7 @@
 use super::common::{KernelCtx, Scope};
 use crate::dtype::Scalar;
 use crate::ir::{Type, Val, Var};
-use crate::spec::{ExprId, LeftStore, Store};
+use crate::spec::{LeftStore, Store};
 
 impl KernelCtx<'_> {
     /// Emits every store of `stores` at the coordinate of `scope`; the caller guards the bounds of the domain.
@@ -53,13 +53,15 @@ impl KernelCtx<'_> {
             });
         }
     }
-    /// Writes the left side of a matmul at the row and k of `scope`.
-    pub fn store_left(&self, scope: &mut Scope, lhs: ExprId, to: &LeftStore) {
-        let v = self.expr(scope, lhs);
-        let at = self.address(scope, to.arg, &to.index);
-        match self.buffer(to.arg) {
-            Some(array) => self.b.store(array, at, v),
-            None => self.b.error(format!("store to argument {}", to.arg.0)),
+    /// Writes what is wanted of a matmul's left side at the row and k of `scope`.
+    pub fn store_left(&self, scope: &mut Scope) {
+        for LeftStore { arg, index, value } in &self.spec.left {
+            let v = self.expr(scope, *value);
+            let at = self.address(scope, *arg, index);
+            match self.buffer(*arg) {
+                Some(array) => self.b.store(array, at, v),
+                None => self.b.error(format!("store to argument {}", arg.0)),
+            }
         }
     }
     fn scalar_of(&self, st: &Store) -> Scalar {

@@ -269,7 +269,7 @@ pub fn rows_are_normalised_in_front_of_their_products(check: &dyn Fn(&Case)) {
         let lhs = s.bin(BinaryOp::Mul, lhs, gain);
         let rhs = vec![s.load(z, &format!("{k}*i1 + i2"))];
         s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats: stats, rhs };
-        s.spec.left = Some(LeftStore { arg: kept, index: dim(&format!("{k}*i0 + i2")) });
+        s.spec.left = vec![LeftStore { arg: kept, index: dim(&format!("{k}*i0 + i2")), value: lhs }];
         let acc = s.acc(0);
         s.store(y, &format!("{columns}*i0 + i1"), acc);
         check(&filled(s.done(), &[("S", rows)], 31));

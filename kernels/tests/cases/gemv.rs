@@ -4,7 +4,9 @@ use super::gemm::filled;
 use crate::support::Case;
 use crate::support::build::{SpecBuilder, dim};
 use frit_kernels::dtype::{Scalar, Storage};
-use frit_kernels::spec::{Anchor, ArgId, BinaryOp, ExprId, KernelSpec, ReduceOp, Space, Stat, UnaryOp};
+use frit_kernels::spec::{
+    Anchor, ArgId, BinaryOp, ColumnStats, ExprId, KernelSpec, LeftStore, ReduceOp, Space, Stat, UnaryOp,
+};
 
 fn plain(m: u64, n: u64, k: u64, storage: Storage) -> KernelSpec {
     let mut s = SpecBuilder::new("vector", &[&m.to_string(), &n.to_string()], &[]);
@@ -43,18 +45,29 @@ pub fn rows_of_every_storage(check: &dyn Fn(&Case)) {
     }
 }
 
-/// Row i0 of `x`, of `k` elements along an axis, behind an RMS norm with a gain, and the statistic that takes.
-fn normed(s: &mut SpecBuilder, (x, gain): (ArgId, ArgId), k: u64, axis: &str) -> (ExprId, Vec<Stat>) {
-    let v = s.load(x, &format!("{k}*i0 + {axis}"));
-    let value = s.bin(BinaryOp::Mul, v, v);
-    let (raw, share, eps) = (s.stat(0, Scalar::F32), s.f(1.0 / k as f32), s.f(1e-5));
+/// Statistic number `j`: the root of the mean of squares, `value` being their sum over `k` elements for each place.
+fn root_of_mean(s: &mut SpecBuilder, value: ExprId, k: u64, j: u8) -> Stat {
+    let (raw, share, eps) = (s.stat(j, Scalar::F32), s.f(1.0 / k as f32), s.f(1e-5));
     let mean = s.bin(BinaryOp::Mul, raw, share);
     let mean = s.bin(BinaryOp::Add, mean, eps);
     let finish = Some(s.un(UnaryOp::Rsqrt, mean));
-    let (scale, gain) = (s.stat(0, Scalar::F32), s.load(gain, axis));
-    let lhs = s.bin(BinaryOp::Mul, v, scale);
-    let lhs = s.bin(BinaryOp::Mul, lhs, gain);
-    (lhs, vec![Stat { op: ReduceOp::Sum, value, finish }])
+    Stat { op: ReduceOp::Sum, value, finish }
+}
+
+/// `v`, of `k` elements along an axis, behind an RMS norm with a gain whose statistic has number `j`.
+fn normed_value(s: &mut SpecBuilder, v: ExprId, gain: ArgId, (k, axis): (u64, &str), j: u8) -> (ExprId, Stat) {
+    let value = s.bin(BinaryOp::Mul, v, v);
+    let stat = root_of_mean(s, value, k, j);
+    let (scale, gain) = (s.stat(j, Scalar::F32), s.load(gain, axis));
+    let v = s.bin(BinaryOp::Mul, v, scale);
+    (s.bin(BinaryOp::Mul, v, gain), stat)
+}
+
+/// Row i0 of `x`, of `k` elements along an axis, behind an RMS norm with a gain, and the statistic that takes.
+fn normed(s: &mut SpecBuilder, (x, gain): (ArgId, ArgId), k: u64, axis: &str) -> (ExprId, Vec<Stat>) {
+    let v = s.load(x, &format!("{k}*i0 + {axis}"));
+    let (lhs, stat) = normed_value(s, v, gain, (k, axis), 0);
+    (lhs, vec![stat])
 }
 
 pub fn a_norm_of_the_rows_in_front(check: &dyn Fn(&Case)) {
@@ -95,6 +108,86 @@ pub fn norms_in_front_of_few_and_many_columns(check: &dyn Fn(&Case)) {
         s.store(y, &format!("{n}*i0 + i2"), v);
         let mut case = filled(s.done(), &[("B", rows)], k + n);
         case.tolerance = 1e-4;
+        check(&case);
+    }
+}
+
+/// `norm(x + norm(y))` in front of a product, of which the sum and the normalised rows are wanted as well: rows of one chunk
+/// of lanes, of more than a workgroup keeps, and such that end inside a chunk.
+pub fn a_norm_in_front_of_a_norm(check: &dyn Fn(&Case)) {
+    for (rows, k, n) in [(1i64, 256u64, 20u64), (3, 72, 9), (2, 1100, 33), (1, 5000, 17)] {
+        let mut s = SpecBuilder::new("pair", &["B", "1", &n.to_string()], &["B"]);
+        let [x, y] = ["x", "y"].map(|name| s.arg(name, Space::Arena, Storage::F32, &format!("{k}*B")));
+        let w = s.arg("w", Space::Weight, Storage::Bf16, &(n * k).to_string());
+        let [inner, outer] = ["inner", "outer"].map(|name| s.arg(name, Space::Side, Storage::F32, &k.to_string()));
+        let z = s.out("z", Space::Arena, Storage::F32, &format!("{n}*B"));
+        let [sum, rest] = ["sum", "rest"].map(|name| s.out(name, Space::Arena, Storage::F32, &format!("{k}*B")));
+        let at = format!("{k}*i0 + i3");
+        let (own, before) = (s.load(x, &at), s.load(y, &at));
+        let (v, first) = normed_value(&mut s, before, inner, (k, "i3"), 0);
+        let total = s.bin(BinaryOp::Add, own, v);
+        let (lhs, second) = normed_value(&mut s, total, outer, (k, "i3"), 1);
+        let rhs = vec![s.load(w, &format!("{k}*i2 + i3"))];
+        s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats: vec![first, second], rhs };
+        s.spec.left =
+            [(sum, total), (rest, lhs)].map(|(arg, value)| LeftStore { arg, index: dim(&at), value }).to_vec();
+        let acc = s.acc(0);
+        s.store(z, &format!("{n}*i0 + i2"), acc);
+        let mut case = filled(s.done(), &[("B", rows)], k + n);
+        case.tolerance = 1e-4;
+        check(&case);
+    }
+}
+
+/// Two norms of heads behind products, one around a mean, with columns that none takes: heads of fewer columns than a workgroup
+/// takes at once, of more, and of none of its multiples; one element of a head a column, and two.
+pub fn norms_of_heads_behind_a_product(check: &dyn Fn(&Case)) {
+    for (rows, k, width, sides) in [(1i64, 64u64, 5u64, 2u64), (2, 33, 24, 1), (3, 136, 40, 2), (1, 96, 256, 1)] {
+        let (runs, normed_in_front) = (5, width != 24);
+        let n = runs * width;
+        let mut s = SpecBuilder::new("heads", &["B", "1", &n.to_string()], &["B"]);
+        let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*B"));
+        let w = s.arg("w", Space::Weight, Storage::F16, &(sides * n * k).to_string());
+        let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
+        let scale = s.arg("scale", Space::Side, Storage::F32, &(sides * width).to_string());
+        let y = s.out("y", Space::Arena, Storage::F32, &format!("{}*B", sides * n));
+        let at = format!("{k}*i0 + i3");
+        let (lhs, lhs_stats) = match normed_in_front {
+            true => normed(&mut s, (x, gain), k, "i3"),
+            false => (s.load(x, &at), Vec::new()),
+        };
+        let rhs = (0..sides).map(|j| s.load(w, &format!("{}*i2 + {} + i3", sides * k, j * k))).collect();
+        let first = lhs_stats.len() as u8;
+        s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };
+        let accs: Vec<ExprId> = (0..sides as u8).map(|j| s.acc(j)).collect();
+        let total =
+            |s: &mut SpecBuilder, v: &[ExprId]| v.iter().copied().reduce(|a, b| s.bin(BinaryOp::Add, a, b)).unwrap();
+        let squares = |s: &mut SpecBuilder, v: &[ExprId]| {
+            let each: Vec<ExprId> = v.iter().map(|x| s.bin(BinaryOp::Mul, *x, *x)).collect();
+            total(s, &each)
+        };
+        let value = squares(&mut s, &accs);
+        let plain = root_of_mean(&mut s, value, sides * width, first);
+        let (raw, share) = (s.stat(first + 1, Scalar::F32), s.f(1.0 / (sides * width) as f32));
+        let finish = Some(s.bin(BinaryOp::Mul, raw, share));
+        let mean = Stat { op: ReduceOp::Sum, value: total(&mut s, &accs), finish };
+        let apart: Vec<ExprId> = accs.iter().map(|a| s.bin(BinaryOp::Sub, *a, raw)).collect();
+        let value = squares(&mut s, &apart);
+        let around = root_of_mean(&mut s, value, sides * width, first + 2);
+        s.spec.columns = Some(ColumnStats { width, stats: vec![plain, mean, around] });
+        for j in 0..sides as usize {
+            let place = format!("{}*i0 + {sides}*i2 + {j}", sides * n);
+            let (one, two) = (s.stat(first, Scalar::F32), s.stat(first + 2, Scalar::F32));
+            let gain = s.load(scale, &format!("{sides}*mod(i2, {width}) + {j}"));
+            let head = s.bin(BinaryOp::Mul, accs[j], one);
+            let head = s.bin(BinaryOp::Mul, head, gain);
+            s.store_when(y, &place, head, 2, "0", &(2 * width).to_string());
+            let other = s.bin(BinaryOp::Mul, apart[j], two);
+            s.store_when(y, &place, other, 2, &(2 * width).to_string(), &(4 * width).to_string());
+            s.store_when(y, &place, accs[j], 2, &(4 * width).to_string(), &n.to_string());
+        }
+        let mut case = filled(s.done(), &[("B", rows)], k + n);
+        case.tolerance = 2e-4;
         check(&case);
     }
 }

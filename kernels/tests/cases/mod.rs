@@ -21,7 +21,7 @@ macro_rules! for_each_case {
                 rows_are_normalised_in_front_of_their_products, statistics_of_a_result_by_tiles, statistics_joined_from_tiles,
                 statistics_scale_the_sums;
             gemv: few_rows_with_every_tail, rows_of_every_storage, a_norm_of_the_rows_in_front, norms_in_front_of_few_and_many_columns,
-                gate_and_up_meet_in_one_lane;
+                a_norm_in_front_of_a_norm, norms_of_heads_behind_a_product, gate_and_up_meet_in_one_lane;
             attention: every_length_of_keys, causal_behind_earlier_keys, window_and_soft_cap, tiles_of_queries_and_keys, mask_and_bias, parts_of_every_length,
                 parts_behind_padding;
             chain: chains_at_every_tail, chains_of_every_storage;

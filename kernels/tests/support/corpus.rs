@@ -330,7 +330,8 @@ pub fn matmul(z: &Shapes, rows: &str, storage: Storage, form: Form) -> KernelSpe
     };
     if form == Form::NormedKept {
         let kept = s.out("kept", Space::Arena, Storage::F32, &of("WW*ROWS"));
-        s.spec.left = Some(LeftStore { arg: kept, index: dim(&of("WW*i0 + i2")) });
+        let Anchor::MatMul { lhs, .. } = s.spec.anchor else { unreachable!("a product") };
+        s.spec.left = vec![LeftStore { arg: kept, index: dim(&of("WW*i0 + i2")), value: lhs }];
     }
     let out = s.out("out", Space::Arena, Storage::F32, &of("NN*ROWS"));
     if form == Form::Residual {

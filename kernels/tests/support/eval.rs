@@ -18,8 +18,8 @@ pub struct Point {
     pub accs: Vec<f64>,
     /// Statistics.
     pub stats: Vec<f64>,
-    /// The whole left row of a matmul, at its first column.
-    pub left: Vec<f64>,
+    /// At the first column of a matmul's row, the elements of its left side.
+    pub left: i64,
 }
 
 /// A specification with the numbers of its arguments.
@@ -62,12 +62,13 @@ pub fn evaluate_rounded(case: &Case, round: fn(f64) -> f64) -> Vec<Vec<f64>> {
     let extents: Vec<i64> = spec.domain.iter().map(|d| e.dim(d, &Point::default())).collect();
     let mut row: Vec<f64> = Vec::new();
     e.run(&extents, &mut |p| {
-        if let Some(l) = &spec.left {
+        for l in &spec.left {
             let mut at = p.clone();
-            for (i, v) in p.left.iter().enumerate() {
+            for i in 0..p.left {
                 at.axes.resize(extents.len() + 1, 0);
-                at.axes[extents.len()] = i as i64;
-                out[l.arg.0 as usize][usize::try_from(e.dim(&l.index, &at)).expect("store below 0")] = *v;
+                at.axes[extents.len()] = i;
+                out[l.arg.0 as usize][usize::try_from(e.dim(&l.index, &at)).expect("store below 0")] =
+                    e.value(l.value, &at);
             }
         }
         if let Some(s) = &spec.partials {
@@ -143,15 +144,26 @@ impl Eval<'_> {
                         self.value(e, p)
                     };
                     let left: Vec<f64> = (0..k).map(|i| at(&mut p, i, *lhs)).collect();
-                    p.left = left.clone();
-                    p.axes[n - 1] = 0;
+                    p.left = k;
+                    let mut row: Vec<Vec<f64>> = Vec::new();
                     for c in 0..extents[n - 1] {
                         p.axes[n - 1] = c;
                         let mut sum =
                             |e: &ExprId| (0..k).map(|i| round(left[i as usize]) * round(at(&mut p, i, *e))).sum();
-                        let accs = rhs.iter().map(&mut sum).collect();
-                        let axes = p.axes[..n].to_vec();
-                        f(&Point { axes, accs, stats: p.stats.clone(), left: std::mem::take(&mut p.left) });
+                        row.push(rhs.iter().map(&mut sum).collect());
+                    }
+                    let of_rows = p.stats.clone();
+                    let mut run = of_rows.clone();
+                    for (c, accs) in row.iter().enumerate() {
+                        if let Some(columns) = &self.spec.columns
+                            && c as u64 % columns.width == 0
+                        {
+                            run =
+                                self.column_stats(&columns.stats, of_rows.clone(), &row[c..][..columns.width as usize]);
+                        }
+                        p.axes[n - 1] = c as i64;
+                        let (axes, left) = (p.axes[..n].to_vec(), std::mem::take(&mut p.left));
+                        f(&Point { axes, accs: accs.clone(), stats: run.clone(), left });
                     }
                 });
             }
@@ -220,6 +232,27 @@ impl Eval<'_> {
             }),
             Anchor::Attention(a) => self.attention(a, extents, f),
         }
+    }
+    /// `done` and the statistics behind them, over columns with these accumulators.
+    fn column_stats(&self, stats: &[Stat], done: Vec<f64>, columns: &[Vec<f64>]) -> Vec<f64> {
+        let mut p = Point { stats: done, ..Point::default() };
+        for st in stats {
+            let of = |accs: &Vec<f64>| self.value(st.value, &Point { accs: accs.clone(), ..p.clone() });
+            let values = columns.iter().map(of);
+            let raw = match st.op {
+                ReduceOp::Sum => values.sum(),
+                ReduceOp::Prod => values.product(),
+                ReduceOp::Max => values.fold(-3.0e38, f64::max),
+                ReduceOp::Min => values.fold(3.0e38, f64::min),
+                ReduceOp::ArgMax => unreachable!("no arg-reduction of columns"),
+            };
+            p.stats.push(raw);
+            if let Some(e) = st.finish {
+                let v = self.value(e, &p);
+                *p.stats.last_mut().unwrap() = v;
+            }
+        }
+        p.stats
     }
     fn stats(&self, stats: &[Stat], row: &Point, axis: usize, extent: i64) -> Vec<f64> {
         let mut p = row.clone();

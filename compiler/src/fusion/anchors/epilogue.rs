@@ -1,14 +1,14 @@
 //! What happens to an anchor's result before it is stored. Values are followed forward from the anchor: each holds, for
 //! one or two elements of an invocation (lanes), the expression and the coordinates it has by now.
 
-use super::Site;
+use super::{Site, row};
 use crate::fusion::coords::{self, Coords};
 use crate::fusion::region::RegionAnchor;
 use crate::fusion::row_stats::RowStats;
 use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
 use crate::graph::{Op, ValueId};
 use frit_kernels::dim::Dim;
-use frit_kernels::spec::{AxisRange, BinaryOp, ExprId, Store};
+use frit_kernels::spec::{AxisRange, BinaryOp, ColumnStats, ExprId, Store};
 use std::collections::HashMap;
 
 /// One element of a value.
@@ -62,11 +62,11 @@ pub(super) fn run(
 ) -> Result<Stored, Fault> {
     let tracked = follow(b, site, tracked, &site.region.epilogue, axis)?;
     let mut stores = Vec::new();
-    let left = match &site.region.anchor {
-        RegionAnchor::MatMul(g) => g.norm,
-        _ => None,
+    let left: Vec<ValueId> = match &site.region.anchor {
+        RegionAnchor::MatMul(g) => g.left().collect(),
+        _ => Vec::new(),
     };
-    for v in site.region.outputs.iter().filter(|v| Some(**v) != left) {
+    for v in site.region.outputs.iter().filter(|v| !left.contains(v)) {
         let op = site.graph.op(*v);
         let from = match op {
             Op::KvAppend { .. } => site.graph.operands(*v).first().copied().unwrap_or(*v),
@@ -164,6 +164,7 @@ fn step(
             }
             out.lanes.iter_mut().zip(turned).for_each(|(l, t)| l.expr = t);
         }
+        Op::Norm { .. } => head_norm(b, &mut out.lanes, v)?,
         Op::Unary(_) | Op::Cast(_) | Op::Binary(_) | Op::Select => {
             for (k, lane) in out.lanes.iter_mut().enumerate() {
                 let mut args = Vec::with_capacity(ops.len());
@@ -189,4 +190,46 @@ fn step(
         _ => return Err(format!("{} in an epilogue", op.name())),
     }
     Ok(Some(out))
+}
+
+/// Norm `v` of the head that `lanes` belong to, all of which one workgroup has.
+fn head_norm(b: &mut SpecBuilder<'_>, lanes: &mut [Lane], v: ValueId) -> Result<(), Fault> {
+    let graph = b.graph;
+    let ops = graph.operands(v);
+    let Op::Norm { kind, eps, has_gain, has_bias } = graph.op(v) else { return Err("no norm".into()) };
+    let n = graph.ty(v).last();
+    let head = n.as_const().and_then(|n| u64::try_from(n).ok()).ok_or("heads of a size that is not known")?;
+    let of: Vec<ExprId> = lanes.iter().map(|l| l.expr).collect();
+    let width = head / lanes.len().max(1) as u64;
+    let columns = b.columns.get_or_insert(ColumnStats { width, stats: Vec::new() });
+    if columns.width != width {
+        return Err("norms of heads of two sizes".into());
+    }
+    // Queries and keys are often normalised alike.
+    let mut place = 0;
+    let (centred, scale) = loop {
+        let (stats, centred, scale) = row::norm_of_lanes(&mut b.exprs, *kind, eps.0, &n, &of, b.row_stats + place);
+        if place == columns.stats.len() {
+            columns.stats.extend(stats);
+            break (centred, scale);
+        }
+        if columns.stats.get(place..place + stats.len()) == Some(stats.as_slice()) {
+            break (centred, scale);
+        }
+        place += 1;
+    };
+    for (lane, x) in lanes.iter_mut().zip(centred) {
+        let j = [lane.at.last().cloned().unwrap_or_default()];
+        let mut y = b.exprs.binary(BinaryOp::Mul, x, scale);
+        if *has_gain {
+            let gain = b.expr_at(ops.get(1).copied().unwrap_or(v), &j)?;
+            y = b.exprs.binary(BinaryOp::Mul, y, gain);
+        }
+        if *has_bias {
+            let bias = b.expr_at(ops.last().copied().unwrap_or(v), &j)?;
+            y = b.exprs.binary(BinaryOp::Add, y, bias);
+        }
+        lane.expr = y;
+    }
+    Ok(())
 }

@@ -36,6 +36,7 @@ pub(super) fn left(
     };
     let x = *ops.first().ok_or("a norm of nothing")?;
     let k = site.graph.ty(x).last();
+    let mut stats = before(b, site, g, x, at)?;
     if let Some(s) = g.stats.filter(|_| g.commuted) {
         let joined = joined(b, site, s, at);
         let stats = scale_of_joined(&mut b.exprs, eps.0, &k, joined);
@@ -53,14 +54,46 @@ pub(super) fn left(
     let j = at.last().cloned().unwrap_or_default();
     let gain = if *has_gain { Some(b.expr_at(ops.get(1).copied().unwrap_or(x), &[j.clone()])?) } else { None };
     let bias = if *has_bias { Some(b.expr_at(ops.last().copied().unwrap_or(x), &[j])?) } else { None };
-    let (stats, y) = match g.stats {
-        Some(s) => {
-            let joined = joined(b, site, s, at);
-            norm_of_joined(&mut b.exprs, *kind, eps.0, &k, (e, gain, bias), joined)
-        }
-        None => norm(&mut b.exprs, *kind, eps.0, &k, e, gain, bias),
-    };
+    let parts = (e, gain, bias);
+    if let Some(s) = g.stats {
+        let joined = joined(b, site, s, at);
+        let (stats, y) = norm_of_joined(&mut b.exprs, *kind, eps.0, &k, parts, joined);
+        return Ok((y, stats));
+    }
+    let y = norm(&mut b.exprs, *kind, eps.0, &k, parts, &mut stats);
     Ok((y, stats))
+}
+
+/// The operations in front of the norm of `x`, each computed where `at` leads to behind views, and the statistics that they
+/// need.
+fn before(
+    b: &mut SpecBuilder<'_>,
+    site: &Site<'_>,
+    g: &MatMulGroup,
+    mut x: ValueId,
+    at: &[Dim],
+) -> Result<Vec<Stat>, Fault> {
+    let (mut stats, mut at) = (Vec::new(), at.to_vec());
+    let Some(sum) = g.before.last() else { return Ok(stats) };
+    while x != *sum {
+        (x, at) = b.behind_view(x, &at)?;
+    }
+    for v in &g.before {
+        let Op::Norm { kind, eps, has_gain, has_bias } = site.graph.op(*v) else {
+            let e = b.compute(*v, &at)?;
+            b.computed.insert(*v, e);
+            continue;
+        };
+        let ops = site.graph.operands(*v);
+        let x = *ops.first().ok_or("a norm of nothing")?;
+        let j = [at.last().cloned().unwrap_or_default()];
+        let gain = if *has_gain { Some(b.expr_at(ops.get(1).copied().unwrap_or(x), &j)?) } else { None };
+        let bias = if *has_bias { Some(b.expr_at(ops.last().copied().unwrap_or(x), &j)?) } else { None };
+        let parts = (b.expr_at(x, &at)?, gain, bias);
+        let y = norm(&mut b.exprs, *kind, eps.0, &site.graph.ty(x).last(), parts, &mut stats);
+        b.computed.insert(*v, y);
+    }
+    Ok(stats)
 }
 
 /// The statistics of the row at `at`, from those of its tiles, over which the kernel's statistics run from here on.
@@ -108,6 +141,7 @@ fn weighted(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand
     let rows_at = coords::delinear(&Dim::axis(0), &lead, &bounds);
     let lhs_at: Vec<Dim> = rows_at.iter().cloned().chain([kk.clone()]).collect();
     let (left, lhs_stats) = left(&mut b, site, g, lhs, &lhs_at)?;
+    b.row_stats = lhs_stats.len();
     let pair_rows = |style: &RopeStyle, hd: u64, p: &Dim| -> [Dim; 2] {
         let (half, hd) = (Dim::from(hd / 2), Dim::from(hd));
         let (head, j) = (p.div(&half).simplify(&bounds), p.rem(&half).simplify(&bounds));
@@ -120,9 +154,11 @@ fn weighted(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand
             }
         }
     };
-    if let Some(n) = g.norm.filter(|n| site.region.outputs.contains(n)) {
-        let index = coords::linear(&lhs_at, &graph.ty(n).shape, &bounds);
-        b.left = Some(LeftStore { arg: b.written(Operand::Value(n)), index });
+    for v in g.left().filter(|v| site.region.outputs.contains(v)) {
+        let index = coords::linear(&lhs_at, &graph.ty(v).shape, &bounds);
+        let value = if Some(v) == g.norm { left } else { b.expr_at(v, &lhs_at)? };
+        let store = LeftStore { arg: b.written(Operand::Value(v)), index, value };
+        b.left.push(store);
     }
     let weight_rows: Vec<Dim> = match &g.form {
         MatMulForm::Concat => vec![n.clone()],

@@ -47,11 +47,10 @@ pub(super) fn kernel_name(site: &Site<'_>) -> String {
     let order =
         site.region.prologue.iter().copied().chain(site.region.anchors()).chain(site.region.epilogue.iter().copied());
     let mut all: Vec<ValueId> = order.collect();
-    if let RegionAnchor::MatMul(g) = &site.region.anchor
-        && let Some(n) = g.norm
-    {
-        all.retain(|v| *v != n);
-        all.insert(0, n);
+    if let RegionAnchor::MatMul(g) = &site.region.anchor {
+        let left: Vec<ValueId> = g.left().collect();
+        all.retain(|v| !left.contains(v));
+        all.splice(0..0, left);
     }
     let cheap = |v: &ValueId| site.graph.ty(*v).scalar != frit_kernels::dtype::Scalar::F32;
     for v in all {

@@ -41,21 +41,19 @@ pub(super) fn scale_of_joined(e: &mut Exprs, eps: f32, n: &Dim, joined: Vec<Stat
     joined.into_iter().map(|s| Stat { finish: Some(rstd), ..s }).collect()
 }
 
-/// The statistics of a norm over rows of `n` elements, and the normalised element. `x` is the element, `gain` and `bias`
-/// are applied where given.
+/// Adds the statistics of a norm over rows of `n` elements to `stats` and gives the normalised element. `x` is the element,
+/// `gain` and `bias` are applied where given.
 pub(super) fn norm(
     e: &mut Exprs,
     kind: NormKind,
     eps: f32,
     n: &Dim,
-    x: ExprId,
-    gain: Option<ExprId>,
-    bias: Option<ExprId>,
-) -> (Vec<Stat>, ExprId) {
-    let mut stats = Vec::new();
+    (x, gain, bias): (ExprId, Option<ExprId>, Option<ExprId>),
+    stats: &mut Vec<Stat>,
+) -> ExprId {
     let mut centred = x;
     if kind == NormKind::Layer {
-        let raw = e.add(Expr::Stat(0), Scalar::F32);
+        let raw = e.add(Expr::Stat(stats.len() as u8), Scalar::F32);
         let len = count(e, n);
         let mean = e.binary(BinaryOp::Div, raw, len);
         stats.push(Stat { op: ReduceOp::Sum, value: x, finish: Some(mean) });
@@ -72,19 +70,51 @@ pub(super) fn norm(
     if let Some(b) = bias {
         y = e.binary(BinaryOp::Add, y, b);
     }
-    (stats, y)
+    y
 }
 
-/// The same, with the sums that `joined` holds in place of those over the elements of the row.
+/// The statistics, from number `first` on, of a norm over `n` elements of which a column has as many as there are `lanes`;
+/// the lanes without their mean, and the factor on them.
+pub(super) fn norm_of_lanes(
+    e: &mut Exprs,
+    kind: NormKind,
+    eps: f32,
+    n: &Dim,
+    lanes: &[ExprId],
+    first: usize,
+) -> (Vec<Stat>, Vec<ExprId>, ExprId) {
+    let stat = |e: &mut Exprs, i: usize| e.add(Expr::Stat((first + i) as u8), Scalar::F32);
+    let sum = |e: &mut Exprs, values: Vec<ExprId>| {
+        let all = values.into_iter().reduce(|a, b| e.binary(BinaryOp::Add, a, b));
+        all.unwrap_or_else(|| e.f32(0.0))
+    };
+    let (mut stats, mut centred) = (Vec::new(), lanes.to_vec());
+    if kind == NormKind::Layer {
+        let raw = stat(e, 0);
+        let len = count(e, n);
+        let mean = e.binary(BinaryOp::Div, raw, len);
+        let value = sum(e, lanes.to_vec());
+        stats.push(Stat { op: ReduceOp::Sum, value, finish: Some(mean) });
+        centred = lanes.iter().map(|x| e.binary(BinaryOp::Sub, *x, raw)).collect();
+    }
+    let squares: Vec<ExprId> = centred.iter().map(|x| e.binary(BinaryOp::Mul, *x, *x)).collect();
+    let raw = stat(e, stats.len());
+    let (value, root) = (sum(e, squares), root_of_mean(e, raw, n, eps));
+    stats.push(Stat { op: ReduceOp::Sum, value, finish: Some(root) });
+    (stats, centred, raw)
+}
+
+/// As [`norm`], with the sums that `joined` holds in place of those over the elements of the row.
 pub(super) fn norm_of_joined(
     e: &mut Exprs,
     kind: NormKind,
     eps: f32,
     n: &Dim,
-    (x, gain, bias): (ExprId, Option<ExprId>, Option<ExprId>),
+    parts: (ExprId, Option<ExprId>, Option<ExprId>),
     joined: Vec<Stat>,
 ) -> (Vec<Stat>, ExprId) {
-    let (mut stats, y) = norm(e, kind, eps, n, x, gain, bias);
+    let mut stats = Vec::new();
+    let y = norm(e, kind, eps, n, parts, &mut stats);
     stats.iter_mut().zip(joined).for_each(|(s, from)| s.value = from.value);
     (stats, y)
 }
@@ -185,7 +215,8 @@ pub(super) fn build(site: &Site<'_>, v: ValueId) -> Result<(KernelSpec, Vec<Oper
             let gain = if *has_gain { Some(b.expr_at(ops.get(1).copied().unwrap_or(x), &j)?) } else { None };
             let bias = if *has_bias { Some(b.expr_at(ops.last().copied().unwrap_or(x), &j)?) } else { None };
             let n = domain.get(1).cloned().unwrap_or_else(Dim::one);
-            let (stats, y) = norm(&mut b.exprs, *kind, eps.0, &n, e, gain, bias);
+            let mut stats = Vec::new();
+            let y = norm(&mut b.exprs, *kind, eps.0, &n, (e, gain, bias), &mut stats);
             (stats, Lane { at, expr: y }, false)
         }
         _ => return Err(format!("{} as a row anchor", op.name())),

@@ -111,8 +111,15 @@ impl Partitioner<'_> {
         let id = *self.owner.get(&v)?;
         let RegionAnchor::MatMul(up) = &self.regions[id].anchor else { return None };
         let single = g.form == MatMulForm::Concat && g.norm.is_none() && plain(*down) && self.users(v) == [*down];
+        let normed = |r: usize| self.regions[r].epilogue.iter().any(|v| matches!(self.graph.op(*v), Op::Norm { .. }));
         let form = matches!((&up.form, up.members.len()), (MatMulForm::Concat, 1) | (MatMulForm::Paired, 2));
-        if !single || !form || target == id || !up.members.iter().all(|m| plain(*m)) {
+        if !single
+            || !form
+            || !up.before.is_empty()
+            || [id, target].into_iter().any(normed)
+            || target == id
+            || !up.members.iter().all(|m| plain(*m))
+        {
             return None;
         }
         let mut middle = self.regions[id].epilogue.clone();

@@ -35,8 +35,9 @@ impl Partitioner<'_> {
                 for (u, r) in found {
                     match r {
                         Ok(()) if all || !self.graph.op(u).is_view() => {
-                            if let Some(p) = self.position.get(&u) {
-                                inside.insert((*p, u));
+                            if let Some(p) = self.position.get(&u).copied() {
+                                self.take_norm(u);
+                                inside.insert((p, u));
                                 self.owner.insert(u, id);
                                 self.regions[id].epilogue.push(u);
                                 if !self.graph.op(u).is_view() {
@@ -65,6 +66,9 @@ impl Partitioner<'_> {
         if let Some(o) = self.owner.get(&u) {
             return match op {
                 _ if *o == id => Ok(()),
+                Op::Norm { .. } if matches!(self.regions[id].anchor, RegionAnchor::MatMul(_)) => {
+                    self.owns_heads(id, v, u)
+                }
                 Op::Norm { .. } | Op::Softmax | Op::Reduce { .. } => {
                     let n = g.ty(u).last();
                     Err((Refusal::RowTile, format!("a tile of columns does not own rows of {n}")))

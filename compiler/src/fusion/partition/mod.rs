@@ -8,8 +8,10 @@ mod conv_chain;
 mod epilogue;
 mod exact;
 mod forward;
+mod head_norms;
 mod maps;
 mod movement;
+mod norm_pairs;
 mod norms;
 mod order;
 mod search;
@@ -184,6 +186,7 @@ impl<'a> Partitioner<'a> {
         self.place_anchors();
         self.absorb_epilogues();
         self.absorb_norms();
+        self.absorb_norm_pairs();
         self.absorb_chains();
         self.absorb_conv_chains();
         self.assign_maps();

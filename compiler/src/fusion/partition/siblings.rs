@@ -29,7 +29,7 @@ impl Partitioner<'_> {
                     let group = if all.contains(&v) { self.merge(v, &all, &grouped) } else { vec![v] };
                     let form = self.form(&group);
                     grouped.extend(&group);
-                    RegionAnchor::MatMul(MatMulGroup { members: group, form, norm: None, stats: None, commuted: false })
+                    RegionAnchor::MatMul(MatMulGroup::new(group, form))
                 }
                 Op::Attention(_) | Op::AttentionParts { .. } => RegionAnchor::Attention(v),
                 _ => RegionAnchor::Row(v),
@@ -141,6 +141,10 @@ impl Partitioner<'_> {
             match self.graph.op(v) {
                 Op::Rope { style, rotary_dim } => return Some((*style, *rotary_dim, self.graph.ty(v).last())),
                 Op::Binary(_) | Op::Unary(_) | Op::Reshape(_) | Op::Transpose(_) => {}
+                Op::Norm { .. } => {
+                    let x = *self.graph.operands(v).first()?;
+                    self.head_columns(&[m], x, v).ok()?;
+                }
                 _ => return None,
             }
         }

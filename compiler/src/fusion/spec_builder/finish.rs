@@ -22,6 +22,7 @@ impl SpecBuilder<'_> {
             exprs: self.exprs,
             stores,
             left: self.left,
+            columns: self.columns,
             stats_over: self.stats_over,
             partials: self.partials,
             precision: MatmulPrecision::Auto,
@@ -76,9 +77,10 @@ impl SpecBuilder<'_> {
 
 /// Drops expressions that nothing uses and renumbers the rest, so that equal kernels are equal to the letter.
 fn compact(spec: &mut KernelSpec) {
-    let mut roots: Vec<ExprId> =
-        spec.stores.iter().map(|s| s.value).chain(spec.partials.as_ref().map(|p| p.value)).collect();
-    let stats = |st: &[Stat]| st.iter().flat_map(|s| [Some(s.value), s.finish]).flatten().collect::<Vec<_>>();
+    let beside = spec.left.iter().map(|l| l.value).chain(spec.partials.as_ref().map(|p| p.value));
+    let mut roots: Vec<ExprId> = spec.stores.iter().map(|s| s.value).chain(beside).collect();
+    let stats = |st: &[Stat]| -> Vec<ExprId> { st.iter().flat_map(|s| [Some(s.value), s.finish]).flatten().collect() };
+    roots.extend(stats(spec.column_stats()));
     match &spec.anchor {
         Anchor::Map => {}
         Anchor::Row { stats: st } => roots.extend(stats(st)),
@@ -132,6 +134,7 @@ fn compact(spec: &mut KernelSpec) {
             s.finish.iter_mut().for_each(at);
         }
     };
+    spec.columns.iter_mut().for_each(|c| fix(&mut c.stats));
     match &mut spec.anchor {
         Anchor::Map => {}
         Anchor::Row { stats } => fix(stats),
@@ -154,6 +157,7 @@ fn compact(spec: &mut KernelSpec) {
             a.bias.iter_mut().for_each(at);
         }
     }
+    spec.left.iter_mut().for_each(|l| at(&mut l.value));
     spec.partials.iter_mut().for_each(|p| at(&mut p.value));
     for s in &mut spec.stores {
         at(&mut s.value);

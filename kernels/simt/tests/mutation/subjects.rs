@@ -154,7 +154,7 @@ fn normed() -> Vec<Case> {
     let rhs = vec![s.load(z, &format!("{k}*i1 + i2"))];
     let lhs_stats = vec![Stat { op: ReduceOp::Sum, value: square, finish }];
     s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };
-    s.spec.left = Some(LeftStore { arg: kept, index: dim(&format!("{k}*i0 + i2")) });
+    s.spec.left = vec![LeftStore { arg: kept, index: dim(&format!("{k}*i0 + i2")), value: lhs }];
     let acc = s.acc(0);
     s.store(y, "70*i0 + i1", acc);
     let spec = s.done();

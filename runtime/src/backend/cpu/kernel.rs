@@ -9,7 +9,7 @@ use super::matmul::MatMul;
 use super::program::{Fault, Reg, rows};
 use super::row::{self, Domain, StatCode};
 use crate::{Error, Result};
-use frit_kernels::spec::{Anchor, Expr, KernelSpec, Store};
+use frit_kernels::spec::{Anchor, Expr, KernelSpec, LeftStore, Store};
 
 /// Axes of a domain.
 const LIMIT_AXES: usize = 16;
@@ -153,10 +153,14 @@ fn build(spec: &KernelSpec) -> std::result::Result<Code, Refused> {
         Anchor::Row { stats } => (Body::Row(row::stats(&mut b, spec, axes, stats, last)?), last),
         Anchor::MatMul { k, lhs, lhs_stats, rhs } => {
             let mut m = MatMul::new(&mut b, spec, k, *lhs, lhs_stats, rhs)?;
-            if let Some(left) = &spec.left {
-                let store = Store { arg: left.arg, index: left.index.clone(), value: *lhs, when: None, per_row: false };
-                m.left = groups(&mut b, &[store], nd)?;
-            }
+            let own = |l: &LeftStore| Store {
+                arg: l.arg,
+                index: l.index.clone(),
+                value: l.value,
+                when: None,
+                per_row: false,
+            };
+            m.left = groups(&mut b, &spec.left.iter().map(own).collect::<Vec<_>>(), nd)?;
             (Body::MatMul(m), last)
         }
         Anchor::Chain(c) => (Body::Chain(Chain::new(&mut b, spec, c)?), last),

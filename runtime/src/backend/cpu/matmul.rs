@@ -117,6 +117,8 @@ pub struct MatMul {
     pub left: Vec<Group>,
     /// Writes statistics of the result, if they are wanted.
     partials: Option<PartialsCode>,
+    /// Statistics of runs of columns, and the columns of a run.
+    runs: Option<(Vec<StatCode>, usize)>,
 }
 
 /// How one launch is cut.
@@ -166,6 +168,14 @@ impl MatMul {
             over: b.size(spec.stats_over.as_ref().unwrap_or(k))?,
             scales: spec.stores_statistics(),
             partials: spec.partials.as_ref().map(|p| PartialsCode::new(b, p, n_axis)).transpose()?,
+            runs: match &spec.columns {
+                Some(c) => {
+                    let stats = row::stats_from(b, spec, axes, (&c.stats, lhs_stats.len()), n_axis)?;
+                    let width = usize::try_from(c.width).ok().filter(|w| (1..=CHUNK).contains(w));
+                    Some((stats, width.ok_or_else(|| format!("runs of {} columns", c.width))?))
+                }
+                None => None,
+            },
             lhs: b.values(&[lhs], Some(k_axis))?,
             stats: row::stats(b, spec, axes, lhs_stats, k_axis)?,
             rhs: rhs.iter().map(|e| one(b, *e)).collect::<Result<_, _>>()?,
@@ -186,14 +196,19 @@ impl MatMul {
             && self.precision.parts() == 0
             && self.rhs.iter().all(|r| matches!(r, Rhs::Rows(s) if gemv::serves(s.storage, k)));
         let threads = rayon::current_num_threads();
-        let unit = if self.partials.is_some() { TILE } else { 16 };
+        let unit = match &self.runs {
+            Some((_, width)) => *width,
+            None if self.partials.is_some() => TILE,
+            None => 16,
+        };
         let (band, columns) = if few {
-            (rows, (n * groups).div_ceil(threads * 8).next_multiple_of(unit).clamp(unit, CHUNK))
+            let most = CHUNK / unit * unit;
+            (rows, (n * groups).div_ceil(threads * 8).next_multiple_of(unit).clamp(unit, most))
         } else {
             let columns = (PANEL / k.max(1)).clamp(32, CHUNK) / unit * unit;
             let band = rows.div_ceil(rows.div_ceil(BAND).max(1)).max(1);
             let mut columns = columns.min(n.next_multiple_of(unit)).max(unit);
-            while columns > 64 && groups * rows.div_ceil(band) * n.div_ceil(columns) < threads * 3 {
+            while columns > unit.max(64) && groups * rows.div_ceil(band) * n.div_ceil(columns) < threads * 3 {
                 columns = (columns / 2).next_multiple_of(unit);
             }
             (band, columns)
@@ -425,7 +440,17 @@ impl Part<'_> {
             if let Some(p) = &of.partials {
                 p.run(frame, self.l, self.lo, self.hi, slices)?;
             }
-            self.l.store(frame, self.groups, inner, self.lo as i64, self.hi as i64, slices)?;
+            let Some((stats, width)) = &of.runs else {
+                self.l.store(frame, self.groups, inner, self.lo as i64, self.hi as i64, slices)?;
+                continue;
+            };
+            for lo in (self.lo..self.hi).step_by(*width) {
+                let own = slices.map(|s| s.get(lo - self.lo..).unwrap_or_default());
+                for s in stats {
+                    s.run_from(frame, self.l, lo, *width, own)?;
+                }
+                self.l.store(frame, self.groups, inner, lo as i64, (lo + width) as i64, own)?;
+            }
         }
         Ok(())
     }

@@ -24,8 +24,19 @@ pub fn stats(
     list: &[Stat],
     inner: usize,
 ) -> Result<Vec<StatCode>, Refused> {
+    stats_from(b, spec, axes, (list, 0), inner)
+}
+
+/// The same, of statistics that are counted from `first` on.
+pub fn stats_from(
+    b: &mut Builder<'_>,
+    spec: &KernelSpec,
+    axes: usize,
+    (list, first): (&[Stat], usize),
+    inner: usize,
+) -> Result<Vec<StatCode>, Refused> {
     let mut out = Vec::new();
-    for (number, s) in list.iter().enumerate() {
+    for (number, s) in list.iter().enumerate().map(|(i, s)| (first + i, s)) {
         let value = b.values(&[s.value], Some(inner))?;
         let finish = s.finish.map(|f| b.values(&[f], None)).transpose()?;
         out.push(StatCode { op: s.op, value, finish, number, integer: stat_int(spec, axes, number) });
@@ -51,8 +62,18 @@ impl pulp::NullaryFnOnce for Reduce<'_> {
 impl StatCode {
     /// Reduces the row whose coordinates are set, `n` elements long, and leaves the result in the frame.
     pub fn run(&self, frame: &mut Frame, launch: &Launch<'_>, n: usize) -> Result<(), Fault> {
+        self.run_from(frame, launch, 0, n, [&[]; ACCS])
+    }
+    /// Reduces `n` elements from `first` on, at which the accumulators begin.
+    pub fn run_from(
+        &self,
+        frame: &mut Frame,
+        launch: &Launch<'_>,
+        first: usize,
+        n: usize,
+        accs: [&[f32]; ACCS],
+    ) -> Result<(), Fault> {
         self.value.begin(frame, launch.read)?;
-        let env = Env::new(launch.read);
         let arch = pulp::Arch::new();
         let (mut sum, mut product, mut best, mut at) = (0f64, 1f64, f32::NAN, 0i64);
         let from = if self.op == ReduceOp::Min { 3.0e38 } else { -3.0e38 };
@@ -60,7 +81,8 @@ impl StatCode {
         let mut x0 = 0;
         while x0 < n {
             let len = (n - x0).min(CHUNK);
-            self.value.run(frame, &env, x0 as i64, len)?;
+            let env = Env { views: launch.read, accs: accs.map(|s| s.get(x0..).unwrap_or_default()) };
+            self.value.run(frame, &env, (first + x0) as i64, len)?;
             let one;
             let v: &[f32] = match self.value.f32(frame, 0, len) {
                 Arg::Each(v) => v,

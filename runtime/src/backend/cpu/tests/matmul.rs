@@ -84,7 +84,7 @@ fn a_norm_is_applied_to_the_left_side_and_gates_share_it() {
         let a = c.un(UnaryOp::Silu, a);
         let y = c.bin(BinaryOp::Mul, a, b);
         c.store(out, "i0*N + i1", y);
-        c.spec.left = Some(LeftStore { arg: normed, index: d("i0*K + i2") });
+        c.spec.left = vec![LeftStore { arg: normed, index: d("i0*K + i2"), value: lhs }];
         c.check(1e-4);
     }
 }

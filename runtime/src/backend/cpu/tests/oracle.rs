@@ -101,12 +101,13 @@ impl<'a> Oracle<'a> {
                 rest /= e;
             }
             self.anchor(&extents);
-            if let (Some(l), Anchor::MatMul { k, lhs, .. }) = (&self.spec.left, &self.spec.anchor)
+            if let Anchor::MatMul { k, .. } = &self.spec.anchor
                 && self.axes[last] == 0
             {
-                for i in 0..self.dim(k) {
+                let (k, spec) = (self.dim(k), self.spec);
+                for (l, i) in spec.left.iter().flat_map(|l| (0..k).map(move |i| (l, i))) {
                     self.axes[last + 1] = i;
-                    out[l.arg.0 as usize][self.dim(&l.index) as usize] = self.eval(*lhs);
+                    out[l.arg.0 as usize][self.dim(&l.index) as usize] = self.eval(l.value);
                 }
             }
             for s in &self.spec.stores {

@@ -1,0 +1,95 @@
+//! Norms in front of the norm that a matmul computes: `norm(x + norm(y))`, as between the parts of layers that are
+//! normalised behind them as well.
+//!
+//! The kernel that would compute the inner norm goes into the matmul: each of its workgroups finds both statistics, and one
+//! of them writes the sum, which the next residual reads.
+
+use super::{NORM_PROLOGUE_ROWS, Partitioner};
+use crate::fusion::legality::Refusal;
+use crate::fusion::region::RegionAnchor;
+use crate::graph::{Op, ValueId};
+use std::collections::HashSet;
+
+impl Partitioner<'_> {
+    /// Takes the kernel of an inner norm into the matmul that computes the outer one, for few rows.
+    pub(super) fn absorb_norm_pairs(&mut self) {
+        for target in 0..self.regions.len() {
+            let RegionAnchor::MatMul(g) = &self.regions[target].anchor else { continue };
+            let Some(outer) = g.norm.filter(|_| g.stats.is_none() && !g.commuted) else { continue };
+            let Some((sum, id)) = self.sum_of_norm(outer) else { continue };
+            match self.may_pair(outer, sum, id, target) {
+                Ok(before) => {
+                    self.spend();
+                    for m in &before {
+                        self.owner.insert(*m, target);
+                    }
+                    if let RegionAnchor::MatMul(g) = &mut self.regions[target].anchor {
+                        g.before = before;
+                    }
+                    self.regions[id].anchor = RegionAnchor::Map;
+                    self.regions[id].epilogue.clear();
+                }
+                Err((code, detail)) => self.refuse(sum, outer, code, detail),
+            }
+        }
+        self.drop_empty();
+    }
+    /// What norm `outer` reads, behind views, if the kernel of another norm makes it; and that kernel's region.
+    fn sum_of_norm(&self, outer: ValueId) -> Option<(ValueId, usize)> {
+        let mut x = *self.graph.operands(outer).first()?;
+        while self.graph.op(x).is_view() {
+            x = *self.graph.operands(x).first()?;
+        }
+        let id = *self.owner.get(&x)?;
+        let RegionAnchor::Row(inner) = self.regions[id].anchor else { return None };
+        matches!(self.graph.op(inner), Op::Norm { .. }).then_some((x, id))
+    }
+    /// The operations of region `id`, whose last one is `sum`, if the matmul of region `target` may compute them.
+    fn may_pair(
+        &self,
+        outer: ValueId,
+        sum: ValueId,
+        id: usize,
+        target: usize,
+    ) -> Result<Vec<ValueId>, (Refusal, String)> {
+        let g = self.graph;
+        if !self.options.fuse_norm_pairs {
+            return Err((Refusal::User, "pairs of norms are switched off".into()));
+        }
+        self.permitted(sum, outer)?;
+        let region = &self.regions[id];
+        let mut before = region.members();
+        before.sort_by_key(|m| self.position.get(m).copied().unwrap_or(0));
+        let shape = &g.ty(sum).shape;
+        if before.iter().any(|m| g.ty(*m).shape != *shape || g.op(*m).is_view()) {
+            return Err((Refusal::Map, "views lie between the two norms".into()));
+        }
+        if region.forwards.is_some() || !region.gained.is_empty() {
+            return Err((
+                Refusal::Stat,
+                "the inner norm's kernel writes statistics of its rows for another one".into(),
+            ));
+        }
+        let rows = self.rows(outer);
+        if self.most(&rows).is_none_or(|m| m > NORM_PROLOGUE_ROWS) {
+            let detail = format!("{rows} rows: every column tile would find the statistics of both norms");
+            return Err((Refusal::Recompute, detail));
+        }
+        let inside: HashSet<ValueId> = before.iter().copied().collect();
+        let outside = |m: &ValueId| self.users(*m).iter().any(|u| !inside.contains(u)) || g.is_output(*m);
+        if let Some(m) = before.iter().find(|m| **m != sum && outside(m)) {
+            return Err((Refusal::Dup, format!("something else reads the {}", g.op(*m).name())));
+        }
+        let direct = g.operands(outer).first() == Some(&sum);
+        let others: Vec<ValueId> = self.users(sum).iter().copied().filter(|u| *u != outer).collect();
+        if !direct && (others.len() > 1 || g.is_output(sum)) {
+            return Err((Refusal::Map, "the matmul sees some of the rows that others read".into()));
+        }
+        if let Some(early) = others.iter().find(|u| direct && self.before(target, **u)) {
+            let detail = format!("{} reads the sum before the matmul is done", g.op(*early).name());
+            return Err((Refusal::Cycle, detail));
+        }
+        self.binds_both(target, id)?;
+        Ok(before)
+    }
+}
