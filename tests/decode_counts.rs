@@ -46,7 +46,7 @@ fn decode(session: &mut Session, prompts: &[Vec<u32>]) -> Counters {
 }
 
 fn prompts(rows: usize) -> Vec<Vec<u32>> {
-    (0..rows).map(|r| (0..5 + r as u32).map(|i| 3 + (7 * i + 11 * r as u32) % 90).collect()).collect()
+    (0..rows).map(|r| (0..5 + r as u32).map(|i| 3 + (7 * i + 11 * r as u32) % 55).collect()).collect()
 }
 
 fn check(model: &str, rows: usize, backend: BackendChoice) {

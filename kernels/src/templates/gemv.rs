@@ -79,15 +79,18 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
             });
         }
         let row = held.map(|k| left_row::hold(&ctx, &scope, (*lhs, rank), k, (me, width)));
-        let start = b.let_("start", b.mul(block, block_columns));
+        let first = b.mul(block, block_columns);
+        let start = if run.is_some() { b.let_("start", first) } else { first };
         let last = match run {
-            Some(run) => b.add(start, run - 1),
+            Some(run) => b.let_("last", b.add(start, run - 1)),
             None => b.sub(ctx.extent(n), 1),
         };
-        let last = b.let_("last", last);
         let stores: Vec<&Store> = spec.stores.iter().collect();
         let product = |pass: Val| {
-            let local = b.add(b.mul(pass, columns), b.div(me, lanes));
+            let mut local = b.div(me, lanes);
+            if passes > 1 {
+                local = b.add(b.mul(pass, columns), local);
+            }
             let column = b.let_("n", b.add(start, local));
             let inside = b.let_("n_safe", b.min(column, last));
             let mut safe = scope.with(rank - 1, inside);
@@ -141,7 +144,10 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
             });
         };
         let Some(run) = run else { return product(b.u32(0)) };
-        b.for_("pass", 0, passes, 1, |_, pass| product(pass));
+        match passes {
+            1 => product(b.u32(0)),
+            _ => b.for_("pass", 0, passes, 1, |_, pass| product(pass)),
+        }
         b.barrier();
         let column = |scope: &Scope, i: Val| {
             let sums = kept.iter().map(|array| b.let_("sum", b.load(*array, i))).collect();
