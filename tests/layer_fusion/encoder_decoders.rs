@@ -5,7 +5,10 @@ use crate::checkpoints::*;
 use crate::edits::by_hand;
 use crate::harness::{BACKENDS, session};
 use crate::stacks::{Written, defined};
+use crate::support;
 use frit::{BackendChoice, GenerateOptions, LoadedModel, Tensor};
+use frit_compiler::Model;
+use frit_compiler::fusion::FusionOptions;
 use frit_compiler::ingest::policy::RunPolicy;
 use frit_compiler::ingest::{self, LoadOptions};
 use frit_compiler::transform::{Checkpoint, Tied};
@@ -35,13 +38,13 @@ fn launches(m: &LoadedModel, program: &str) -> usize {
     m.plan.program(program).unwrap().steps.len()
 }
 
-/// Compiled under a policy.
-fn under(c: &Checkpoint, policy: RunPolicy) -> LoadedModel {
+/// The graph under a policy.
+fn loaded(c: &Checkpoint, policy: RunPolicy) -> Model {
     let dir = saved(c, Tied::Once);
     let load = LoadOptions { policy, ..LoadOptions::default() };
     let model = ingest::load_with(&dir.path().join("m"), &load).unwrap_or_else(|e| panic!("{e}"));
     std::mem::forget(dir);
-    frit::model_source::compiled(&model).unwrap_or_else(|e| panic!("{e}"))
+    model
 }
 
 /// One feed-forward part for all layers of the encoder, none in the decoder: bytes, launches, bits of the copies, and the
@@ -141,10 +144,20 @@ fn row_20_every_depth_is_the_model_cut_there() {
     let ids = |seed, n: u64| Tensor::i32(&[2, n], crate::harness::tokens(seed, 2 * n as usize, 61)).unwrap();
     let inputs = [("input_ids", ids(1, 7)), ("decoder_input_ids", ids(2, 4))];
     for (n, m) in (1..=6).flat_map(|n| (1..=6).map(move |m| (n, m))) {
-        let at = under(&c, RunPolicy { depth: Some([n, m]), ..RunPolicy::default() });
-        let cut = compiled(&by_hand(&c, [n as usize, m as usize]), Tied::Once);
+        // All on the CPU, whose plans need no texts, and no search for cheaper regions; one of each depth on both.
+        let make = |c: &Checkpoint, depth| {
+            let model = loaded(c, RunPolicy { depth, ..RunPolicy::default() });
+            match n == m {
+                true => support::compile(&model),
+                false => support::compile_with(
+                    &model,
+                    FusionOptions { exact: false, ..FusionOptions::default() },
+                    Vec::new(),
+                ),
+            }
+        };
+        let (at, cut) = (make(&c, Some([n, m])), make(&by_hand(&c, [n as usize, m as usize]), None));
         assert_eq!(at.plan.kv_slots.len(), 2 * m as usize);
-        // All on the CPU, which is quick; one of each depth on both.
         for backend in BACKENDS.into_iter().filter(|b| *b == BackendChoice::Cpu || n == m) {
             let [a, b] = [&at, &cut].map(|m| session(m, backend).run(&inputs).unwrap());
             assert_eq!(a, b, "{n} and {m} on {backend:?}");

@@ -61,8 +61,8 @@ pub struct MatMulGroup {
     pub form: MatMulForm,
     /// The norm that is computed inside, if the left side is normalised here.
     pub norm: Option<ValueId>,
-    /// Operations that make the rows of that norm and are computed inside as well, in graph order: another norm and what
-    /// follows it.
+    /// Operations that make the rows of that norm and are computed inside as well, in graph order: another norm, what
+    /// follows it, and views.
     pub before: Vec<ValueId>,
     /// Where the statistics of that norm are joined from; `None`: every column tile reads the rows for them.
     pub stats: Option<RowStats>,

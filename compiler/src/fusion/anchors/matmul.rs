@@ -74,11 +74,12 @@ fn before(
     at: &[Dim],
 ) -> Result<Vec<Stat>, Fault> {
     let (mut stats, mut at) = (Vec::new(), at.to_vec());
-    let Some(sum) = g.before.last() else { return Ok(stats) };
+    let made = || g.before.iter().filter(|v| !site.graph.op(**v).is_view());
+    let Some(sum) = made().last() else { return Ok(stats) };
     while x != *sum {
         (x, at) = b.behind_view(x, &at)?;
     }
-    for v in &g.before {
+    for v in made() {
         let Op::Norm { kind, eps, has_gain, has_bias } = site.graph.op(*v) else {
             let e = b.compute(*v, &at)?;
             b.computed.insert(*v, e);

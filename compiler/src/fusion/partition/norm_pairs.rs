@@ -16,8 +16,8 @@ impl Partitioner<'_> {
         for target in 0..self.regions.len() {
             let RegionAnchor::MatMul(g) = &self.regions[target].anchor else { continue };
             let Some(outer) = g.norm.filter(|_| g.stats.is_none() && !g.commuted) else { continue };
-            let Some((sum, id)) = self.sum_of_norm(outer) else { continue };
-            match self.may_pair(outer, sum, id, target) {
+            let Some((sum, views, id)) = self.sum_of_norm(outer) else { continue };
+            match self.may_pair(outer, (sum, &views), id, target) {
                 Ok(before) => {
                     self.spend();
                     for m in &before {
@@ -34,21 +34,24 @@ impl Partitioner<'_> {
         }
         self.drop_empty();
     }
-    /// What norm `outer` reads, behind views, if the kernel of another norm makes it; and that kernel's region.
-    fn sum_of_norm(&self, outer: ValueId) -> Option<(ValueId, usize)> {
+    /// What norm `outer` reads, if the kernel of another norm makes it; the views between, in graph order; that kernel's region.
+    fn sum_of_norm(&self, outer: ValueId) -> Option<(ValueId, Vec<ValueId>, usize)> {
         let mut x = *self.graph.operands(outer).first()?;
+        let mut views = Vec::new();
         while self.graph.op(x).is_view() {
+            views.insert(0, x);
             x = *self.graph.operands(x).first()?;
         }
         let id = *self.owner.get(&x)?;
         let RegionAnchor::Row(inner) = self.regions[id].anchor else { return None };
-        matches!(self.graph.op(inner), Op::Norm { .. }).then_some((x, id))
+        matches!(self.graph.op(inner), Op::Norm { .. }).then_some((x, views, id))
     }
-    /// The operations of region `id`, whose last one is `sum`, if the matmul of region `target` may compute them.
+    /// The operations of region `id`, whose last one is `sum`, and the views behind it, if the matmul of region `target` may
+    /// compute them.
     fn may_pair(
         &self,
         outer: ValueId,
-        sum: ValueId,
+        (sum, views): (ValueId, &[ValueId]),
         id: usize,
         target: usize,
     ) -> Result<Vec<ValueId>, (Refusal, String)> {
@@ -80,16 +83,17 @@ impl Partitioner<'_> {
         if let Some(m) = before.iter().find(|m| **m != sum && outside(m)) {
             return Err((Refusal::Dup, format!("something else reads the {}", g.op(*m).name())));
         }
-        let direct = g.operands(outer).first() == Some(&sum);
-        let others: Vec<ValueId> = self.users(sum).iter().copied().filter(|u| *u != outer).collect();
-        if !direct && (others.len() > 1 || g.is_output(sum)) {
+        let on_the_way = |v: &ValueId| self.only_user(*v).is_some();
+        if !views.is_empty() && !views.iter().chain([&sum]).all(on_the_way) {
             return Err((Refusal::Map, "the matmul sees some of the rows that others read".into()));
         }
-        if let Some(early) = others.iter().find(|u| direct && self.before(target, **u)) {
+        let mut others = self.users(sum).iter().filter(|u| **u != outer && !views.contains(u));
+        if let Some(early) = others.find(|u| self.before(target, **u)) {
             let detail = format!("{} reads the sum before the matmul is done", g.op(*early).name());
             return Err((Refusal::Cycle, detail));
         }
         self.binds_both(target, id)?;
+        before.extend(views);
         Ok(before)
     }
 }
