@@ -66,6 +66,10 @@ pub struct Recipe {
     pub layers: usize,
     pub norm: NormKind,
     pub norm_first: bool,
+    /// Norms behind the parts as well as in front of them.
+    pub sandwich: bool,
+    /// One token of at most four sequences.
+    pub one_token: bool,
     pub parallel: bool,
     pub biases: bool,
     pub fused_qkv: bool,
@@ -93,6 +97,7 @@ pub fn recipes() -> impl Strategy<Value = Recipe> {
         1usize..3,
     );
     let block = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let few = (any::<bool>(), prop::bool::weighted(0.25));
     let rope = prop_oneof![
         Just(None),
         (prop_oneof![Just(RopeStyle::Half), Just(RopeStyle::Interleaved)], any::<bool>()).prop_map(Some)
@@ -120,10 +125,10 @@ pub fn recipes() -> impl Strategy<Value = Recipe> {
         any::<bool>(),
         any::<bool>(),
     );
-    (any::<u64>(), sizes, block, rope, masking, rest).prop_map(|(seed, s, b, rope, masking, r)| Recipe {
+    (any::<u64>(), sizes, block, few, rope, masking, rest).prop_map(|(seed, s, b, few, rope, masking, r)| Recipe {
         seed,
         batch: s.0,
-        tokens: s.1,
+        tokens: if few.1 { 1 } else { s.1 },
         heads: s.2,
         head_dim: s.3,
         width: s.4,
@@ -131,6 +136,8 @@ pub fn recipes() -> impl Strategy<Value = Recipe> {
         layers: s.6,
         norm: if b.0 { NormKind::Rms } else { NormKind::Layer },
         norm_first: b.1,
+        sandwich: few.0,
+        one_token: few.1,
         parallel: b.2,
         biases: b.3,
         fused_qkv: b.4,
@@ -185,7 +192,7 @@ impl Weights<'_> {
 type Linear = (WeightId, Option<WeightId>);
 
 struct Layer {
-    norms: [(WeightId, Option<WeightId>); 2],
+    norms: [(WeightId, Option<WeightId>); 4],
     head_norms: [WeightId; 2],
     qkv: Vec<Linear>,
     output: Linear,
@@ -196,6 +203,9 @@ struct Layer {
 }
 
 impl Recipe {
+    fn token_count(&self) -> Dim {
+        if self.one_token { Dim::one() } else { Dim::size(sizes::TOKENS) }
+    }
     fn kv_width(&self) -> u64 {
         self.heads.1 * self.head_dim
     }
@@ -212,7 +222,7 @@ impl Recipe {
         let at = |n: &str| format!("layers.{i}.{n}");
         let (h, q, kv, b) = (self.width, self.q_width(), self.kv_width(), self.biases);
         let with_bias = self.norm == NormKind::Layer;
-        let norms = ["norm1", "norm2"].map(|n| {
+        let norms = ["norm1", "norm2", "norm3", "norm4"].map(|n| {
             let gain = w.gain(&at(n), h);
             (gain, with_bias.then(|| w.vector(&at(&format!("{n}.bias")), h)))
         });
@@ -237,10 +247,10 @@ impl Recipe {
     pub fn model(&self) -> Model {
         let mut m = ModelBuilder::new("random");
         let mut states = None;
+        m.size(sizes::BATCH, 1, self.one_token.then_some(4));
         if self.masking == Masking::Cache {
             m.info.task = Task::Decoder;
             m.info.vocab = VOCAB;
-            m.size(sizes::BATCH, 1, None);
             m.size(sizes::TOKENS, 1, None);
             m.size(sizes::PAST, 0, None);
             m.size(sizes::CAPACITY, 1, Some(POSITIONS));
@@ -268,7 +278,7 @@ impl Recipe {
             [m.constant("cos", &[POSITIONS, dim / 2], &cos), m.constant("sin", &[POSITIONS, dim / 2], &sin)]
         });
         m.graph("forward", |g| {
-            let (b, s) = (Dim::size(sizes::BATCH), Dim::size(sizes::TOKENS));
+            let (b, s) = (Dim::size(sizes::BATCH), self.token_count());
             let mut x = if self.from_ids || states.is_some() {
                 let ids = g.input("input_ids", Scalar::I32, &[b.clone(), s.clone()]);
                 let table = g.weight(embedding);
@@ -293,7 +303,7 @@ impl Recipe {
         states: Option<(StateId, StateId)>,
         tables: Option<[WeightId; 2]>,
     ) -> Shared {
-        let (b, s) = (Dim::size(sizes::BATCH), Dim::size(sizes::TOKENS));
+        let (b, s) = (Dim::size(sizes::BATCH), self.token_count());
         let past = if states.is_some() { Dim::size(sizes::PAST) } else { Dim::zero() };
         let keys = past.clone() + s.clone();
         let mask = match (self.masking, states) {
@@ -340,9 +350,11 @@ impl Recipe {
             (true, false) => {
                 let n = norm(g, 0, x);
                 let a = self.attention(g, l, shared, n);
+                let a = if self.sandwich { norm(g, 2, a) } else { a };
                 let x = g.add(x, a);
                 let n = norm(g, 1, x);
                 let f = self.ffn(g, l, n);
+                let f = if self.sandwich { norm(g, 3, f) } else { f };
                 g.add(x, f)
             }
             (true, true) => {
@@ -363,7 +375,7 @@ impl Recipe {
     }
 
     fn attention(&self, g: &mut GraphBuilder<'_>, l: &Layer, shared: &Shared, x: ValueId) -> ValueId {
-        let (b, s) = (Dim::size(sizes::BATCH), Dim::size(sizes::TOKENS));
+        let (b, s) = (Dim::size(sizes::BATCH), self.token_count());
         let (q, kv) = (self.q_width(), self.kv_width());
         let parts: Vec<ValueId> = match l.qkv.as_slice() {
             [(w, bias)] => {
@@ -431,7 +443,7 @@ impl Recipe {
     }
 
     fn finish(&self, g: &mut GraphBuilder<'_>, x: ValueId, head: Linear) {
-        let (b, s) = (Dim::size(sizes::BATCH), Dim::size(sizes::TOKENS));
+        let (b, s) = (Dim::size(sizes::BATCH), self.token_count());
         match self.head {
             Head::Rows => g.output("rows", x),
             Head::Logits => {
