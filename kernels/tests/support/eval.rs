@@ -156,7 +156,7 @@ impl Eval<'_> {
                     let mut run = of_rows.clone();
                     for (c, accs) in row.iter().enumerate() {
                         if let Some(columns) = &self.spec.columns
-                            && c as u64 % columns.width == 0
+                            && (c as u64).is_multiple_of(columns.width)
                         {
                             run =
                                 self.column_stats(&columns.stats, of_rows.clone(), &row[c..][..columns.width as usize]);

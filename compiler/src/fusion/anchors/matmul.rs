@@ -75,7 +75,7 @@ fn before(
 ) -> Result<Vec<Stat>, Fault> {
     let (mut stats, mut at) = (Vec::new(), at.to_vec());
     let made = || g.before.iter().filter(|v| !site.graph.op(**v).is_view());
-    let Some(sum) = made().last() else { return Ok(stats) };
+    let Some(sum) = made().next_back() else { return Ok(stats) };
     while x != *sum {
         (x, at) = b.behind_view(x, &at)?;
     }
