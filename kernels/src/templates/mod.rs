@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`Anchor::Map`] | `map` |
 //! | [`Anchor::Row`] | `row` |
-//! | [`Anchor::MatMul`] | `lanes` on CPU drivers where it covers the kernel, else `gemv` where [`uses_gemv`] says so, else `gemm`, which on GPUs with matrix units is `gemm_warpgroup` or `gemm_matrix` where they cover the kernel |
+//! | [`Anchor::MatMul`] | `gemv` where results depend on statistics of columns, else `lanes` on CPU drivers where it covers the kernel, else `gemv` where [`uses_gemv`] says so, else `gemm`, which on GPUs with matrix units is `gemm_warpgroup` or `gemm_matrix` where they cover the kernel |
 //! | [`Anchor::Chain`] | `chain` |
 //! | [`Anchor::ConvChain`] | `conv_chain` |
 //! | [`Anchor::Attention`] | `attention_tile`, on CPU drivers `attention_lanes`, on NVIDIA cards `attention_matrix` for many rows and `attention_warp` for one |

@@ -11,7 +11,7 @@ use crate::numeric::ProofClass;
 use frit_kernels::spec::{ColumnStats, MatmulPrecision};
 use frit_kernels::templates::has_few_rows;
 
-/// Statistics of a kernel at most: those of a pair of norms in front, and of norms of queries and of keys behind.
+/// Norms behind a projection at most, of queries and of keys: with a pair of norms in front, a kernel has eight statistics.
 const MOST_NORMS: usize = 2;
 
 impl Partitioner<'_> {
@@ -31,6 +31,10 @@ impl Partitioner<'_> {
         };
         if !alike || others.len() >= MOST_NORMS || width > ColumnStats::WIDEST {
             return Err((Refusal::RowTile, format!("a workgroup does not own heads of {columns} as well")));
+        }
+        let mut gains = self.graph.operands(u).into_iter().skip(1);
+        if gains.any(|o| self.reaches(o, id)) {
+            return Err((Refusal::Cycle, "its gain waits for this region".into()));
         }
         self.permitted(v, u)?;
         self.binds(id, u)
@@ -75,7 +79,7 @@ impl Partitioner<'_> {
             ));
         }
         if self.options.matmul_precision != MatmulPrecision::Auto {
-            return Err((Refusal::Mode, "products are sums of parts".into()));
+            return Err((Refusal::Mode, format!("matmuls in {}", self.options.matmul_precision.name())));
         }
         Ok(columns)
     }

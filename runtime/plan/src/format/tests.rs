@@ -295,7 +295,7 @@ fn a_plan_that_contradicts_itself_is_refused() {
         ("undeclared", |p| p.kernels[0].spec.args[0].len = "W".parse().unwrap()),
         ("made of nothing", |p| p.weights[0].source = WeightSource::Parts(vec![])),
         ("sets size `B`", |p| p.programs[0].fixed.push(("B".into(), 0))),
-        ("version 3", |p| p.version = 3),
+        ("version 0", |p| p.version = 0),
     ];
     for (want, change) in cases {
         let (mut plan, _) = model();
