@@ -382,7 +382,7 @@ impl<'a> Eval<'a> {
             None => self.inner,
         };
         self.stats.clear();
-        self.reduce(spec.row_stats(), axis, inner, &mut |_, _| Ok(()))
+        self.reduce(spec.row_stats(), axis, inner, &mut |_, _| {})
     }
     /// Adds the statistics `list` over `inner` places of `axis`, at each of which `arrive` says what else is known.
     fn reduce(
@@ -390,7 +390,7 @@ impl<'a> Eval<'a> {
         list: &[Stat],
         axis: usize,
         inner: i64,
-        arrive: &mut dyn FnMut(&mut Self, i64) -> Result<(), RefError>,
+        arrive: &mut dyn FnMut(&mut Self, i64),
     ) -> Result<(), RefError> {
         let kept = self.axes[axis];
         for s in list {
@@ -402,7 +402,7 @@ impl<'a> Eval<'a> {
             };
             for j in 0..inner {
                 self.axes[axis] = j;
-                arrive(self, j)?;
+                arrive(self, j);
                 let x = self.value(s.value)?;
                 match s.op {
                     ReduceOp::Sum => acc += x,
@@ -442,7 +442,6 @@ impl<'a> Eval<'a> {
                     }
                     self.reduce(&c.stats, n, width, &mut |eval, i| {
                         eval.acc = sums.get(i as usize).copied().unwrap_or_default();
-                        Ok(())
                     })?;
                     self.axes[n] = column;
                 }

@@ -29,7 +29,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     if runs.len() != rhs.len() {
         return Err(TemplateError::unsupported(spec, "a right side whose rows are not contiguous"));
     }
-    if !super::uses_gemv(spec) {
+    if spec.columns.is_some() && !super::uses_gemv(spec) {
         return Err(TemplateError::unsupported(spec, "statistics of columns of many rows"));
     }
     let run = spec.columns.as_ref().and_then(|c| u32::try_from(c.width).ok());
@@ -158,7 +158,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
         ctx.column_stats(&mut scope, spec.column_stats(), &column, b.u32(run), &team);
         b.for_("i", me, run, width, |_, i| ctx.store_all(&column(&scope, i), &stores));
     });
-    let tile = [("columns", columns), ("lanes", lanes), ("chunk", chunk), ("passes", passes)];
-    let tile = tile.get(..if run.is_some() { 4 } else { 3 }).unwrap_or(&tile);
-    ctx.finish("gemv", tile, dispatch(&groups))
+    let mut tile = vec![("columns", columns), ("lanes", lanes), ("chunk", chunk)];
+    tile.extend(run.map(|_| ("passes", passes)));
+    ctx.finish("gemv", &tile, dispatch(&groups))
 }

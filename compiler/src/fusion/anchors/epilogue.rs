@@ -195,8 +195,7 @@ fn step(
 /// Norm `v` of the head that `lanes` belong to, all of which one workgroup has.
 fn head_norm(b: &mut SpecBuilder<'_>, lanes: &mut [Lane], v: ValueId) -> Result<(), Fault> {
     let graph = b.graph;
-    let ops = graph.operands(v);
-    let Op::Norm { kind, eps, has_gain, has_bias } = graph.op(v) else { return Err("no norm".into()) };
+    let Op::Norm { kind, eps, .. } = graph.op(v) else { return Err("no norm".into()) };
     let n = graph.ty(v).last();
     let head = n.as_const().and_then(|n| u64::try_from(n).ok()).ok_or("heads of a size that is not known")?;
     let of: Vec<ExprId> = lanes.iter().map(|l| l.expr).collect();
@@ -219,17 +218,9 @@ fn head_norm(b: &mut SpecBuilder<'_>, lanes: &mut [Lane], v: ValueId) -> Result<
         place += 1;
     };
     for (lane, x) in lanes.iter_mut().zip(centred) {
-        let j = [lane.at.last().cloned().unwrap_or_default()];
-        let mut y = b.exprs.binary(BinaryOp::Mul, x, scale);
-        if *has_gain {
-            let gain = b.expr_at(ops.get(1).copied().unwrap_or(v), &j)?;
-            y = b.exprs.binary(BinaryOp::Mul, y, gain);
-        }
-        if *has_bias {
-            let bias = b.expr_at(ops.last().copied().unwrap_or(v), &j)?;
-            y = b.exprs.binary(BinaryOp::Add, y, bias);
-        }
-        lane.expr = y;
+        let affine = row::gain_and_bias(b, v, &lane.at.last().cloned().unwrap_or_default())?;
+        let y = b.exprs.binary(BinaryOp::Mul, x, scale);
+        lane.expr = row::with_gain_and_bias(&mut b.exprs, y, affine);
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Matmul regions: one or several right sides of one left side, a norm in front, an epilogue behind.
 
 use super::epilogue::{self, Lane, Tracked};
-use super::row::{norm, norm_of_joined, scale_of_joined};
+use super::row::{gain_and_bias, norm, norm_of_joined, scale_of_joined};
 use super::{Site, kernel_name};
 use crate::fusion::coords;
 use crate::fusion::region::{MatMulForm, MatMulGroup};
@@ -31,7 +31,7 @@ pub(super) fn left(
 ) -> Result<(ExprId, Vec<Stat>), Fault> {
     let Some(n) = g.norm.filter(|n| *n == lhs) else { return Ok((b.expr_at(lhs, at)?, Vec::new())) };
     let ops = site.graph.operands(n);
-    let Op::Norm { kind, eps, has_gain, has_bias } = site.graph.op(n) else {
+    let Op::Norm { kind, eps, has_gain, .. } = site.graph.op(n) else {
         return Err("a prologue that is no norm".into());
     };
     let x = *ops.first().ok_or("a norm of nothing")?;
@@ -51,10 +51,7 @@ pub(super) fn left(
         return Ok((rows, stats));
     }
     let e = b.expr_at(x, at)?;
-    let j = at.last().cloned().unwrap_or_default();
-    let gain = if *has_gain { Some(b.expr_at(ops.get(1).copied().unwrap_or(x), &[j.clone()])?) } else { None };
-    let bias = if *has_bias { Some(b.expr_at(ops.last().copied().unwrap_or(x), &[j])?) } else { None };
-    let parts = (e, gain, bias);
+    let parts = (e, gain_and_bias(b, n, &at.last().cloned().unwrap_or_default())?);
     if let Some(s) = g.stats {
         let joined = joined(b, site, s, at);
         let (stats, y) = norm_of_joined(&mut b.exprs, *kind, eps.0, &k, parts, joined);
@@ -80,17 +77,14 @@ fn before(
         (x, at) = b.behind_view(x, &at)?;
     }
     for v in made() {
-        let Op::Norm { kind, eps, has_gain, has_bias } = site.graph.op(*v) else {
+        let Op::Norm { kind, eps, .. } = site.graph.op(*v) else {
             let e = b.compute(*v, &at)?;
             b.computed.insert(*v, e);
             continue;
         };
-        let ops = site.graph.operands(*v);
-        let x = *ops.first().ok_or("a norm of nothing")?;
-        let j = [at.last().cloned().unwrap_or_default()];
-        let gain = if *has_gain { Some(b.expr_at(ops.get(1).copied().unwrap_or(x), &j)?) } else { None };
-        let bias = if *has_bias { Some(b.expr_at(ops.last().copied().unwrap_or(x), &j)?) } else { None };
-        let parts = (b.expr_at(x, &at)?, gain, bias);
+        let x = *site.graph.operands(*v).first().ok_or("a norm of nothing")?;
+        let affine = gain_and_bias(b, *v, &at.last().cloned().unwrap_or_default())?;
+        let parts = (b.expr_at(x, &at)?, affine);
         let y = norm(&mut b.exprs, *kind, eps.0, &site.graph.ty(x).last(), parts, &mut stats);
         b.computed.insert(*v, y);
     }

@@ -41,36 +41,36 @@ pub(super) fn scale_of_joined(e: &mut Exprs, eps: f32, n: &Dim, joined: Vec<Stat
     joined.into_iter().map(|s| Stat { finish: Some(rstd), ..s }).collect()
 }
 
+/// Gain and bias of norm `v` at the column `j`, where it has them.
+pub(super) fn gain_and_bias(b: &mut SpecBuilder<'_>, v: ValueId, j: &Dim) -> Result<[Option<ExprId>; 2], Fault> {
+    let graph = b.graph;
+    let Op::Norm { has_gain, has_bias, .. } = graph.op(v) else { return Err("no norm".into()) };
+    let ops = graph.operands(v);
+    let gain = ops.get(1).filter(|_| *has_gain).map(|g| b.expr_at(*g, std::slice::from_ref(j))).transpose()?;
+    let bias = ops.last().filter(|_| *has_bias).map(|c| b.expr_at(*c, std::slice::from_ref(j))).transpose()?;
+    Ok([gain, bias])
+}
+
+/// `x` times a gain, plus a bias.
+pub(super) fn with_gain_and_bias(e: &mut Exprs, x: ExprId, [gain, bias]: [Option<ExprId>; 2]) -> ExprId {
+    let x = gain.map_or(x, |g| e.binary(BinaryOp::Mul, x, g));
+    bias.map_or(x, |c| e.binary(BinaryOp::Add, x, c))
+}
+
 /// Adds the statistics of a norm over rows of `n` elements to `stats` and gives the normalised element. `x` is the element,
-/// `gain` and `bias` are applied where given.
+/// gain and bias are applied where given.
 pub(super) fn norm(
     e: &mut Exprs,
     kind: NormKind,
     eps: f32,
     n: &Dim,
-    (x, gain, bias): (ExprId, Option<ExprId>, Option<ExprId>),
+    (x, affine): (ExprId, [Option<ExprId>; 2]),
     stats: &mut Vec<Stat>,
 ) -> ExprId {
-    let mut centred = x;
-    if kind == NormKind::Layer {
-        let raw = e.add(Expr::Stat(stats.len() as u8), Scalar::F32);
-        let len = count(e, n);
-        let mean = e.binary(BinaryOp::Div, raw, len);
-        stats.push(Stat { op: ReduceOp::Sum, value: x, finish: Some(mean) });
-        centred = e.binary(BinaryOp::Sub, x, raw);
-    }
-    let square = e.binary(BinaryOp::Mul, centred, centred);
-    let raw = e.add(Expr::Stat(stats.len() as u8), Scalar::F32);
-    let rstd = root_of_mean(e, raw, n, eps);
-    stats.push(Stat { op: ReduceOp::Sum, value: square, finish: Some(rstd) });
-    let mut y = e.binary(BinaryOp::Mul, centred, raw);
-    if let Some(g) = gain {
-        y = e.binary(BinaryOp::Mul, y, g);
-    }
-    if let Some(b) = bias {
-        y = e.binary(BinaryOp::Add, y, b);
-    }
-    y
+    let (more, centred, scale) = norm_of_lanes(e, kind, eps, n, &[x], stats.len());
+    stats.extend(more);
+    let y = e.binary(BinaryOp::Mul, centred.first().copied().unwrap_or(x), scale);
+    with_gain_and_bias(e, y, affine)
 }
 
 /// The statistics, from number `first` on, of a norm over `n` elements of which a column has as many as there are `lanes`;
@@ -110,7 +110,7 @@ pub(super) fn norm_of_joined(
     kind: NormKind,
     eps: f32,
     n: &Dim,
-    parts: (ExprId, Option<ExprId>, Option<ExprId>),
+    parts: (ExprId, [Option<ExprId>; 2]),
     joined: Vec<Stat>,
 ) -> (Vec<Stat>, ExprId) {
     let mut stats = Vec::new();
@@ -210,13 +210,11 @@ pub(super) fn build(site: &Site<'_>, v: ValueId) -> Result<(KernelSpec, Vec<Oper
             ];
             (stats, Lane { at, expr: share }, false)
         }
-        Op::Norm { kind, eps, has_gain, has_bias } => {
-            let j = [Dim::axis(1)];
-            let gain = if *has_gain { Some(b.expr_at(ops.get(1).copied().unwrap_or(x), &j)?) } else { None };
-            let bias = if *has_bias { Some(b.expr_at(ops.last().copied().unwrap_or(x), &j)?) } else { None };
+        Op::Norm { kind, eps, .. } => {
+            let affine = gain_and_bias(&mut b, v, &Dim::axis(1))?;
             let n = domain.get(1).cloned().unwrap_or_else(Dim::one);
             let mut stats = Vec::new();
-            let y = norm(&mut b.exprs, *kind, eps.0, &n, (e, gain, bias), &mut stats);
+            let y = norm(&mut b.exprs, *kind, eps.0, &n, (e, affine), &mut stats);
             (stats, Lane { at, expr: y }, false)
         }
         _ => return Err(format!("{} as a row anchor", op.name())),

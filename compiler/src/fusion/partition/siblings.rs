@@ -98,7 +98,7 @@ impl Partitioner<'_> {
     /// How the group's columns map to accumulators: rotary pairs if a rotary embedding follows any member, gate and up
     /// if two members meet in one product, else one accumulator.
     pub(super) fn form(&self, group: &[ValueId]) -> MatMulForm {
-        let ropes: Vec<(RopeStyle, u64, Dim)> = group.iter().filter_map(|m| self.rope_behind(*m)).collect();
+        let ropes: Vec<(RopeStyle, u64, Dim)> = group.iter().filter_map(|m| self.rope_behind(*m, group)).collect();
         if let Some((style, rotary, head)) = ropes.first()
             && let Some(hd) = head.as_const().and_then(|h| u64::try_from(h).ok())
         {
@@ -134,7 +134,8 @@ impl Partitioner<'_> {
             _ => None,
         }
     }
-    pub(super) fn rope_behind(&self, m: ValueId) -> Option<(RopeStyle, u64, Dim)> {
+    /// The rotary embedding behind member `m` of a group of products.
+    pub(super) fn rope_behind(&self, m: ValueId, group: &[ValueId]) -> Option<(RopeStyle, u64, Dim)> {
         let mut v = m;
         for _ in 0..6 {
             v = self.only_user(v)?;
@@ -143,7 +144,7 @@ impl Partitioner<'_> {
                 Op::Binary(_) | Op::Unary(_) | Op::Reshape(_) | Op::Transpose(_) => {}
                 Op::Norm { .. } => {
                     let x = *self.graph.operands(v).first()?;
-                    self.head_columns(&[m], x, v).ok()?;
+                    self.head_columns(group, x, v).ok()?;
                 }
                 _ => return None,
             }
