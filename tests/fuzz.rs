@@ -24,7 +24,7 @@ static MEMORY: PeakAlloc = PeakAlloc;
 const MEMORY_LIMIT: usize = 64 << 20;
 /// After this time on processors a case counts as hung; after [`STUCK`] by the clock too, if it only waits.
 const HUNG: Duration = Duration::from_secs(60);
-const STUCK: Duration = Duration::from_secs(3600);
+const STUCK: Duration = Duration::from_secs(600);
 /// One in so many files that load is compiled too.
 const COMPILED: u64 = 64;
 

@@ -217,3 +217,28 @@ fn convolutions_of_bytes_pad_with_their_zero_point() {
     let want: Vec<f64> = (0..8).map(|k| sum(k / 4, (k % 4) as i64)).collect();
     close(&got, &[1, 2, 4], &want);
 }
+
+/// Rows of a table of 4-bit integers, in blocks of 16 along a row, each with a scale and a zero point.
+#[test]
+fn rows_of_a_quantised_table_are_gathered() {
+    let packed: Vec<u8> = (0..48u8).map(|i| i.wrapping_mul(37).wrapping_add(11)).collect();
+    let (scale, zero) = ([0.5, 0.25, 2.0, 1.0, 0.125, 4.0], [3u8, 8, 0, 15, 7, 1]);
+    let narrow = |name: &str, dims: &[i64], v: &[u8]| TensorProto { data_type: 21, ..bytes(name, dims, v) };
+    let constants = vec![
+        narrow("q", &[3, 32], &packed),
+        floats("s", &[3, 2], &scale.map(|v| v as f32)),
+        narrow("z", &[3, 2], &[0, 1, 2].map(|i| zero[2 * i] | zero[2 * i + 1] << 4)),
+    ];
+    let call = com("y = GatherBlockQuantized q x s z", vec![int("block_size", 16)]);
+    let m = model(graph(vec![value("x", 7, "2")], constants, vec![call], "y"));
+    let want: Vec<f64> = [2usize, 0]
+        .into_iter()
+        .flat_map(|row| (0..32).map(move |i| (row, i)))
+        .map(|(row, i)| {
+            let (at, block) = (row * 32 + i, row * 2 + i / 16);
+            let q = packed[at / 2] >> (at % 2 * 4) & 15;
+            (f64::from(q) - f64::from(zero[block])) * scale[block]
+        })
+        .collect();
+    close(&run(&m, &[("x", array(&[2], &[2.0, 0.0]))]), &[2, 32], &want);
+}
