@@ -6,8 +6,10 @@ use crate::onnx_file::OnnxFile;
 use crate::support::Random;
 use frit::LoadedModel;
 use frit::backend::cpu::CpuExecutor;
-use frit::backend::{Executor, Extent};
+use frit::backend::simt::SimtBackend;
+use frit::backend::{Backend, Executor, Extent};
 use frit_compiler::NumericMode;
+use frit_compiler::chain::{Axis, Group, Overlap, Stage, cost};
 use frit_compiler::fusion::FusionOptions;
 use frit_compiler::fusion::traffic::touched;
 use frit_kernels::dim::Bounds;
@@ -88,6 +90,36 @@ impl Pair {
     }
 }
 
+impl Pair {
+    /// The first convolution by itself.
+    fn alone(&self) -> OnnxFile {
+        let (first, middle) = (&self.convs[0], self.places()[0]);
+        let mut f = OnnxFile::default();
+        declare(&mut f, "x", [first.channels[0], self.extent[0], self.extent[1]], false);
+        first.node(&mut f, "first", "x", "y");
+        declare(&mut f, "y", [first.channels[1], middle[0], middle[1]], true);
+        f
+    }
+    /// Both as stages of the cost model.
+    fn stages(&self) -> Vec<Stage> {
+        let extents = [self.extent, self.places()[0]];
+        let stage = |(c, extent): (&Conv, [usize; 2])| Stage {
+            name: "conv".into(),
+            channels: c.channels.map(|n| n as u64),
+            groups: 1,
+            axes: [0, 1].map(|a| Axis {
+                extent: extent[a] as u64,
+                taps: c.kernel[a] as u64,
+                stride: c.stride[a] as u64,
+                dilation: c.dilation[a] as u64,
+                padding: [c.pads[a] as u64, c.pads[a + 2] as u64],
+            }),
+            weights: c.weight.len() as u64,
+        };
+        self.convs.iter().zip(extents).map(stage).collect()
+    }
+}
+
 fn forced() -> FusionOptions {
     FusionOptions { force_chains: true, ..FusionOptions::default() }
 }
@@ -103,8 +135,9 @@ fn bytes(m: &LoadedModel, batch: u64) -> u64 {
     m.plan.report.phases[0].regions.iter().map(|r| m.plan.eval(&r.activation_bytes, &at).unwrap()).sum()
 }
 
-/// What the access counters of the CPU backend see of a plan's only launch is what its index maps predict; the bytes.
-fn counted(m: &LoadedModel, t: &frit::Tensor, batch: u64) -> u64 {
+/// What the access counters of the CPU backend see of a plan's only launch is what its index maps predict: elements read and
+/// written of each argument, each once.
+fn touched_by(m: &LoadedModel, t: &frit::Tensor, batch: u64) -> Vec<(String, [u64; 2])> {
     let plan = &m.plan;
     let at: Vec<u64> = plan.sizes.iter().map(|_| batch).collect();
     let mut e = CpuExecutor::bind(plan.clone(), &*m.weights, &Extent(at.clone()), &mut |_, _| {}).unwrap();
@@ -113,12 +146,19 @@ fn counted(m: &LoadedModel, t: &frit::Tensor, batch: u64) -> u64 {
     let seen = e.take_accesses();
     assert_eq!(seen.len(), 1);
     let spec = &plan.kernels[plan.programs[0].steps[0].kernel as usize].spec;
-    for (k, (arg, want)) in spec.args.iter().zip(touched(spec, &Bounds::new())).enumerate() {
+    let each = spec.args.iter().zip(touched(spec, &Bounds::new())).enumerate().map(|(k, (arg, want))| {
         let [read, written] = [&want.read, &want.written].map(|d| plan.eval(d, &at).unwrap());
-        assert_eq!(seen[0].written[k], written, "{}", arg.name);
-        assert!(seen[0].read[k] == read || (want.at_most && seen[0].read[k] < read), "{}: {read}", arg.name);
-    }
-    4 * seen[0].read.iter().chain(&seen[0].written).sum::<u64>()
+        let found = [seen[0].read[k], seen[0].written[k]];
+        assert_eq!(found[1], written, "{}", arg.name);
+        assert!(found[0] == read || (want.at_most && found[0] < read), "{}: {read}", arg.name);
+        (arg.name.clone(), found)
+    });
+    each.collect()
+}
+
+/// Bytes of all of them.
+fn counted(m: &LoadedModel, t: &frit::Tensor, batch: u64) -> u64 {
+    4 * touched_by(m, t, batch).iter().flat_map(|(_, both)| both).sum::<u64>()
 }
 
 /// One launch in place of two on all targets, the values between in no buffer: strides, dilation, padding on one side, odd
@@ -239,5 +279,107 @@ fn row_12_chains_are_taken_where_they_pay() {
         let m = compiled(&f, forced());
         assert_eq!(launches(&m).len(), want, "{n} convolutions: {:?}", launches(&m));
         close(&m, &t, &want_values, &format!("{n} convolutions"));
+    }
+}
+
+/// Bytes that all loads and stores of a plan's only launch move under the checking interpreter, repetitions included.
+fn executed(m: &LoadedModel, t: &frit::Tensor, batch: u64, tier: Tier) -> u64 {
+    let plan = &m.plan;
+    let at: Vec<u64> = plan.sizes.iter().map(|_| batch).collect();
+    let backend = SimtBackend::new(tier, None);
+    let mut e = backend.bind(plan.clone(), &*m.weights, &Extent(at.clone()), &mut |_, _| {}).unwrap();
+    e.run(0, &at, &[t], &[]).unwrap();
+    let [kernel] = &backend.checks().kernels()[..] else { panic!("one kernel") };
+    assert_eq!((kernel.launches, kernel.violations.len()), (1, 0), "{:?}", kernel.violations);
+    kernel.bytes
+}
+
+/// The same by the kernel's loops: what its schedule says of tiles and channels, in words. Weights that lie in textures come
+/// four words at a time; shaders read where a value begins from a record with each access, and every invocation the batch.
+fn predicted(pair: &Pair, m: &LoadedModel, batch: u64, tier: Tier) -> u64 {
+    let schedule = &m.plan.kernels[0].variant(tier).unwrap().schedule;
+    assert_eq!(schedule.template, "conv_chain");
+    let tile = |name: &str| schedule.tile.iter().find(|(n, _)| n == name).map(|(_, v)| u64::from(*v)).unwrap();
+    let [first, second] = &pair.convs;
+    let channels = first.channels[1] as u64;
+    let (n, [rows, columns]) = (second.channels[1] as u64, pair.places()[1].map(|p| p as u64));
+    let tiles = rows.div_ceil(tile("rows")) * columns.div_ceil(tile("columns"));
+    let (blocks, slices) = (n.div_ceil(tile("channels")), channels.div_ceil(tile("between")));
+    let groups = batch * blocks * tiles;
+    let invocations = u64::from(schedule.workgroup[0]);
+    let teams = invocations / (tile("rows") * tile("columns"));
+    let (taps, depth) = (second.kernel[0] * second.kernel[1], first.channels[0] * first.kernel[0] * first.kernel[1]);
+    // Values between: each team reads all of a window for its channels, and their bias.
+    let between = groups * slices * tile("halo");
+    let read = between * teams * depth as u64;
+    let up = between * tile("between") * depth as u64;
+    let bias = between * tile("between");
+    // Sums: an invocation reads the weights of its channels for each value between.
+    let down = groups * channels * taps as u64 * tile("rows") * tile("columns") * tile("channels");
+    let stored = batch * n * rows * columns;
+    let (texel, record) = match tier {
+        Tier::Cpu => (4, between * teams + bias + 2 * stored),
+        Tier::Gpu => (1, between * teams + bias + 2 * stored),
+        Tier::Cuda => (1, 0),
+    };
+    4 * (read + texel * (up + down) + bias + 2 * stored + record + groups * invocations)
+}
+
+/// Counted = predicted, exactly, for fused kernels under the interpreter, on every target: all that their texts load and
+/// store. And what the model of chains says of feature maps, each element once, is what the access counters see of the one
+/// kernel, as long as the second windows leave no gaps (a kernel computes those too); of two kernels it is never less. T4:
+/// of one convolution, the same.
+#[test]
+fn row_14_convfusion_predicts_what_kernels_access() {
+    let mut r = Random::new(14);
+    let (one, same) = ([1; 2], [1; 4]);
+    let square = [[3, 3], [3, 3]];
+    let cases = [
+        Pair::new(&mut r, [4, 8, 8], square, [14, 10], Between::Relu).with(0, one, one, same).with(1, one, one, same),
+        Pair::new(&mut r, [3, 5, 70], square, [9, 21], Between::Relu).with(0, one, one, same).with(1, one, one, same),
+        Pair::new(&mut r, [2, 37, 17], [[1, 1], [3, 3]], [9, 10], Between::Nothing),
+        Pair::new(&mut r, [4, 9, 7], square, [18, 15], Between::Relu).with(0, [2, 1], one, [1, 0, 0, 2]).with(
+            1,
+            [2, 2],
+            one,
+            [0, 2, 1, 0],
+        ),
+        Pair::new(&mut r, [3, 4, 5], [[1, 5], [5, 2]], [14, 16], Between::Relu).with(1, [1, 3], [2, 1], [3, 0, 1, 1]),
+        Pair::new(&mut r, [2, 3, 4], [[1, 2], [2, 1]], [11, 13], Between::Relu).with(0, [3, 1], one, [0; 4]),
+    ];
+    for (n, pair) in cases.iter().enumerate() {
+        let (what, batch) = (format!("{n}: {:?}", pair.extent), 2);
+        let (t, x) = input(&mut r, batch, pair.convs[0].channels[0], pair.extent);
+        let (f, _) = pair.build(&mut r, batch, &x);
+        let (chained, two) = (compiled(&f, forced()), compiled(&f, apart()));
+        let batch = batch as u64;
+        for tier in [Tier::Cpu, Tier::Gpu, Tier::Cuda] {
+            let (got, want) = (executed(&chained, &t, batch, tier), predicted(pair, &chained, batch, tier));
+            assert_eq!(got, want, "{what} {}", tier.name());
+        }
+        let chain = pair.stages();
+        let whole = |stages: std::ops::Range<usize>| {
+            let tile = chain[stages.end - 1].places();
+            cost(&chain, &Group { stages, tile, overlap: Overlap::Recompute })
+        };
+        let together = whole(0..2);
+        let seen = touched_by(&chained, &t, batch);
+        let maps = |outputs: usize| 4 * seen.iter().map(|(_, both)| both[outputs]).sum::<u64>();
+        let [x_read] = seen.iter().filter(|(name, _)| name == "x").map(|(_, both)| 4 * both[0]).collect::<Vec<_>>()[..]
+        else {
+            panic!("{what}: {seen:?}")
+        };
+        assert_eq!((x_read, maps(1)), (batch * together.read_bytes, batch * together.written_bytes), "{what}");
+        let apart = [whole(0..1), whole(1..2)].iter().map(|c| batch * c.traffic_bytes()).sum::<u64>();
+        assert!(batch * together.traffic_bytes() <= apart, "{what}");
+        assert!(bytes(&chained, batch) <= bytes(&two, batch), "{what}");
+        // One convolution by itself: the model and the counters.
+        let alone = pair.alone();
+        let m = compiled(&alone, forced());
+        let seen = touched_by(&m, &t, batch);
+        let read = seen.iter().filter(|(name, _)| name == "x").map(|(_, both)| 4 * both[0]).sum::<u64>();
+        let written = seen.iter().map(|(_, both)| 4 * both[1]).sum::<u64>();
+        let model = whole(0..1);
+        assert_eq!((read, written), (batch * model.read_bytes, batch * model.written_bytes), "{what}");
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::harness::{agrees, cache_bytes, compiled, prefilled, reads, refused, same_bits, tokens, verified};
 use crate::tiny::{Form, Tiny};
-use frit_compiler::ingest::policy::RunPolicy;
+use frit::kv_table;
+use frit_compiler::ingest::policy::{KvKeep, KvMerge, RunPolicy};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -197,6 +198,56 @@ fn row_24_dha_maps_heads_apart() {
     agrees(&t, &form, RunPolicy::default());
     let m = compiled(&t, RunPolicy::default());
     assert_eq!(cache_bytes(&m.plan, 1, 1), 2 * (2 + 3) * 16 * 4);
+}
+
+/// The table of `inspect --kv`, slot by slot, in bytes a token, against what each form has to keep: `H` heads of `d` elements
+/// of 4 bytes for keys, and as many for values, wherever they are its own.
+#[test]
+fn lt_08_byte_tables() {
+    const F32: u64 = 4;
+    let (layers, h, d) = (6u64, 2u64, 16u64);
+    let part = h * d * F32;
+    let table = |m: &frit::LoadedModel| -> Vec<(u64, u64)> { kv_table(&m.plan).iter().map(|s| (s.k, s.v)).collect() };
+    let names = |m: &frit::LoadedModel| -> Vec<String> { kv_table(&m.plan).into_iter().map(|s| s.name).collect() };
+    let shared_table = |k: &[usize], v: &[usize]| table(&compiled(&shared(808, k, v).0, RunPolicy::default()));
+    let whole = compiled(&Tiny::llama(808), RunPolicy::default());
+    assert_eq!(table(&whole), vec![(part, part); layers as usize]);
+    assert_eq!(names(&whole)[..2], ["layer0", "layer1"]);
+
+    // CLA by pairs: one slot for two layers. MLKV in two layers. LCKV: the first, the topmost middle and the last layer.
+    let cla = [0, 0, 2, 2, 4, 4];
+    assert_eq!(shared_table(&cla, &cla), vec![(part, part); (layers / 2) as usize]);
+    let mlkv = [0, 0, 0, 3, 3, 3];
+    assert_eq!(shared_table(&mlkv, &mlkv), vec![(part, part); 2]);
+    let lckv = [0, 4, 4, 4, 4, 5];
+    assert_eq!(shared_table(&lckv, &lckv), vec![(part, part); 3]);
+
+    // SVFormer: keys of every layer, values of the first.
+    let keys: Vec<usize> = (0..6).collect();
+    let svformer = shared_table(&keys, &[0; 6]);
+    assert_eq!(svformer, [vec![(part, part)], vec![(part, 0); 5]].concat());
+    let bytes: u64 = svformer.iter().map(|(k, v)| k + v).sum();
+    assert_eq!(bytes, (layers + 1) * part);
+    // Shared probabilities: who uses those of layer 2 keeps values alone.
+    let mut t = Tiny::llama(808);
+    t.frit["probs_from"] = json!([0, 1, 2, 2, 2, 5]);
+    (3..5).for_each(|l| t.without(l, &["self_attn.q_proj.weight", "self_attn.k_proj.weight"]));
+    let one = |i: usize| if (3..5).contains(&i) { (0, part) } else { (part, part) };
+    assert_eq!(table(&compiled(&t, RunPolicy::default())), (0..6).map(one).collect::<Vec<_>>());
+
+    // MiniCache from layer 2: a direction of keys and one of values for a pair, two lengths of each a head.
+    let merge = RunPolicy { kv_merge: Some(KvMerge { start: Some(2), t: 0.6 }), ..RunPolicy::default() };
+    let pair = [(part, part), (h * F32, h * F32), (h * F32, h * F32)];
+    let merged = table(&compiled(&Tiny::llama(808), merge));
+    assert_eq!(merged, [vec![(part, part); 2], pair.to_vec(), pair.to_vec()].concat());
+    let of_two: u64 = pair.iter().map(|(k, v)| k + v).sum();
+    assert_eq!(of_two * 2 * d, 4 * part * (d + 2));
+
+    // Anchors: a flag a token beside the slots as they were.
+    let keep =
+        RunPolicy { kv_keep: Some(KvKeep { anchors: vec![1, 4], window: 3, layer: None }), ..RunPolicy::default() };
+    let kept = table(&compiled(&Tiny::llama(808), keep));
+    assert_eq!(kept, [vec![(part, part); layers as usize], vec![(F32, 0)]].concat());
 }
 
 /// Contradictions are named together.

@@ -3,11 +3,11 @@
 use crate::model::{self, Progress, bytes};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use frit::Depth;
+use frit::{Depth, kv_table};
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::target::{Architecture, Tier};
 use frit_kernels::templates::warpgroup_refusal;
-use frit_plan::{Plan, WeightSource, sizes};
+use frit_plan::{Plan, WeightSource};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -80,14 +80,6 @@ fn weight_bytes(plan: &Plan) -> (u64, u64) {
     (each.iter().sum(), logical)
 }
 
-/// A cache slot: its name, and the bytes a token of one sequence takes in its keys and values.
-fn kv_slots(plan: &Plan) -> Vec<(&str, u64, u64)> {
-    let at: Vec<u64> =
-        plan.sizes.iter().map(|s| u64::from(s.name == sizes::BATCH || s.name == sizes::CAPACITY)).collect();
-    let bytes = |shape: &[Dim]| if shape.is_empty() { 0 } else { 4 * plan.eval(&product(shape), &at).unwrap_or(0) };
-    plan.kv_slots.iter().map(|s| (s.name.as_str(), bytes(&s.k_shape), bytes(&s.v_shape))).collect()
-}
-
 pub fn main(a: &Args) -> Result<()> {
     let path = model::path(a.model.as_deref())?;
     let progress = Progress::new();
@@ -119,9 +111,9 @@ pub fn main(a: &Args) -> Result<()> {
         return Ok(());
     }
     let (unique, logical) = weight_bytes(plan);
-    let slots = kv_slots(plan);
+    let slots = kv_table(plan);
     let depth = Depth::of(plan);
-    let kv_bytes: u64 = slots.iter().map(|(_, k, v)| k + v).sum();
+    let kv_bytes: u64 = slots.iter().map(|s| s.k + s.v).sum();
     let kernels: Vec<_> = plan
         .kernels()
         .map(|k| {
@@ -139,7 +131,7 @@ pub fn main(a: &Args) -> Result<()> {
             "weights": { "bytes": unique, "logical_bytes": logical, "count": plan.weights.len() },
             "kv": {
                 "slots": plan.kv_slots.len(), "bytes_per_token": kv_bytes,
-                "table": slots.iter().map(|(n, k, v)| serde_json::json!({ "name": n, "k": k, "v": v })).collect::<Vec<_>>(),
+                "table": slots,
             },
             "programs": programs, "kernels": kernels,
         });
@@ -153,8 +145,8 @@ pub fn main(a: &Args) -> Result<()> {
     println!("weights  {} unique, {} logical, {} buffers", bytes(unique), bytes(logical), plan.weights.len());
     println!("cache    {} slots, {} a token", plan.kv_slots.len(), bytes(kv_bytes));
     if a.kv {
-        for (name, k, v) in &slots {
-            println!("  {name:12} keys {:>10}  values {:>10}", bytes(*k), bytes(*v));
+        for s in &slots {
+            println!("  {:12} keys {:>10}  values {:>10}", s.name, bytes(s.k), bytes(s.v));
         }
     }
     for p in &plan.programs {
