@@ -209,8 +209,10 @@ impl<'a> Binder<'a> {
         if let Some(Some(slot)) = past.map(|i| self.table.get_mut(i)) {
             slot.get_or_insert(0);
         }
-        if let (Some(Some(slot)), Some(s)) = (cap.map(|i| self.table.get_mut(i)), tokens) {
-            slot.get_or_insert(s);
+        for room in [cap, at(sizes::POSITIONS)] {
+            if let (Some(Some(slot)), Some(s)) = (room.map(|i| self.table.get_mut(i)), tokens) {
+                slot.get_or_insert(s);
+            }
         }
         // A graph with sizes of its own, such as an export that takes the past from the host, mentions none of these.
         let own = [sizes::BATCH, sizes::TOKENS, sizes::CAPACITY];

@@ -5,6 +5,8 @@
 //! read, a token is drawn on the host and written to that state.
 
 use crate::binding::{INPUT_IDS, KEY_MASK};
+use crate::eviction::{self, Columns, EvictionStats};
+use crate::kv_table::kv_table;
 use crate::prompt::Batch;
 use crate::recompute;
 use crate::rows::Rows;
@@ -124,6 +126,9 @@ pub struct GenerateStats {
     pub bytes_per_token: u64,
     /// What ran of the model, where a policy decides about it.
     pub depth: RunStats,
+    /// What became of the cache, where it keeps anchors and near tokens alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eviction: Option<EvictionStats>,
 }
 
 impl GenerateStats {
@@ -206,8 +211,16 @@ struct Run {
     /// Values of the plan's sizes.
     sizes: Vec<u64>,
     at: Places,
-    /// Tokens in the cache.
+    /// Columns in the cache.
     past: u64,
+    /// Positions so far: the columns, and those that have left.
+    seen: u64,
+    /// Positions at the end, if no row ends early.
+    wanted: u64,
+    /// What is in the columns, where those that nobody sees may leave.
+    columns: Option<Columns>,
+    /// What is added to a column to get its position, by row.
+    offsets: Vec<i32>,
     stats: GenerateStats,
     prefill_time: Duration,
     decode_time: Duration,
@@ -219,6 +232,8 @@ struct Places {
     tokens: usize,
     past: usize,
     capacity: usize,
+    /// Of rotary tables, where they have a size of their own.
+    positions: Option<usize>,
 }
 
 impl Run {
@@ -238,6 +253,7 @@ impl Run {
             tokens: size(sizes::TOKENS)?,
             past: size(sizes::PAST)?,
             capacity: size(sizes::CAPACITY)?,
+            positions: plan.size_index(sizes::POSITIONS),
         };
         let find = |n: &str| plan.programs.iter().position(|p| p.name == n);
         let rows = batch.rows() as u64;
@@ -261,20 +277,35 @@ impl Run {
             return Err(Error::Limit { what: "tokens of the prompt".into(), wanted: prompt, limit: context });
         }
         let wanted = prompt.saturating_add((options.max_new_tokens as u64).saturating_sub(1));
-        let capacity = wanted.div_ceil(CAPACITY_STEP).saturating_mul(CAPACITY_STEP).min(context).max(prompt);
         let widest = plan.programs.get(prefill).map_or(1, |p| limit_of(&plan, p, sizes::TOKENS));
         let chunk = options.chunk.max(1).min(widest).min(prompt);
+        let mut columns = Columns::new(&plan, batch.rows());
+        let room = match &mut columns {
+            Some(c) => {
+                let prompt = (0..batch.len()).map(|at| batch.column(at));
+                let [most, end] = c.needed(prompt, usize::try_from(chunk).unwrap_or(usize::MAX)).map(|n| n as u64);
+                most.max(end + CAPACITY_STEP / 2).min(wanted)
+            }
+            None => wanted,
+        };
+        let stepped = |n: u64| n.div_ceil(CAPACITY_STEP).saturating_mul(CAPACITY_STEP).min(context);
+        let capacity = if columns.is_some() { stepped(room) } else { stepped(room).max(prompt) };
         for (i, v) in [(at.batch, rows), (at.tokens, chunk), (at.past, 0), (at.capacity, capacity)] {
             if let Some(slot) = table.get_mut(i) {
                 *slot = v;
             }
         }
+        if let Some(slot) = at.positions.and_then(|i| table.get_mut(i)) {
+            *slot = stepped(wanted);
+        }
         session.grow(&table)?;
         // One capacity for the session's life keeps every offset where it is.
-        let held = session.extent.get(at.capacity).copied().unwrap_or(capacity);
-        if let Some(slot) = table.get_mut(at.capacity) {
-            *slot = held;
+        for i in [at.capacity].into_iter().chain(at.positions) {
+            if let (Some(slot), Some(held)) = (table.get_mut(i), session.extent.get(i)) {
+                *slot = *held;
+            }
         }
+        let held = table.get(at.capacity).copied().unwrap_or(capacity);
         let phase = plan.programs.get(decode).and_then(|g| plan.report.phases.iter().find(|p| p.program == g.name));
         let stats = GenerateStats {
             depth: RunStats::new(&plan),
@@ -292,18 +323,22 @@ impl Run {
             sizes: table,
             at,
             past: 0,
+            seen: 0,
+            wanted,
+            columns,
+            offsets: batch.pos_offset(),
             stats,
             prefill_time: Duration::ZERO,
             decode_time: Duration::ZERO,
             plan,
         };
-        run.states(session, batch, held)?;
+        run.states(session, batch.key_mask(usize::try_from(held).unwrap_or(usize::MAX)))?;
         Ok(run)
     }
 
-    fn states(&mut self, session: &mut Session, batch: &Batch, capacity: u64) -> Result<()> {
-        let capacity = usize::try_from(capacity).unwrap_or(usize::MAX);
-        for (name, data) in [(KEY_MASK, batch.key_mask(capacity)), (POS_OFFSET, batch.pos_offset())] {
+    /// Brings what is visible, and where columns stand, to the device.
+    fn states(&mut self, session: &mut Session, key_mask: Vec<i32>) -> Result<()> {
+        for (name, data) in [(KEY_MASK, key_mask), (POS_OFFSET, self.offsets.clone())] {
             if let Some(i) = state(&self.plan, name) {
                 let want = state_len(&self.plan, i, &self.sizes)?;
                 if want != data.len() {
@@ -321,19 +356,59 @@ impl Run {
         }
     }
 
+    /// Lets columns that nobody sees leave the cache where `tokens` more do not fit, and lays out a larger one where
+    /// what stays leaves little room.
+    fn make_room(&mut self, session: &mut Session, tokens: u64, spare: bool) -> Result<()> {
+        let capacity = self.sizes.get(self.at.capacity).copied().unwrap_or(0);
+        let Some(columns) = self.columns.as_mut().filter(|_| self.past + tokens > capacity) else { return Ok(()) };
+        let left = columns.left();
+        columns.evict(&left);
+        let needed = left.past as u64 + tokens;
+        let more = if spare { needed / 4 } else { 0 };
+        let most = self.wanted.min(context(&self.plan)).max(needed);
+        let room = match (needed + more).min(most) > capacity {
+            true => (needed + needed / 2).next_multiple_of(CAPACITY_STEP).min(most),
+            false => capacity,
+        };
+        let gone = i32::try_from(left.gone).unwrap_or(i32::MAX);
+        self.offsets.iter_mut().for_each(|offset| *offset += gone);
+        let mask = columns.key_mask(usize::try_from(room).unwrap_or(usize::MAX), &self.offsets);
+        let before = self.sizes.clone();
+        self.set(self.at.past, left.past as u64);
+        self.set(self.at.capacity, room);
+        let extent = session.larger(&self.sizes)?;
+        eviction::move_left(&mut *session.executor, &self.plan, &left, [&before, &self.sizes], extent.as_ref())?;
+        let is_new = extent.is_some();
+        if let Some(extent) = extent {
+            session.extent = extent.0;
+        }
+        self.past = left.past as u64;
+        self.states(session, mask)?;
+        match state(&self.plan, NEXT_TOKEN).filter(|_| is_new && !self.next.is_empty()) {
+            Some(i) => session.executor.write_state(i, &self.sizes, &self.next),
+            None => Ok(()),
+        }
+    }
+
     fn prefill(&mut self, session: &mut Session, batch: &Batch) -> Result<()> {
         let start = Instant::now();
         let chunk = self.sizes.get(self.at.tokens).copied().unwrap_or(1).max(1) as usize;
         let mut from = 0;
         while from < batch.len() {
             let to = (from + chunk).min(batch.len());
-            self.set(self.at.tokens, (to - from) as u64);
-            self.set(self.at.past, from as u64);
+            let tokens = (to - from) as u64;
+            self.make_room(session, tokens, false)?;
+            self.set(self.at.tokens, tokens);
+            self.set(self.at.past, self.past);
             let ids = batch.columns(from, to)?;
             self.run(session, self.prefill, Some(&ids), to == batch.len())?;
+            if let Some(columns) = &mut self.columns {
+                (from..to).for_each(|at| columns.push(batch.column(at).into_iter()));
+            }
+            self.past += tokens;
             from = to;
         }
-        self.past = batch.len() as u64;
+        self.seen = batch.len() as u64;
         self.prefill_time = start.elapsed();
         Ok(())
     }
@@ -341,9 +416,13 @@ impl Run {
     fn decode(&mut self, session: &mut Session) -> Result<()> {
         let start = Instant::now();
         if self.ahead.is_empty() {
+            self.make_room(session, 1, true)?;
             self.set(self.at.tokens, 1);
             self.set(self.at.past, self.past);
             self.run_ahead(session)?;
+        }
+        if let Some(columns) = &mut self.columns {
+            columns.push(self.next.iter().map(|t| Some(*t)));
         }
         if let Some(next) = self.ahead.pop_front() {
             self.next = next;
@@ -354,6 +433,7 @@ impl Run {
             self.run(session, self.decode, reads_ids.then_some(&ids), true)?;
         }
         self.past += 1;
+        self.seen += 1;
         self.stats.decode_steps += 1;
         self.decode_time += start.elapsed();
         Ok(())
@@ -365,7 +445,8 @@ impl Run {
         let Some(g) = self.plan.programs.get(self.decode) else { return Ok(()) };
         let wanted = g.outputs.iter().position(|p| p.name == NEXT_TOKEN);
         let (Some(wanted), true, true) = (wanted, g.inputs.is_empty(), self.samplers.is_empty()) else { return Ok(()) };
-        let room = context(&self.plan).saturating_sub(self.past);
+        let capacity = self.sizes.get(self.at.capacity).copied().unwrap_or(0);
+        let room = context(&self.plan).saturating_sub(self.seen).min(capacity.saturating_sub(self.past));
         let steps = session.executor.steps_ahead().min(self.rows.left()).min(room);
         if steps < 2 {
             return Ok(());
@@ -455,7 +536,7 @@ impl Run {
 
     /// Whether another token fits the context.
     fn room(&mut self) -> bool {
-        let fits = self.past < context(&self.plan);
+        let fits = self.seen < context(&self.plan);
         if !fits {
             self.rows.end(Finish::ContextFull);
         }
@@ -471,6 +552,14 @@ impl Run {
                 bytes(&l.activations_unfused).saturating_sub(bytes(&l.activations_fused));
             self.stats.bytes_per_token = bytes(&l.total);
         }
+        let each: u64 = kv_table(&self.plan).iter().map(|s| s.k + s.v).sum();
+        let [rows, capacity] = [self.at.batch, self.at.capacity].map(|i| self.sizes.get(i).copied().unwrap_or(0));
+        self.stats.eviction = self.columns.as_ref().map(|c| EvictionStats {
+            capacity,
+            columns: self.past,
+            bytes: each * rows * capacity,
+            ..c.stats
+        });
         self.stats.prompt_tokens = prompt_tokens;
         self.stats.prefill_seconds = self.prefill_time.as_secs_f64();
         self.stats.decode_seconds = self.decode_time.as_secs_f64();

@@ -14,6 +14,7 @@ mod device;
 #[cfg(feature = "tokenizer")]
 pub mod embed;
 pub mod error;
+mod eviction;
 mod generate;
 mod generate_from;
 mod kv_table;
@@ -36,6 +37,7 @@ pub mod verify;
 pub use depth::Depth;
 pub use device::BackendChoice;
 pub use error::{Error, Result};
+pub use eviction::EvictionStats;
 pub use generate::{Completion, Finish, GenerateOptions, GenerateStats, Generation, NewToken};
 pub use kv_table::{KvEntry, kv_table};
 pub use model_source::{LoadedModel, Stage};

@@ -56,6 +56,11 @@ impl Batch {
         let data = self.rows.iter().flat_map(|r| r.get(from..to).unwrap_or_default().iter().copied()).collect();
         Tensor::i32(&[self.rows.len() as u64, (to - from) as u64], data)
     }
+    /// The token of each row in one column, none where it is padding.
+    pub fn column(&self, at: usize) -> Vec<Option<i32>> {
+        let of_row = |(row, pad): (&Vec<i32>, &usize)| row.get(at).copied().filter(|_| at >= *pad);
+        self.rows.iter().zip(&self.pads).map(of_row).collect()
+    }
     /// Which of `capacity` key positions each row sees: all but its padding.
     pub fn key_mask(&self, capacity: usize) -> Vec<i32> {
         self.pads.iter().flat_map(|p| (0..capacity).map(move |t| i32::from(t >= *p))).collect()

@@ -88,7 +88,7 @@ fn first_extent(plan: &Plan, reserve: &[(String, u64)]) -> Result<Vec<u64>> {
     for z in &plan.sizes {
         let wanted = reserve.iter().find(|r| r.0 == z.name).map(|r| r.1);
         let usual = match z.name.as_str() {
-            sizes::TOKENS | sizes::CAPACITY | sizes::PAST => MODERATE,
+            sizes::TOKENS | sizes::CAPACITY | sizes::PAST | sizes::POSITIONS => MODERATE,
             _ => 1,
         };
         let limit = z.max.unwrap_or(u64::MAX);
@@ -331,15 +331,21 @@ impl Session {
 
     /// Makes room for `values`; the cache is lost when there was not enough.
     pub(crate) fn grow(&mut self, values: &[u64]) -> Result<()> {
+        if let Some(extent) = self.larger(values)? {
+            self.executor.resize(&extent)?;
+            self.extent = extent.0;
+        }
+        Ok(())
+    }
+    /// The layout that `values` need, where the present one is too small.
+    pub(crate) fn larger(&self, values: &[u64]) -> Result<Option<Extent>> {
         if values.iter().zip(&self.extent).all(|(v, e)| v <= e) {
-            return Ok(());
+            return Ok(None);
         }
         let mut extent: Vec<u64> = values.iter().zip(&self.extent).map(|(v, e)| *v.max(e)).collect();
         settle(&self.plan, &mut extent);
         check_memory(&self.plan, &extent)?;
-        self.executor.resize(&Extent(extent.clone()))?;
-        self.extent = extent;
-        Ok(())
+        Ok(Some(Extent(extent)))
     }
 
     pub(crate) fn lacks(&self, program: &str) -> Error {

@@ -87,6 +87,7 @@ pub(crate) fn decoder(context: u64, eos: &[u32]) -> Plan {
             start: Vec::new(),
             tokenizer: None,
             cache_obstacle: None,
+            retention: None,
             rules: Default::default(),
             chat: None,
         },

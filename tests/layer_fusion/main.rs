@@ -14,6 +14,7 @@ mod cost_model;
 mod depth;
 mod edits;
 mod encoder_decoders;
+mod eviction;
 mod gguf_files;
 mod graphs;
 mod harness;

@@ -22,6 +22,8 @@ pub struct ModelBuilder {
     pub info: ModelInfo,
     /// What a generating model may write; set before its graphs are added.
     pub rules: GenerationRules,
+    /// Rows of rotary tables, set before they are made: positions up to the capacity of the cache unless said.
+    pub reach: Dim,
     tables: Tables,
     graphs: Vec<ModelGraph>,
     memory: MemoryTensors,
@@ -56,10 +58,12 @@ impl ModelBuilder {
                 start: Vec::new(),
                 tokenizer: None,
                 cache_obstacle: None,
+                retention: None,
                 rules: Default::default(),
                 chat: None,
             },
             rules: GenerationRules::default(),
+            reach: Dim::size(frit_plan::sizes::CAPACITY),
             tables: Tables::default(),
             graphs: Vec::new(),
             memory: MemoryTensors::default(),
@@ -145,7 +149,7 @@ impl ModelBuilder {
         let data = WeightData::Tensor { name: of.into(), transpose: true };
         self.tables.weight(WeightInfo { names: vec![name.into()], storage, shape, data })
     }
-    /// A rotary table `[capacity, inv_freq.len()]`, see [`frit_plan::WeightSource::Rope`].
+    /// A rotary table `[reach, inv_freq.len()]`, see [`frit_plan::WeightSource::Rope`].
     pub fn rope_table(&mut self, inv_freq: &[f32], scale: f32, part: RopePart) -> WeightId {
         let data = WeightData::Rope { inv_freq: inv_freq.to_vec(), scale, part };
         let known = self.tables.weights.iter().position(|w| w.data == data);
@@ -156,7 +160,7 @@ impl ModelBuilder {
             RopePart::Cos => "rope.cos",
             RopePart::Sin => "rope.sin",
         };
-        let shape = vec![Dim::size(frit_plan::sizes::CAPACITY), Dim::from(inv_freq.len())];
+        let shape = vec![self.reach.clone(), Dim::from(inv_freq.len())];
         self.tables.weight(WeightInfo { names: vec![name.into()], storage: Storage::F32, shape, data })
     }
     /// A cache slot that grows by each run's tokens.

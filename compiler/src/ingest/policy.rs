@@ -103,7 +103,8 @@ pub struct KvMerge {
     pub t: f32,
 }
 
-/// A token sees itself, the tokens less than `window` before it, and anchors.
+/// A token sees itself, the tokens less than `window` before it, and anchors. What no token sees any more leaves the cache
+/// when its room is used up, unless rotary tables follow from the length of the past.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KvKeep {

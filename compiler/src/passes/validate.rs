@@ -158,7 +158,7 @@ pub fn small_sizes(tables: &Tables) -> BTreeMap<String, i64> {
             sizes::BATCH => 2,
             sizes::TOKENS => 3,
             sizes::PAST => 4,
-            sizes::CAPACITY => 9,
+            sizes::CAPACITY | sizes::POSITIONS => 9,
             _ => 2 + i as u64,
         };
         (s.name.clone(), v.max(s.min).min(s.max.unwrap_or(u64::MAX)) as i64)

@@ -82,6 +82,18 @@ pub struct ModelInfo {
     /// What the token loop keeps to.
     #[serde(default, skip_serializing_if = "WritingRules::is_empty")]
     pub rules: WritingRules,
+    /// Which tokens a cache has to keep; all of them unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
+}
+
+/// The tokens of a cache that later tokens see.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retention {
+    /// Tokens that every later token sees, by their number in the vocabulary.
+    pub anchors: Vec<u32>,
+    /// Others are seen by tokens less than so many behind them.
+    pub window: u64,
 }
 
 /// What a model's settings say of the tokens that it writes, as far as no program does it.

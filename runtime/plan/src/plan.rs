@@ -20,6 +20,8 @@ pub mod sizes {
     pub const PAST: &str = "P";
     /// Tokens the cache has room for.
     pub const CAPACITY: &str = "T";
+    /// Positions that rotary tables reach, where a cache has room for fewer tokens than there are positions.
+    pub const POSITIONS: &str = "N";
     /// Tokens of each sequence that an encoder reads.
     pub const SOURCE: &str = "X";
 }

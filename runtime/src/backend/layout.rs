@@ -173,6 +173,25 @@ impl Layout {
     pub fn kv_elems(&self, slot: usize) -> u64 {
         self.kv.get(slot).map_or(0, |(_, v)| v.offset + v.len.next_multiple_of(ALIGN_ELEMS))
     }
+    /// The place of a part of a cache slot under `sizes`.
+    pub fn cache(&self, plan: &Plan, slot: usize, part: KvPart, sizes: &[u64]) -> Result<Place> {
+        let len = super::kv_len(plan, slot, part, sizes)?;
+        let run = self.kv.get(slot).map(|(k, v)| if part == KvPart::K { k } else { v }).filter(|run| len <= run.len);
+        let run = run.ok_or_else(|| Error::Plan(format!("cache slot {slot} has no room for {len} elements")))?;
+        Ok(Place { home: Home::Kv(slot as u32), offset: run.offset, room: len })
+    }
+    /// [`Layout::cache`] for `data`.
+    pub fn cache_for(&self, plan: &Plan, slot: usize, part: KvPart, sizes: &[u64], data: &[f32]) -> Result<Place> {
+        let place = self.cache(plan, slot, part, sizes)?;
+        match place.room == data.len() as u64 {
+            true => Ok(place),
+            false => Err(Error::Shape {
+                what: format!("cache slot {slot}"),
+                expected: format!("{} elements", place.room),
+                found: format!("{} elements", data.len()),
+            }),
+        }
+    }
     /// Bytes of weights, cache, arenas.
     pub fn bytes(&self) -> [u64; 3] {
         let cache = (0..self.kv.len()).map(|i| self.kv_elems(i)).fold(0, u64::saturating_add);

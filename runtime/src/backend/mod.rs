@@ -21,9 +21,9 @@ pub(crate) mod weights;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
-use crate::{Result, Tensor};
+use crate::{Error, Result, Tensor};
 use frit_kernels::target::Tier;
-use frit_plan::{Plan, TensorSource};
+use frit_plan::{KvPart, Plan, TensorSource};
 use std::sync::Arc;
 
 /// The largest sizes an executor must serve, in the order of [`Plan::sizes`]. Buffers are laid out for these values, so
@@ -74,6 +74,20 @@ pub trait Executor: Send {
     /// # Errors
     /// A wrong length, or a failed device.
     fn write_state(&mut self, state: usize, sizes: &[u64], data: &[i32]) -> Result<()>;
+    /// Reads a part of a cache slot (index into [`Plan::kv_slots`]) as it lies there, with the shape it has under `sizes`.
+    ///
+    /// # Errors
+    /// No such part, sizes beyond the extent, a failed device, or one that does not give its cache away.
+    fn read_kv(&mut self, slot: usize, _part: KvPart, _sizes: &[u64]) -> Result<Vec<f32>> {
+        Err(Error::Device(format!("cache slot {slot} cannot be read on this device")))
+    }
+    /// Writes a part of a cache slot, as [`Executor::read_kv`] gives it.
+    ///
+    /// # Errors
+    /// As [`Executor::read_kv`]; a wrong length.
+    fn write_kv(&mut self, slot: usize, _part: KvPart, _sizes: &[u64], _data: &[f32]) -> Result<()> {
+        Err(Error::Device(format!("cache slot {slot} cannot be written on this device")))
+    }
     /// Runs a program (index into [`Plan::programs`]) with the given sizes (in the order of [`Plan::sizes`]).
     /// `inputs[i]` is the tensor of the program's input i, already of the declared shape and type. Returns the outputs
     /// whose indices are in `wanted`, in that order; nothing else is read back.
@@ -123,6 +137,14 @@ pub trait Executor: Send {
     fn counters(&self) -> Counters;
     /// Bytes held on the device: weights, cache, arenas.
     fn memory_bytes(&self) -> [u64; 3];
+}
+
+/// Elements of a part of a cache slot under `sizes`.
+pub(crate) fn kv_len(plan: &Plan, slot: usize, part: KvPart, sizes: &[u64]) -> Result<u64> {
+    let decl = plan.kv_slots.get(slot);
+    let shape = decl.map(|s| if part == KvPart::K { &s.k_shape } else { &s.v_shape }).filter(|s| !s.is_empty());
+    let shape = shape.ok_or_else(|| Error::Plan(format!("there is no such part of cache slot {slot}")))?;
+    Ok(plan.eval(&frit_kernels::dim::product(shape), sizes)?)
 }
 
 /// What an executor did since it was made.

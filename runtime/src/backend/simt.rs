@@ -11,7 +11,7 @@ use frit_kernels::emit;
 use frit_kernels::ir::{TEXELS_PER_ROW, TILE_COLUMNS};
 use frit_kernels::spec::Space;
 use frit_kernels::target::Tier;
-use frit_plan::{Placement, Plan, Port, Step, TensorSource};
+use frit_plan::{KvPart, Placement, Plan, Port, Step, TensorSource};
 use frit_simt::{Argument, Buffer, Language, Launch, Options, Region, TensorMap, Texture, Violation};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -164,6 +164,12 @@ fn bytes_of(elems: u64) -> Result<usize> {
         return Err(Error::Limit { what: "bytes of an interpreted buffer".into(), wanted, limit: LIMIT });
     }
     Ok(wanted as usize)
+}
+
+/// The bytes of a place.
+fn held(buffer: &mut [u8], place: Place) -> Result<&mut [u8]> {
+    let (at, len) = (place.offset as usize * 4, place.room as usize * 4);
+    buffer.get_mut(at..at + len).ok_or_else(|| Error::Plan(format!("{place:?} is outside of its buffer")))
 }
 
 impl SimtExecutor {
@@ -362,6 +368,19 @@ impl Executor for SimtExecutor {
                 found: format!("{} elements", data.len()),
             }),
         }
+    }
+    fn read_kv(&mut self, slot: usize, part: KvPart, sizes: &[u64]) -> Result<Vec<f32>> {
+        let plan = Arc::clone(&self.plan);
+        let place = self.memory()?.layout.cache(&plan, slot, part, sizes)?;
+        let held = held(self.buffer(place.home)?, place)?;
+        Ok(held.chunks_exact(4).map(|v| f32::from_le_bytes([v[0], v[1], v[2], v[3]])).collect())
+    }
+    fn write_kv(&mut self, slot: usize, part: KvPart, sizes: &[u64], data: &[f32]) -> Result<()> {
+        let plan = Arc::clone(&self.plan);
+        let place = self.memory()?.layout.cache_for(&plan, slot, part, sizes, data)?;
+        let bytes: Vec<u8> = data.iter().flat_map(|v| v.to_le_bytes()).collect();
+        held(self.buffer(place.home)?, place)?.copy_from_slice(&bytes);
+        Ok(())
     }
     fn run(&mut self, program: usize, sizes: &[u64], inputs: &[&Tensor], wanted: &[usize]) -> Result<Vec<Tensor>> {
         let plan = Arc::clone(&self.plan);

@@ -20,7 +20,7 @@ use crate::transform::extension::Halt;
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
-use frit_plan::{Task, sizes};
+use frit_plan::{Retention, Task, sizes};
 
 /// A decoder.
 #[derive(Clone, Debug)]
@@ -283,6 +283,11 @@ impl Decoder {
         m.info.layers = u32::try_from(self.depth()).unwrap_or(u32::MAX);
         m.info.context = self.context;
         m.info.vocab = self.vocab;
+        if let Some(keep) = self.policy.kv_keep.as_ref().filter(|_| self.evicts()) {
+            m.size(sizes::POSITIONS, 1, Some(self.context));
+            m.reach = Dim::size(sizes::POSITIONS);
+            m.info.retention = Some(Retention { anchors: keep.anchors.clone(), window: keep.window });
+        }
         let slots = sharing::declare(m, &self.layers, |i| self.runs(i), self.merged_from());
         let anchors = self.policy.kv_keep.as_ref().map(|_| m.kv_slot("anchors", 1, 1, 0));
         let drops = |i: usize| self.drops(i).then(|| m.kv_slot(&format!("layer{i}.ran"), 1, 1, 0));
@@ -295,6 +300,11 @@ impl Decoder {
         let one = [(sizes::TOKENS, 1)];
         m.graph_with("decode", &one, &[(sizes::BATCH, 4)], |b| self.graph(b, Phase::Decode, &declared));
         m.graph_with("decode_wide", &one, &[], |b| self.graph(b, Phase::Decode, &declared));
+    }
+
+    /// Whether columns that no token sees any more may leave the cache: nothing then follows from the length of the past.
+    fn evicts(&self) -> bool {
+        self.policy.kv_keep.is_some() && self.ropes.iter().all(|rope| rope.frequencies.beyond.is_none())
     }
 
     fn graph(&self, b: &mut GraphBuilder<'_>, phase: Phase, declared: &Declared) {

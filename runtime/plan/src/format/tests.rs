@@ -90,6 +90,7 @@ fn model() -> (Plan, Tensors) {
             start: Vec::new(),
             tokenizer: Some("{\"tokens\": [\"ä\"]}".into()),
             cache_obstacle: None,
+            retention: None,
             rules: Default::default(),
             chat: Some(ChatInfo { template: "{{ messages }}".into(), bos: None, eos: Some("</s>".into()) }),
         },

@@ -10,10 +10,10 @@ use super::count::LaunchAccess;
 use super::kernel::{Code, Sizes, refused};
 use super::launch::Pool;
 use super::memory::Stored;
-use crate::backend::{Counters, Executor, Extent, Progress};
+use crate::backend::{Counters, Executor, Extent, Progress, kv_len};
 use crate::{Error, Result, Tensor};
 use frit_kernels::dim::{Dim, product};
-use frit_plan::{Plan, Program, TensorSource};
+use frit_plan::{KvPart, Plan, Program, TensorSource};
 use std::mem::take;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -205,6 +205,14 @@ impl CpuExecutor {
         Ok(())
     }
 
+    /// A part of a cache slot under `sizes`.
+    fn cache(&mut self, slot: usize, part: KvPart, sizes: &[u64]) -> Result<&mut [f32]> {
+        let len = usize::try_from(kv_len(&self.plan, slot, part, sizes)?).unwrap_or(usize::MAX);
+        let at = self.slots() + 2 * slot + usize::from(part == KvPart::V);
+        let held = self.buffers.floats.get_mut(at).and_then(|b| b.get_mut(..len));
+        held.ok_or_else(|| Error::Plan(format!("cache slot {slot} has no room for {len} elements")))
+    }
+
     fn elements(&self, shape: &[Dim], sizes: &[u64]) -> Result<usize> {
         let mut len = 1u64;
         for d in shape {
@@ -245,6 +253,22 @@ impl Executor for CpuExecutor {
         };
         to.ok_or_else(wrong)?.copy_from_slice(data);
         self.counters.writes += 1;
+        Ok(())
+    }
+    fn read_kv(&mut self, slot: usize, part: KvPart, sizes: &[u64]) -> Result<Vec<f32>> {
+        Ok(self.cache(slot, part, sizes)?.to_vec())
+    }
+    fn write_kv(&mut self, slot: usize, part: KvPart, sizes: &[u64], data: &[f32]) -> Result<()> {
+        let to = self.cache(slot, part, sizes)?;
+        let wrong = Error::Shape {
+            what: format!("cache slot {slot}"),
+            expected: format!("{} elements", to.len()),
+            found: format!("{} elements", data.len()),
+        };
+        if to.len() != data.len() {
+            return Err(wrong);
+        }
+        to.copy_from_slice(data);
         Ok(())
     }
     fn run(&mut self, program: usize, sizes: &[u64], inputs: &[&Tensor], wanted: &[usize]) -> Result<Vec<Tensor>> {

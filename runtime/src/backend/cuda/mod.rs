@@ -31,7 +31,7 @@ use cache::Cache;
 use context::{Context, Launching};
 use driver::{DeviceInfo, Driver};
 use frit_kernels::target::{Architecture, Tier};
-use frit_plan::{Plan, TensorSource};
+use frit_plan::{KvPart, Plan, TensorSource};
 use memory::{LOG_LINES, Memory};
 use program::{Ending, Kernels, Prepared};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -266,6 +266,18 @@ impl Executor for CudaExecutor {
         let place = ports::check_state(&self.plan, &bound.layout, state, sizes, data.len())?;
         let at = self.memory.get(place.home)? + place.offset * 4;
         self.gpu.write(at, bytemuck::cast_slice(data))
+    }
+    fn read_kv(&mut self, slot: usize, part: KvPart, sizes: &[u64]) -> Result<Vec<f32>> {
+        let bound = self.bound.as_ref().ok_or_else(unbound)?;
+        let place = bound.layout.cache(&self.plan, slot, part, sizes)?;
+        let mut out = vec![0.0f32; place.room as usize];
+        self.gpu.read(self.memory.get(place.home)? + place.offset * 4, bytemuck::cast_slice_mut(&mut out))?;
+        Ok(out)
+    }
+    fn write_kv(&mut self, slot: usize, part: KvPart, sizes: &[u64], data: &[f32]) -> Result<()> {
+        let bound = self.bound.as_ref().ok_or_else(unbound)?;
+        let place = bound.layout.cache_for(&self.plan, slot, part, sizes, data)?;
+        self.gpu.write(self.memory.get(place.home)? + place.offset * 4, bytemuck::cast_slice(data))
     }
     fn run(&mut self, program: usize, sizes: &[u64], inputs: &[&Tensor], wanted: &[usize]) -> Result<Vec<Tensor>> {
         self.prepare(program)?;

@@ -23,7 +23,7 @@ use super::{Backend, Counters, Executor, Extent, Progress};
 use crate::{Error, Result, Tensor};
 use device::Gpu;
 use frit_kernels::target::Tier;
-use frit_plan::{Placement, Plan, TensorSource};
+use frit_plan::{KvPart, Placement, Plan, TensorSource};
 
 use pipeline::Pipeline;
 use readback::Staging;
@@ -284,6 +284,33 @@ impl WgpuExecutor {
         self.sizes = Some(table);
         result
     }
+    fn try_read_kv(&mut self, slot: usize, part: KvPart, sizes: &[u64]) -> Result<Vec<f32>> {
+        let bound = usable(&self.failed, &self.gpu, &self.bound)?;
+        let place = bound.layout.cache(&self.plan, slot, part, sizes)?;
+        let (from, bytes) = (bound.buffers.get(&self.weights, place.home)?, place.room * 4);
+        let staging = self.staging.reserve(&self.gpu, bytes, 0)?;
+        let (index, error) = self.gpu.scoped(|| {
+            let mut encoder = self.gpu.encoder();
+            encoder.copy_buffer_to_buffer(from, place.offset * 4, staging, 0, bytes);
+            self.gpu.submit(Some(encoder))
+        });
+        if let Some(e) = error {
+            return Err(Error::Device(e.to_string()));
+        }
+        let read = self.gpu.read(staging, bytes, index, bytemuck::pod_collect_to_vec::<u8, f32>);
+        self.pending = None;
+        read
+    }
+    fn try_write_kv(&mut self, slot: usize, part: KvPart, sizes: &[u64], data: &[f32]) -> Result<()> {
+        let bound = usable(&self.failed, &self.gpu, &self.bound)?;
+        let place = bound.layout.cache_for(&self.plan, slot, part, sizes, data)?;
+        let to = bound.buffers.get(&self.weights, place.home)?;
+        let ((), error) = self.gpu.scoped(|| self.gpu.write(to, place.offset * 4, bytemuck::cast_slice(data)));
+        match error {
+            Some(e) => Err(Error::Device(e.to_string())),
+            None => Ok(()),
+        }
+    }
     fn try_write_state(&mut self, state: usize, sizes: &[u64], data: &[i32]) -> Result<()> {
         let bound = usable(&self.failed, &self.gpu, &self.bound)?;
         let place = ports::check_state(&self.plan, &bound.layout, state, sizes, data.len())?;
@@ -318,6 +345,14 @@ impl Executor for WgpuExecutor {
     }
     fn write_state(&mut self, state: usize, sizes: &[u64], data: &[i32]) -> Result<()> {
         let r = self.try_write_state(state, sizes, data);
+        self.noted(r)
+    }
+    fn read_kv(&mut self, slot: usize, part: KvPart, sizes: &[u64]) -> Result<Vec<f32>> {
+        let r = self.try_read_kv(slot, part, sizes);
+        self.noted(r)
+    }
+    fn write_kv(&mut self, slot: usize, part: KvPart, sizes: &[u64], data: &[f32]) -> Result<()> {
+        let r = self.try_write_kv(slot, part, sizes, data);
         self.noted(r)
     }
     fn run(&mut self, program: usize, sizes: &[u64], inputs: &[&Tensor], wanted: &[usize]) -> Result<Vec<Tensor>> {

@@ -83,6 +83,7 @@ fn plan(kernels: Vec<Kernel>, programs: Vec<Program>) -> Plan {
             start: Vec::new(),
             tokenizer: None,
             cache_obstacle: None,
+            retention: None,
             rules: Default::default(),
             chat: None,
         },

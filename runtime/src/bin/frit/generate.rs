@@ -173,6 +173,9 @@ pub fn main(a: &Args) -> Result<()> {
                 s.depth.layers_run, s.depth.ffn_run, s.depth.ffn_possible
             );
         }
+        if let Some(e) = &s.eviction {
+            println!("cache    {}: {} of {} tokens at the end", bytes(e.bytes), e.columns, e.columns + e.evicted);
+        }
         println!("speed    {:.1} tokens/s, prompt {:.1} tokens/s", s.decode_rate(), s.prefill_rate());
     }
     Ok(())

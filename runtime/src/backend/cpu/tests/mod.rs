@@ -332,6 +332,7 @@ pub fn empty_plan(sizes: &[(&str, u64)]) -> Plan {
             start: Vec::new(),
             tokenizer: None,
             cache_obstacle: None,
+            retention: None,
             rules: Default::default(),
             chat: None,
         },

@@ -83,7 +83,7 @@ fn values(a: &Args, plan: &Plan, program: &str) -> Vec<u64> {
         sizes::TOKENS => tokens,
         sizes::PAST if program == "decode" || program == "decode_wide" => a.past,
         sizes::PAST => 0,
-        sizes::CAPACITY => a.past + a.tokens,
+        sizes::CAPACITY | sizes::POSITIONS => a.past + a.tokens,
         _ => 1,
     };
     plan.sizes.iter().map(|s| value(&s.name).max(s.min)).collect()
