@@ -214,6 +214,10 @@ impl<'a> Binder<'a> {
                 slot.get_or_insert(s);
             }
         }
+        let active = self.plan.sizes.iter().position(|z| z.name == sizes::ACTIVE);
+        if let Some((slot, z)) = active.and_then(|i| self.table.get_mut(i).zip(self.plan.sizes.get(i))) {
+            slot.get_or_insert(z.max.unwrap_or(z.min));
+        }
         // A graph with sizes of its own, such as an export that takes the past from the host, mentions none of these.
         let own = [sizes::BATCH, sizes::TOKENS, sizes::CAPACITY];
         for i in own.iter().filter_map(|n| at(n)) {

@@ -298,6 +298,7 @@ impl Run {
         if let Some(slot) = at.positions.and_then(|i| table.get_mut(i)) {
             *slot = stepped(wanted);
         }
+        session.narrow(&mut table);
         session.grow(&table)?;
         // One capacity for the session's life keeps every offset where it is.
         for i in [at.capacity].into_iter().chain(at.positions) {
@@ -479,7 +480,8 @@ impl Run {
         let read = read.ok_or_else(|| Error::Plan(format!("program `{}` gives no `{LOGITS}`", g.name)))?;
         let told = run_stats::telling(g);
         let wanted: Vec<usize> = if choose { [read].into_iter().chain(told).collect() } else { Vec::new() };
-        let out = session.executor.run(program, &self.sizes, &inputs, &wanted)?;
+        let (out, passes) = session.run_passes(program, &self.sizes, &inputs, &wanted)?;
+        self.stats.depth.passes = self.stats.depth.passes.max(passes);
         if choose {
             let counts = self.rows.going();
             let names = wanted.iter().skip(1).filter_map(|i| g.outputs.get(*i)).map(|p| p.name.as_str());

@@ -20,6 +20,12 @@ pub struct RunStats {
     pub ffn_possible: u64,
     /// How many tokens left after how many layers; the last entry are those that ran all.
     pub exit_histogram: BTreeMap<u32, u64>,
+    /// How often a prompt ran, at most.
+    pub passes: u64,
+    /// Keys and values of heads that were retained where a pair of layers merges theirs.
+    pub kv_retained: u64,
+    /// The same if all were.
+    pub kv_merged: u64,
     /// How many tokens took how many trips, where tokens stop by themselves.
     pub trips: BTreeMap<u32, u64>,
 }
@@ -34,6 +40,10 @@ enum Decision {
     },
     Layer,
     Ffn,
+    /// Keys and values of heads retained, of so many.
+    Retained {
+        of: u32,
+    },
     /// A trip behind the first, of so many layers.
     Trip {
         layers: u32,
@@ -48,6 +58,7 @@ fn decision(name: &str) -> Option<Decision> {
             Some(Decision::Exit { layers: layers.parse().ok()?, governs: governs.parse().ok()? })
         }
         "trip" => Some(Decision::Trip { layers: number.split_once('+')?.1.parse().ok()? }),
+        "retained" => Some(Decision::Retained { of: number.split_once('+')?.1.parse().ok()? }),
         "layer" => Some(Decision::Layer),
         "ffn" => Some(Decision::Ffn),
         _ => None,
@@ -85,6 +96,10 @@ impl RunStats {
                     Decision::Trip { layers } if !ran(v) => run = run.saturating_sub(*layers),
                     Decision::Trip { .. } => trips += 1,
                     Decision::Layer if !ran(v) => run = run.saturating_sub(1),
+                    Decision::Retained { of } => {
+                        self.kv_merged += u64::from(*of);
+                        self.kv_retained += v.get(t).and_then(|v| u64::try_from(*v).ok()).unwrap_or(0);
+                    }
                     Decision::Ffn => {
                         self.ffn_possible += 1;
                         self.ffn_run += u64::from(ran(v));

@@ -72,7 +72,18 @@ impl<'p> SessionBuilder<'p> {
         let executor = backend.bind(Arc::clone(&plan), weights, &Extent(extent.clone()), &mut bytes)?;
         let stats = RunStats::new(&plan);
         let (backend, device) = (backend.name(), backend.device());
-        Ok(Session { plan, executor, extent, stats, backend, device, takes_buckets: true, always_in_parts: false })
+        Ok(Session {
+            plan,
+            executor,
+            extent,
+            stats,
+            backend,
+            device,
+            passes: 1,
+            ff_active: None,
+            takes_buckets: true,
+            always_in_parts: false,
+        })
     }
 }
 
@@ -89,6 +100,7 @@ fn first_extent(plan: &Plan, reserve: &[(String, u64)]) -> Result<Vec<u64>> {
         let wanted = reserve.iter().find(|r| r.0 == z.name).map(|r| r.1);
         let usual = match z.name.as_str() {
             sizes::TOKENS | sizes::CAPACITY | sizes::PAST | sizes::POSITIONS => MODERATE,
+            sizes::ACTIVE => z.max.unwrap_or(1),
             _ => 1,
         };
         let limit = z.max.unwrap_or(u64::MAX);
@@ -166,6 +178,10 @@ pub struct Session {
     pub(crate) stats: RunStats,
     backend: &'static str,
     device: String,
+    /// Passes of the last run.
+    passes: u64,
+    /// Inner values of feed-forward parts that are computed, where a run chooses; all of them unless said.
+    ff_active: Option<u64>,
     /// Whether programs for few rows are run where the rows are few.
     pub(crate) takes_buckets: bool,
     /// Attention takes its keys in parts wherever a program does so, whatever the device and however few they are.
@@ -203,6 +219,31 @@ impl Session {
     /// The kind of device.
     pub fn tier(&self) -> frit_kernels::target::Tier {
         self.executor.tier()
+    }
+    /// Computes the first `width` inner values of every feed-forward part from now on, with the weights as they are: for
+    /// models that were compiled for widths chosen at run time.
+    ///
+    /// # Errors
+    /// A model without such a choice, a width that it does not have.
+    pub fn set_ff_active(&mut self, width: u64) -> Result<()> {
+        let option = || format!("ff_active {width}");
+        let reason = "the model was not compiled for widths chosen at run time".to_owned();
+        let size = self.plan.sizes.iter().find(|z| z.name == sizes::ACTIVE);
+        let size = size.ok_or_else(|| Error::Option { option: option(), reason })?;
+        let most = size.max.unwrap_or(u64::MAX);
+        if !(size.min..=most).contains(&width) {
+            return Err(Error::Option { option: option(), reason: format!("the widths are 1 to {most}") });
+        }
+        self.ff_active = Some(width);
+        Ok(())
+    }
+    /// Sets the chosen width in a table of sizes.
+    pub(crate) fn narrow(&self, values: &mut [u64]) {
+        let Some(i) = self.plan.size_index(sizes::ACTIVE) else { return };
+        let most = self.plan.sizes.get(i).and_then(|z| z.max).unwrap_or(1);
+        if let Some(slot) = values.get_mut(i) {
+            *slot = self.ff_active.unwrap_or(most);
+        }
     }
     /// Asks for the time of runs by the device's own clock, where it has one.
     pub fn time_on_device(&mut self, wanted: bool) {
@@ -243,13 +284,14 @@ impl Session {
         let encode = find("encode").filter(complete);
         let index = forward.filter(complete).or(encode).or(forward).ok_or_else(|| self.lacks("forward"))?;
         let program = plan.programs.get(index).ok_or_else(|| self.lacks("forward"))?;
-        let Bound { sizes, inputs, key_mask } = binding::bind(&plan, program, &given)?;
+        let Bound { mut sizes, inputs, key_mask } = binding::bind(&plan, program, &given)?;
+        self.narrow(&mut sizes);
         self.grow(&sizes)?;
         if plan.model.task == Task::Decoder {
             self.forget(&sizes, key_mask)?;
         }
         let outputs = self.outputs(index, &sizes, &inputs)?;
-        self.stats = RunStats::new(&plan);
+        self.stats = RunStats { passes: self.passes, ..RunStats::new(&plan) };
         let named: Vec<(String, Tensor)> = program.outputs.iter().map(|p| p.name.clone()).zip(outputs).collect();
         self.stats.add(named.iter().map(|(n, t)| (n.as_str(), t)), None);
         Ok(named.into_iter().filter(|(n, _)| !n.starts_with(RAN)).collect())
@@ -265,7 +307,9 @@ impl Session {
         let at = |n: &str| plan.size_index(n);
         let steps = binding::steps(&plan, sizes);
         let (Some(tokens), Some(past), true) = (at(sizes::TOKENS), at(sizes::PAST), steps > 1) else {
-            return self.executor.run(index, sizes, &inputs.iter().collect::<Vec<_>>(), &wanted);
+            let (out, passes) = self.run_passes(index, sizes, &inputs.iter().collect::<Vec<_>>(), &wanted)?;
+            self.passes = passes;
+            return Ok(out);
         };
         let mut parts: Vec<Vec<Tensor>> = vec![Vec::new(); wanted.len()];
         for step in 0..steps {

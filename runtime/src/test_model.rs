@@ -88,6 +88,7 @@ pub(crate) fn decoder(context: u64, eos: &[u32]) -> Plan {
             tokenizer: None,
             cache_obstacle: None,
             retention: None,
+            passes: None,
             rules: Default::default(),
             chat: None,
         },

@@ -1,11 +1,11 @@
 //! Caches that keep less than every token's keys and values: merged over layers, or anchors and near tokens alone.
 
-use crate::harness::{agrees, cache_bytes, compiled, refused, same_bits, verified};
+use crate::harness::{BACKENDS, agrees, cache_bytes, compiled, logits, refused, same_bits, tokens, verified};
 use crate::tiny::{Form, Tiny};
 use frit_compiler::ingest::policy::{KvKeep, KvMerge, RunPolicy};
 
 fn merged(start: Option<u32>, t: f32) -> RunPolicy {
-    RunPolicy { kv_merge: Some(KvMerge { start, t }), ..RunPolicy::default() }
+    RunPolicy { kv_merge: Some(KvMerge { start, t, gamma: 0.0, retain: 0 }), ..RunPolicy::default() }
 }
 
 /// The upper half keeps one direction for two layers and the length of each: what later runs read is as the definition
@@ -41,6 +41,51 @@ fn row_27_minicache_restores_what_is_parallel() {
     }
     let two = t.reordered(&[0, 1, 2, 3]);
     agrees(&two, &Form::default(), merged(Some(2), 0.6));
+}
+
+fn retaining(gamma: f32, retain: u32) -> RunPolicy {
+    RunPolicy { kv_merge: Some(KvMerge { start: Some(0), t: 0.6, gamma, retain }), ..RunPolicy::default() }
+}
+
+/// Tokens whose directions are too far apart stay as they are, the first ones that need it, as many as there is room for.
+#[test]
+fn row_27_minicache_retains_what_is_far_apart() {
+    let t = Tiny::sized(274, 4, 64, [4, 2, 16], 96, 43);
+    let merged = |gamma, retain| Form { merge: Some((0, 0.6)), retain: Some((gamma, retain)), ..Form::default() };
+    // Directions of random layers are at right angles, more or less: about half of them are farther apart.
+    for (gamma, room) in [(0.5, 64), (0.48, 3)] {
+        agrees(&t, &merged(f64::from(gamma), room), retaining(gamma, room as u32));
+    }
+    // T4: all of them retained is the model as it is.
+    agrees(&t, &Form::default(), retaining(f32::INFINITY, 64));
+    let wrong = |gamma, retain| refused(&t, retaining(gamma, retain));
+    assert!(wrong(-0.5, 4).contains("kv_merge.gamma") && wrong(0.5, 0).contains("kv_merge.retain"));
+}
+
+/// The rate of retained tokens is told, and so is what the slots take: a number a token, head and part, and the rows.
+#[test]
+fn row_27_minicache_tells_what_it_retains() {
+    let t = Tiny::sized(275, 2, 32, [2, 2, 16], 48, 43);
+    let rows = vec![tokens(3, 17, t.vocab), tokens(4, 17, t.vocab)];
+    let (layers, heads, parts, d) = (2, 2, 2, 16);
+    let possible = 2 * 17 * layers / 2 * heads * parts;
+    let none = compiled(&t, retaining(0.0, 0));
+    for (gamma, room) in [(0.5, 5u32), (f32::INFINITY, 4)] {
+        let m = compiled(&t, retaining(gamma, room));
+        for backend in BACKENDS {
+            let (_, stats) = logits(&m, backend, &rows);
+            assert_eq!(stats.kv_merged, possible);
+            let most = u64::from(room.min(17)) * 2 * layers / 2 * heads * parts;
+            match gamma.is_finite() {
+                true => assert!(0 < stats.kv_retained && stats.kv_retained <= most, "{}", stats.kv_retained),
+                false => assert_eq!(stats.kv_retained, most),
+            }
+        }
+        let more = |batch, tokens| cache_bytes(&m.plan, batch, tokens) - cache_bytes(&none.plan, batch, tokens);
+        let row = heads * parts * d * 2;
+        assert_eq!(more(3, 11), 4 * 3 * layers / 2 * (heads * parts * 11 + u64::from(room) * row));
+    }
+    verified(&compiled(&Tiny::sized(276, 2, 32, [2, 1, 16], 48, 19), retaining(0.5, 2)));
 }
 
 /// What cannot be merged is said: a pair of which one layer has no cache, too few layers.

@@ -144,24 +144,24 @@ fn row_20_every_depth_is_the_model_cut_there() {
     let ids = |seed, n: u64| Tensor::i32(&[2, n], crate::harness::tokens(seed, 2 * n as usize, 61)).unwrap();
     let inputs = [("input_ids", ids(1, 7)), ("decoder_input_ids", ids(2, 4))];
     for (n, m) in (1..=6).flat_map(|n| (1..=6).map(move |m| (n, m))) {
-        // All on the CPU, whose plans need no texts, and no search for cheaper regions; one of each depth on both.
+        // All on the CPU, whose plans need no texts, without a search for cheaper regions and the ways to run that are not
+        // run; some of both sides on both backends, writing too.
+        let writes = [[1, 6], [4, 4], [6, 1]].contains(&[n, m]);
         let make = |c: &Checkpoint, depth| {
-            let model = loaded(c, RunPolicy { depth, ..RunPolicy::default() });
-            match n == m {
-                true => support::compile(&model),
-                false => support::compile_with(
-                    &model,
-                    FusionOptions { exact: false, ..FusionOptions::default() },
-                    Vec::new(),
-                ),
+            let mut model = loaded(c, RunPolicy { depth, ..RunPolicy::default() });
+            assert_eq!(model.tables.kv_slots.len(), 2 * m as usize);
+            if writes {
+                return support::compile(&model);
             }
+            model.graphs.retain(|g| g.name == "forward");
+            let options = FusionOptions { exact: false, ..FusionOptions::default() };
+            support::compile_with(&model, options, Vec::new())
         };
         let (at, cut) = (make(&c, Some([n, m])), make(&by_hand(&c, [n as usize, m as usize]), None));
-        assert_eq!(at.plan.kv_slots.len(), 2 * m as usize);
-        for backend in BACKENDS.into_iter().filter(|b| *b == BackendChoice::Cpu || n == m) {
+        for backend in BACKENDS.into_iter().filter(|b| *b == BackendChoice::Cpu || writes) {
             let [a, b] = [&at, &cut].map(|m| session(m, backend).run(&inputs).unwrap());
             assert_eq!(a, b, "{n} and {m} on {backend:?}");
-            if n == m {
+            if writes {
                 assert_eq!(written(&at, backend), written(&cut, backend), "{n} and {m} on {backend:?}");
             }
         }

@@ -1,9 +1,11 @@
 //! Family C: keys and values of one layer in the attention of others.
 
-use crate::harness::{agrees, cache_bytes, compiled, prefilled, reads, refused, same_bits, tokens, verified};
+use crate::harness::{
+    BACKENDS, agrees, cache_bytes, compiled, logits, prefilled, reads, refused, same_bits, tokens, verified,
+};
 use crate::tiny::{Form, Tiny};
 use frit::kv_table;
-use frit_compiler::ingest::policy::{KvKeep, KvMerge, RunPolicy};
+use frit_compiler::ingest::policy::{KvKeep, KvMerge, PrefillPasses, RunPolicy};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -114,6 +116,46 @@ fn row_16_lckv_reads_keys_from_above() {
     let m = compiled(&t, RunPolicy::default());
     assert_eq!(m.plan.kv_slots.len(), 3);
     assert_eq!(m.plan.sizes.iter().find(|s| s.name == "S").unwrap().max, Some(1));
+}
+
+/// A prompt as a whole, again and again: as many passes as it has tokens are what token by token gives, the tokens in front
+/// are exact after as many passes, and passes until nothing changes are fewer. Chunks, two rows, and new tokens behind.
+#[test]
+fn row_16_lckv_prompts_in_passes() {
+    let sources = [0, 4, 4, 4, 4, 5];
+    let (mut t, form) = shared(162, &sources, &sources);
+    // Attention that adds little, as training makes it: passes then forget their start.
+    for l in 0..6 {
+        t.tensors.get_mut(&Tiny::name(l, "self_attn.o_proj.weight")).unwrap().1.iter_mut().for_each(|w| *w *= 0.1);
+    }
+    let passes =
+        |most, until| RunPolicy { prefill_passes: Some(PrefillPasses { most, until }), ..RunPolicy::default() };
+    agrees(&t, &form, passes(0, 0.0));
+    agrees(&t, &form, passes(0, 1e-5));
+    let rows = vec![tokens(3, 33, t.vocab), tokens(4, 33, t.vocab)];
+    let one_by_one = compiled(&t, RunPolicy::default());
+    let few = compiled(&t, passes(4, 0.0));
+    assert_eq!(few.plan.sizes.iter().find(|s| s.name == "S").unwrap().max, None);
+    let until = compiled(&t, passes(0, 1e-5));
+    for backend in BACKENDS {
+        let (want, _) = logits(&one_by_one, backend, &rows);
+        let want = want.as_f32().unwrap();
+        let most = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let far = |m: &frit::LoadedModel, upto: usize| {
+            let (got, stats) = logits(m, backend, &rows);
+            let off = got.as_f32().unwrap().iter().zip(want).enumerate();
+            let within = off.filter(|(i, _)| i / t.vocab % 33 < upto);
+            (within.fold(0.0f32, |m, (_, (a, b))| m.max((a - b).abs())) / most, stats.passes)
+        };
+        let (front, count) = far(&few, 4);
+        assert!(front <= 1e-5 && count == 4, "{front}");
+        let (all, count) = far(&until, 33);
+        assert!(all <= 1e-4 && (3..20).contains(&count), "{all} after {count} passes");
+        let (all, _) = far(&compiled(&t, passes(1, 0.0)), 33);
+        assert!(all > 1e-3, "one pass sees nothing from above, yet {all}");
+    }
+    assert!(refused(&Tiny::llama(16), passes(3, 0.0)).contains("no layer reads keys or values from above"));
+    verified(&compiled(&t, passes(0, 0.0)));
 }
 
 /// With a window, a layer that reads from above sees one token less than others do: not the one it is at.
@@ -236,7 +278,8 @@ fn lt_08_byte_tables() {
     assert_eq!(table(&compiled(&t, RunPolicy::default())), (0..6).map(one).collect::<Vec<_>>());
 
     // MiniCache from layer 2: a direction of keys and one of values for a pair, two lengths of each a head.
-    let merge = RunPolicy { kv_merge: Some(KvMerge { start: Some(2), t: 0.6 }), ..RunPolicy::default() };
+    let merge =
+        RunPolicy { kv_merge: Some(KvMerge { start: Some(2), t: 0.6, gamma: 0.0, retain: 0 }), ..RunPolicy::default() };
     let pair = [(part, part), (h * F32, h * F32), (h * F32, h * F32)];
     let merged = table(&compiled(&Tiny::llama(808), merge));
     assert_eq!(merged, [vec![(part, part); 2], pair.to_vec(), pair.to_vec()].concat());

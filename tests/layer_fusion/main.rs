@@ -34,3 +34,4 @@ mod stacks;
 mod table;
 mod tiny;
 mod tying;
+mod widths;

@@ -197,6 +197,9 @@ pub struct Form {
     pub chunk: usize,
     /// The first layer of merged caches, and where between both directions the shared one lies.
     pub merge: Option<(usize, f64)>,
+    /// Of merged caches, how far apart directions may be, as a share of half a turn from the other side, and how many tokens
+    /// farther apart a head retains.
+    pub retain: Option<(f64, usize)>,
     /// Tokens that are anchors, the width of the window, and the layer whose anchors those above it see as well.
     pub keep: Option<(Vec<i32>, usize, Option<usize>)>,
     /// Layers behind which a token attends to its states so far.
@@ -321,15 +324,27 @@ impl Run<'_> {
         if self.together(s, at) || first + 1 >= self.t.layers {
             return part[l][s].clone();
         }
-        let heads = part[l][s].chunks(self.t.head_dim).zip(part[first][s].chunks(self.t.head_dim));
-        heads
-            .zip(part[first + 1][s].chunks(self.t.head_dim))
-            .flat_map(|((own, a), b)| {
-                let length = |x: &[f64]| dot(x, x).sqrt();
-                let unit = |x: &[f64]| x.iter().map(|v| v / length(x)).collect::<Vec<f64>>();
-                arc(&unit(a), &unit(b), t).into_iter().map(move |e| e * length(own))
-            })
-            .collect()
+        let d = self.t.head_dim;
+        let length = |x: &[f64]| dot(x, x).sqrt();
+        let unit = |x: &[f64]| x.iter().map(|v| v / length(x)).collect::<Vec<f64>>();
+        let one = |head: usize| {
+            let own = &part[l][s][head * d..][..d];
+            let sides = |s: usize| [first, first + 1].map(|l| unit(&part[l][s][head * d..][..d]));
+            let far = |s: usize, gamma: f64| {
+                let [a, b] = sides(s);
+                dot(&a, &b).clamp(-1.0, 1.0).acos() > (1.0 - gamma) * std::f64::consts::PI
+            };
+            let is_retained = self
+                .form
+                .retain
+                .is_some_and(|(gamma, room)| far(s, gamma) && (0..=s).filter(|s| far(*s, gamma)).count() <= room);
+            if is_retained {
+                return own.to_vec();
+            }
+            let [a, b] = sides(s);
+            arc(&a, &b, t).into_iter().map(|e| e * length(own)).collect()
+        };
+        (0..part[l][s].len() / d).flat_map(one).collect()
     }
     /// Layers and tokens whose keys and values token `at` sees in layer `l`, which reads those of `ks` and `vs`.
     fn visible(&self, l: usize, ks: usize, vs: usize, at: usize) -> Vec<(usize, usize, usize)> {

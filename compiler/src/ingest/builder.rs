@@ -59,6 +59,7 @@ impl ModelBuilder {
                 tokenizer: None,
                 cache_obstacle: None,
                 retention: None,
+                passes: None,
                 rules: Default::default(),
                 chat: None,
             },
@@ -497,7 +498,11 @@ impl GraphBuilder<'_> {
     }
     /// What a cache slot of `heads` heads of `dim` elements held before the run.
     pub fn kv_past(&mut self, slot: KvSlotId, part: KvPart, heads: u64, dim: u64) -> ValueId {
-        let shape = [Dim::size(sizes::BATCH), Dim::from(heads), Dim::size(sizes::PAST), Dim::from(dim)];
+        self.kv_rows(slot, part, heads, dim, Dim::size(sizes::PAST))
+    }
+    /// The first `len` rows that a cache slot of `heads` heads of `dim` elements held before the run.
+    pub fn kv_rows(&mut self, slot: KvSlotId, part: KvPart, heads: u64, dim: u64, len: Dim) -> ValueId {
+        let shape = [Dim::size(sizes::BATCH), Dim::from(heads), len, Dim::from(dim)];
         let origin = self.origin();
         self.source_node(Op::KvLoad { slot, part }, Scalar::F32, shape.to_vec(), &origin)
     }

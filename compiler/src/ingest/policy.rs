@@ -27,6 +27,11 @@ pub struct RunPolicy {
     pub kv_merge: Option<KvMerge>,
     /// Tokens see anchors and near tokens only.
     pub kv_keep: Option<KvKeep>,
+    /// The inner width of feed-forward parts is chosen when the model runs, up to all of it: the first neurons of each layer.
+    pub ff_active: bool,
+    /// Layers that read keys from above run a prompt several times as a whole, each time with the keys of the time before,
+    /// where they run it token by token otherwise.
+    pub prefill_passes: Option<PrefillPasses>,
     /// How attention probabilities that several layers use come to them.
     pub probs: Probs,
     /// A prompt runs through every layer with all its tokens, though nothing reads what most of them give behind the
@@ -92,7 +97,8 @@ pub struct LayerMix {
 }
 
 /// The caches of layers `start` and `start + 1`, `start + 2` and `start + 3`, … are merged: for each token and head the
-/// direction that both share, and the length of either. What a run appends is whole within that run.
+/// direction that both share, and the length of either. What a run appends is whole within that run. Tokens whose directions
+/// are too far apart for one may be retained as they are, as many as there is room for.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KvMerge {
@@ -101,6 +107,13 @@ pub struct KvMerge {
     pub start: Option<u32>,
     /// Where between the directions of the first and the second layer the shared one lies, 0 to 1.
     pub t: f32,
+    /// Keys, or values, of a head are retained where the angle between both directions exceeds `(1 − γ) π`: none of them at
+    /// 0, all above 1.
+    #[serde(default)]
+    pub gamma: f32,
+    /// How many are retained of each sequence, head and part at most; those that come first.
+    #[serde(default)]
+    pub retain: u32,
 }
 
 /// A token sees itself, the tokens less than `window` before it, and anchors. What no token sees any more leaves the cache
@@ -115,6 +128,16 @@ pub struct KvKeep {
     /// The layers above this one attend to its keys and values of anchors as well.
     #[serde(default)]
     pub layer: Option<u32>,
+}
+
+/// How often a prompt runs. As many passes as it has tokens are exact, and more than that are never run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrefillPasses {
+    /// At most so many; 0: as many as there are tokens.
+    pub most: u32,
+    /// No more once keys and values that are read from above change by no more than this part of their largest; 0: all run.
+    pub until: f32,
 }
 
 /// How probabilities come from the layer that computes them to layers that use them.

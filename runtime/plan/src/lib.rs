@@ -20,7 +20,7 @@ pub use buffer::{BufferRef, KvPart, KvSlotDecl, SlotLayout, StateDecl, ValueDecl
 pub use cost::Rates;
 pub use kernel::{Kernel, Matrix, Schedule, Variant};
 pub use lock::lock_changes;
-pub use model::{ChatInfo, InputFill, ModelInfo, Port, Retention, Task, WritingRules};
+pub use model::{ChatInfo, InputFill, ModelInfo, Passes, Port, Retention, Task, WritingRules};
 pub use plan::{Instead, PLAN_VERSION, Plan, Program, RAN, SizeDecl, Step, sizes};
 pub use report::{
     AttentionCount, ExactSearch, FusionReport, InPlace, Ledger, PhaseReport, RefusedEdge, RegionReport, Validation,

@@ -85,6 +85,20 @@ pub struct ModelInfo {
     /// Which tokens a cache has to keep; all of them unless said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
+    /// How often a prompt runs whose layers read what layers above them made; once unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passes: Option<Passes>,
+}
+
+/// Passes over a prompt, each of which reads what the one before left in the cache.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Passes {
+    /// At most so many; 0: as many as there are tokens, which is exact.
+    pub most: u32,
+    /// No more once what is read changes by no more than this part of its largest value; 0: all run.
+    pub until: f32,
+    /// The cache slots that are read from above.
+    pub slots: Vec<u32>,
 }
 
 /// The tokens of a cache that later tokens see.

@@ -22,6 +22,8 @@ pub mod sizes {
     pub const CAPACITY: &str = "T";
     /// Positions that rotary tables reach, where a cache has room for fewer tokens than there are positions.
     pub const POSITIONS: &str = "N";
+    /// Inner values of feed-forward parts that are computed, where a run chooses.
+    pub const ACTIVE: &str = "F";
     /// Tokens of each sequence that an encoder reads.
     pub const SOURCE: &str = "X";
 }

@@ -1,6 +1,7 @@
 //! Self-attention: projections, norms of queries and keys, rotation, cache, scores.
 
 use super::anchors::Anchors;
+use super::depth;
 use super::latent::Latent;
 use super::linear::Linear;
 use super::norm::Norm;
@@ -11,7 +12,7 @@ use super::sinks;
 use crate::graph::{AttentionAttrs, Float, ValueId, WeightId};
 use crate::ingest::builder::GraphBuilder;
 use frit_kernels::dim::Dim;
-use frit_kernels::spec::BinaryOp;
+use frit_kernels::spec::{BinaryOp, ReduceOp};
 use frit_plan::{KvPart, sizes};
 
 /// Self-attention.
@@ -125,10 +126,16 @@ impl Attention {
             ),
         };
         if let (Some(m), Some(first)) = (merged.filter(|m| m.is_second), shared.made(layer.saturating_sub(1))) {
+            let mut retained = Vec::new();
             for (part, both) in [(KvPart::K, (first.new_k, new_k)), (KvPart::V, (first.new_v, new_v))] {
-                if let (Some(first), Some(second)) = both {
-                    m.append(b, part, shared.merge_at, [first, second]);
+                if let ((Some(first), Some(second)), Some(merge)) = (both, &shared.merge) {
+                    retained.extend(m.append(b, part, merge, shared.mask, [first, second]));
                 }
+            }
+            if let ([k, v], true) = (&retained[..], shared.tells) {
+                let both = b.add(*k, *v);
+                let count = b.reduce(ReduceOp::Sum, both, &[1], false);
+                depth::tell(b, &format!("retained.{}+{}", layer - 1, 2 * self.kv_heads), count);
             }
         }
         let own_v = match &self.qkv {
@@ -142,7 +149,7 @@ impl Attention {
 
         let cut = |b: &mut GraphBuilder<'_>, v: ValueId, there: Option<usize>| match there {
             Some(s) if s > layer => v,
-            _ if is_above => sharing::before(b, v),
+            _ if is_above && !shared.in_passes => sharing::before(b, v),
             _ => v,
         };
         let (k, v) = (cut(b, k, self.sources.keys), cut(b, v, self.sources.values));
@@ -156,15 +163,16 @@ impl Attention {
             (Some(mask), Some(visible)) => Some(b.binary(BinaryOp::And, mask, visible)),
             (one, other) => one.or(other),
         };
-        let (mask, bias) = match is_above {
-            true => (mask.map(|m| last_axis(b, m)), shared.bias.map(|m| last_axis(b, m))),
-            false => (mask, shared.bias),
+        let (mask, bias) = match (is_above, shared.in_passes) {
+            (true, false) => (mask.map(|m| last_axis(b, m)), shared.bias.map(|m| last_axis(b, m))),
+            (true, true) => (Some(self.before(b, shared, mask, k)), shared.bias),
+            _ => (mask, shared.bias),
         };
         // A source above is read up to the token before: all of it, or the window without the token itself.
         let (causal, window) = match (is_above, self.window) {
             (false, window) => (last, window),
-            (true, None) => (None, None),
-            (true, Some(w)) => (last.map(|at| at - Dim::one()), Some(w.saturating_sub(1))),
+            (true, Some(w)) if !shared.in_passes => (last.map(|at| at - Dim::one()), Some(w.saturating_sub(1))),
+            (true, _) => (None, None),
         };
         let attrs = AttentionAttrs {
             scale: Float(self.scale),
@@ -232,15 +240,37 @@ impl Attention {
         Made { y: Some(self.joined(b, shared, y)), ..made }
     }
 
-    /// Keys or values of another layer: `[B, G, P + S, D]` of one below, `[B, G, P, D]` of one above.
+    /// Which keys lie before each query, and in its window if there is one: Bool `[B, 1, S, P + S]`.
+    fn before(&self, b: &mut GraphBuilder<'_>, shared: &Shared, mask: Option<ValueId>, k: ValueId) -> ValueId {
+        let keys = b.ty(k).shape.get(2).cloned().unwrap_or_else(Dim::one);
+        let square = [Dim::one(), Dim::one(), shared.tokens.clone(), keys.clone()];
+        let query = b.iota(&square, 2, shared.first_query.clone());
+        let key = b.iota(&square, 3, Dim::zero());
+        let mut seen = b.binary(BinaryOp::Lt, key, query);
+        if let Some(window) = self.window {
+            let distance = b.sub(query, key);
+            let window = b.i32(i32::try_from(window).unwrap_or(i32::MAX));
+            let near = b.binary(BinaryOp::Lt, distance, window);
+            seen = b.binary(BinaryOp::And, seen, near);
+        }
+        if let Some(mask) = mask {
+            seen = b.binary(BinaryOp::And, seen, mask);
+        }
+        b.broadcast(seen, &[shared.batch.clone(), Dim::one(), shared.tokens.clone(), keys])
+    }
+
+    /// Keys or values of another layer: `[B, G, P + S, D]` of one below, `[B, G, P, D]` of one above. In passes all of
+    /// `[B, G, P + S, D]` is there, the last of it from the pass before.
     fn taken(&self, b: &mut GraphBuilder<'_>, shared: &Shared, layer: usize, part: KvPart) -> Option<ValueId> {
         let source = if part == KvPart::K { self.sources.keys } else { self.sources.values }?;
         if source > layer {
             let slots = shared.slots.get(source)?;
-            return match part {
-                KvPart::K => Some(sharing::past(b, slots.k?, part, self.kv_heads, self.head_dim)),
-                KvPart::V => Some(sharing::past(b, slots.v?, part, self.value_heads(), self.value_dim)),
+            let (slot, heads, dim) = match part {
+                KvPart::K => (slots.k?, self.kv_heads, self.head_dim),
+                KvPart::V => (slots.v?, self.value_heads(), self.value_dim),
             };
+            let now = if shared.in_passes { Dim::size(sizes::TOKENS) } else { Dim::zero() };
+            return Some(b.kv_rows(slot, part, heads, dim, Dim::size(sizes::PAST) + now));
         }
         let made = shared.made(source)?;
         if part == KvPart::K { made.k } else { made.v }

@@ -20,7 +20,8 @@ use crate::transform::extension::Halt;
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
-use frit_plan::{Retention, Task, sizes};
+use frit_plan::{Passes, Retention, Task, sizes};
+use std::collections::BTreeSet;
 
 /// A decoder.
 #[derive(Clone, Debug)]
@@ -278,7 +279,11 @@ fn scaled(b: &mut GraphBuilder<'_>, x: ValueId, factor: Option<f32>) -> ValueId 
 impl Decoder {
     /// Declares sizes, states and cache slots, and adds the four ways to run the model.
     pub fn build(&self, m: &mut ModelBuilder) {
-        decoding::declare_sizes(m, sharing::reads_above(&self.layers).then_some(1), self.context);
+        let one_by_one = sharing::reads_above(&self.layers) && self.policy.prefill_passes.is_none();
+        decoding::declare_sizes(m, one_by_one.then_some(1), self.context);
+        if let Some(width) = self.ff_width().filter(|_| self.policy.ff_active) {
+            m.size(sizes::ACTIVE, 1, Some(width));
+        }
         m.info.task = Task::Decoder;
         m.info.layers = u32::try_from(self.depth()).unwrap_or(u32::MAX);
         m.info.context = self.context;
@@ -288,7 +293,16 @@ impl Decoder {
             m.reach = Dim::size(sizes::POSITIONS);
             m.info.retention = Some(Retention { anchors: keep.anchors.clone(), window: keep.window });
         }
-        let slots = sharing::declare(m, &self.layers, |i| self.runs(i), self.merged_from());
+        let merge = self.merged_from().zip(self.policy.kv_merge);
+        let slots = sharing::declare(m, &self.layers, |i| self.runs(i), merge);
+        m.info.passes = self.policy.prefill_passes.map(|passes| {
+            let above =
+                (0..self.layers.len()).filter_map(|i| self.layers.get(i)?.attention.as_ref().map(|a| (i, a.sources)));
+            let read = above.flat_map(|(i, s)| [s.keys, s.values].into_iter().flatten().filter(move |from| *from > i));
+            let of = |from: usize| slots.get(from).map_or([None; 2], |s| [s.k, s.v]);
+            let slots: BTreeSet<u32> = read.flat_map(of).flatten().map(|slot| slot.0).collect();
+            Passes { most: passes.most, until: passes.until, slots: slots.into_iter().collect() }
+        });
         let anchors = self.policy.kv_keep.as_ref().map(|_| m.kv_slot("anchors", 1, 1, 0));
         let drops = |i: usize| self.drops(i).then(|| m.kv_slot(&format!("layer{i}.ran"), 1, 1, 0));
         let ran = (0..self.layers.len()).map(drops).collect();
@@ -300,6 +314,20 @@ impl Decoder {
         let one = [(sizes::TOKENS, 1)];
         m.graph_with("decode", &one, &[(sizes::BATCH, 4)], |b| self.graph(b, Phase::Decode, &declared));
         m.graph_with("decode_wide", &one, &[], |b| self.graph(b, Phase::Decode, &declared));
+    }
+
+    /// The inner width of the feed-forward parts, where they all have the same and can be cut.
+    pub(super) fn ff_width(&self) -> Option<u64> {
+        let widths = self.layers.iter().filter_map(|l| l.ffn.as_ref()).map(|feed| match feed {
+            Feed::Dense(ffn) => ffn.width(),
+            Feed::Mixture(_) => None,
+        });
+        let mut widths = widths.collect::<Vec<_>>();
+        widths.dedup();
+        match widths[..] {
+            [width] => width,
+            _ => None,
+        }
     }
 
     /// Whether columns that no token sees any more may leave the cache: nothing then follows from the length of the past.
@@ -343,7 +371,9 @@ impl Decoder {
             first_query: past.clone(),
             kept: self.kept((phase == Phase::Decode).then_some(1)),
             anchors,
-            merge_at: self.policy.kv_merge.map_or(0.0, |merge| merge.t),
+            merge: self.policy.kv_merge,
+            in_passes: self.policy.prefill_passes.is_some(),
+            tells: phase != Phase::Prefill,
             ran: declared.ran.clone(),
             visible: Default::default(),
             made: Default::default(),

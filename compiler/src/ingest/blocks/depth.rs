@@ -2,7 +2,7 @@
 //! router sends, that their feed-forward part still changes. Decisions are values of the graph; outputs named
 //! [`frit_plan::RAN`] tell them.
 
-use super::decoder::{Decoder, Layer, Residual, normed};
+use super::decoder::{Decoder, Feed, Layer, Residual, normed};
 use super::halting::{self, Halting};
 use super::linear::Linear;
 use super::shared::Shared;
@@ -14,7 +14,7 @@ use crate::ingest::policy::{ExitRule, Exits, FfnSkip, KvOnSkip, LayerMix, Probs,
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
-use frit_plan::{KvPart, RAN};
+use frit_plan::{KvPart, RAN, sizes};
 use std::collections::BTreeSet;
 
 /// A decision of a layer about itself, by `g = w · x + b` with x what enters it.
@@ -101,6 +101,27 @@ impl Decoder {
                 }
             }
         }
+        match self.ff_width() {
+            Some(_) if policy.ff_active => {
+                for layer in &mut self.layers {
+                    if let Some(Feed::Dense(ffn)) = &mut layer.ffn {
+                        ffn.active = Some(Dim::size(sizes::ACTIVE));
+                    }
+                }
+            }
+            None if policy.ff_active => {
+                fault("ff_active", "needs feed-forward parts of one width, none of low rank and no experts".into());
+            }
+            _ => {}
+        }
+        if let Some(passes) = &policy.prefill_passes {
+            if !sharing::reads_above(&self.layers) {
+                fault("prefill_passes", "repeats prompts, and no layer reads keys or values from above".into());
+            }
+            if passes.until.is_nan() || passes.until < 0.0 {
+                fault("prefill_passes.until", format!("is {}, which is no part of anything", passes.until));
+            }
+        }
         if self.depth() == 0 {
             fault("skip_layers", "leaves no layer".into());
         }
@@ -174,6 +195,15 @@ impl Decoder {
         if let Some(merge) = &policy.kv_merge {
             if !(0.0..=1.0).contains(&merge.t) {
                 faults.push(("kv_merge.t", format!("is {}, not between 0 and 1", merge.t)));
+            }
+            if merge.gamma.is_nan() || merge.gamma < 0.0 {
+                faults.push(("kv_merge.gamma", format!("is {}, which is no share of half a turn", merge.gamma)));
+            }
+            if (merge.gamma > 0.0) != (merge.retain > 0) {
+                faults.push((
+                    "kv_merge.retain",
+                    format!("has room for {} with a gamma of {}", merge.retain, merge.gamma),
+                ));
             }
             let pairs = sharing::pairs(layers, self.merged_from());
             if pairs.is_empty() {

@@ -1,7 +1,8 @@
 //! A projection.
 
-use crate::graph::{ValueId, WeightId};
+use crate::graph::{Op, ValueId, WeightId};
 use crate::ingest::builder::GraphBuilder;
+use frit_kernels::dim::Dim;
 
 /// `x · wᵀ (+ bias)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +31,32 @@ impl Linear {
     /// A projection by one matrix.
     pub fn new(name: &'static str, weight: WeightId, bias: Option<WeightId>) -> Linear {
         Linear { name, weight, bias, factor: Factor::None }
+    }
+
+    /// The `count` rows of the matrix from `first` on: `x` is `[…, K]`, the result `[…, count]`.
+    pub fn apply_rows(&self, b: &mut GraphBuilder<'_>, x: ValueId, first: &Dim, count: &Dim) -> ValueId {
+        b.scope(self.name, |b| {
+            let w = b.weight(self.weight);
+            let w = b.slice(w, 0, first.clone(), count.clone());
+            let y = b.op(Op::MatMul { b_transposed: true }, &[x, w]);
+            self.bias.map_or(y, |bias| {
+                let bias = b.weight(bias);
+                let bias = b.slice(bias, 0, first.clone(), count.clone());
+                b.add(y, bias)
+            })
+        })
+    }
+    /// The first `count` columns of the matrix: `x` is `[…, count]`, the result `[…, N]`.
+    pub fn apply_columns(&self, b: &mut GraphBuilder<'_>, x: ValueId, count: &Dim) -> ValueId {
+        b.scope(self.name, |b| {
+            let w = b.weight(self.weight);
+            let w = b.slice(w, 1, Dim::zero(), count.clone());
+            let y = b.op(Op::MatMul { b_transposed: true }, &[x, w]);
+            self.bias.map_or(y, |bias| {
+                let bias = b.weight(bias);
+                b.add(y, bias)
+            })
+        })
     }
 
     /// `x` is `[…, K]`, the result `[…, N]`.

@@ -2,8 +2,10 @@
 //! and the lengths that either layer's had (MiniCache, arXiv 2405.14366).
 
 use super::attention::Attention;
+use super::retained::{self, Retained};
 use crate::graph::{KvSlotId, ValueId};
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
+use crate::ingest::policy::KvMerge;
 use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
 use frit_plan::KvPart;
 
@@ -18,6 +20,7 @@ pub(crate) struct Merged {
     pub is_second: bool,
     heads: u64,
     dims: [u64; 2],
+    retained: Option<Retained>,
 }
 
 /// Directions closer than this are joined by a straight line: an arc between them has no plane.
@@ -37,7 +40,7 @@ const ARCCOS: [f32; 8] = [
 
 impl Merged {
     /// Declares the slots of layers `first` and `first + 1`; the attention is that of either. The first layer's side.
-    pub fn declare(m: &mut ModelBuilder, first: usize, a: &Attention) -> Merged {
+    pub fn declare(m: &mut ModelBuilder, first: usize, a: &Attention, merge: &KvMerge) -> Merged {
         let name = |what: &str| format!("layers{first}+{}.{what}", first + 1);
         let mut slot = |what, k, v| m.kv_slot(&name(what), a.kv_heads, k, v);
         Merged {
@@ -46,6 +49,7 @@ impl Merged {
             is_second: false,
             heads: a.kv_heads,
             dims: [a.head_dim, a.value_dim],
+            retained: Retained::declare(m, first, merge, a.kv_heads, [a.head_dim, a.value_dim]),
         }
     }
     /// The side of the second layer.
@@ -62,11 +66,20 @@ impl Merged {
         let direction = b.kv_past(self.directions, part, self.heads, dim);
         let length = b.kv_past(lengths, side, self.heads, 1);
         let past = b.mul(direction, length);
+        let past = self.retained.map_or(past, |r| r.restore(b, part, self.is_second, past));
         b.concat(&[past, new], 2)
     }
 
-    /// Appends what both layers have for this run's tokens, `[B, G, S, D]` each; `t` is where the direction lies.
-    pub fn append(&self, b: &mut GraphBuilder<'_>, part: KvPart, t: f32, both: [ValueId; 2]) {
+    /// Appends what both layers have for this run's tokens, `[B, G, S, D]` each; `mask` is that of the keys,
+    /// `[B, 1, 1, P + S]`. Gives which tokens are retained, F32 `[B, G, S, 1]`, where some may be.
+    pub fn append(
+        &self,
+        b: &mut GraphBuilder<'_>,
+        part: KvPart,
+        merge: &KvMerge,
+        mask: Option<ValueId>,
+        both: [ValueId; 2],
+    ) -> Option<ValueId> {
         let tiny = b.f32(1e-30);
         let sides = both.map(|x| {
             let square = b.mul(x, x);
@@ -76,16 +89,19 @@ impl Merged {
             (b.mul(x, inverse), length)
         });
         let [(u, u_length), (v, v_length)] = sides;
-        let direction = between(b, u, v, t);
+        let (direction, angle) = between(b, u, v, merge.t);
         b.kv_append(self.directions, part, direction);
         let slot = if part == KvPart::K { self.lengths[0] } else { self.lengths[1] };
         b.kv_append(slot, KvPart::K, u_length);
         b.kv_append(slot, KvPart::V, v_length);
+        let (retained, mask) = (self.retained?, mask?);
+        let present = retained::present(b, mask);
+        Some(retained.keep(b, part, merge.gamma, [angle, present], both))
     }
 }
 
-/// The point at `t` on the arc from direction `u` to `v`: `(sin((1 − t) Ω) u + sin(t Ω) v) / sin Ω`.
-fn between(b: &mut GraphBuilder<'_>, u: ValueId, v: ValueId, t: f32) -> ValueId {
+/// The point at `t` on the arc from direction `u` to `v`, `(sin((1 − t) Ω) u + sin(t Ω) v) / sin Ω`, and Ω.
+fn between(b: &mut GraphBuilder<'_>, u: ValueId, v: ValueId, t: f32) -> (ValueId, ValueId) {
     let product = b.mul(u, v);
     let cosine = b.reduce(ReduceOp::Sum, product, &[3], true);
     let [low, high] = [-1.0, 1.0].map(|bound| b.f32(bound));
@@ -107,7 +123,7 @@ fn between(b: &mut GraphBuilder<'_>, u: ValueId, v: ValueId, t: f32) -> ValueId 
         b.select(is_parallel, share, part)
     });
     let [u, v] = [b.mul(u, weights[0]), b.mul(v, weights[1])];
-    b.add(u, v)
+    (b.add(u, v), angle)
 }
 
 /// `arccos x`; `size` is |x|. Below 0 it is `π − arccos |x|`.

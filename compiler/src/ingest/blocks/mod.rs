@@ -30,6 +30,7 @@ mod patches;
 mod probs;
 mod reading;
 mod relative;
+mod retained;
 mod rotary;
 mod shared;
 mod sharing;

@@ -5,6 +5,7 @@ use super::rotary::Rotation;
 use super::sharing::{Made, Slots};
 use crate::graph::{KvSlotId, ValueId};
 use crate::ingest::builder::GraphBuilder;
+use crate::ingest::policy::KvMerge;
 use frit_kernels::dim::Dim;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,8 +30,12 @@ pub(crate) struct Shared {
     pub(super) kept: BTreeSet<usize>,
     /// Who sees what, where caches keep anchors and near tokens only.
     pub(super) anchors: Option<Anchors>,
-    /// Where the directions of merged slots lie, see [`crate::ingest::policy::KvMerge::t`].
-    pub(super) merge_at: f32,
+    /// How slots are merged, where they are.
+    pub(super) merge: Option<KvMerge>,
+    /// Whether what is read from layers above was made by a pass before this one.
+    pub(super) in_passes: bool,
+    /// Whether tokens tell what became of them: those of a whole run, or new ones.
+    pub(super) tells: bool,
     /// The slots of layers that keep which tokens ran them.
     pub(super) ran: Vec<Option<KvSlotId>>,
     /// Bool `[B, 1, 1, T]`: keys that are visible in the layer under construction, where some are not.

@@ -6,8 +6,9 @@ use super::decoder::Layer;
 use super::merged::Merged;
 use crate::graph::{KvSlotId, ValueId};
 use crate::ingest::builder::{GraphBuilder, ModelBuilder};
+use crate::ingest::policy::KvMerge;
 use frit_kernels::dim::Dim;
-use frit_plan::{KvPart, sizes};
+use frit_plan::sizes;
 
 /// Where the parts of a layer's attention come from. `None`: from the layer itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -77,12 +78,12 @@ pub(crate) struct Made {
 }
 
 /// Declares the slots of each layer: none where both parts come from elsewhere, one for what it appends, two where keys
-/// and values differ in heads. Pairs of layers from `merged_from` on share theirs.
+/// and values differ in heads. Pairs of layers from the first of `merge` on share theirs.
 pub(super) fn declare(
     m: &mut ModelBuilder,
     layers: &[Layer],
     runs: impl Fn(usize) -> bool,
-    merged_from: Option<usize>,
+    merge: Option<(usize, KvMerge)>,
 ) -> Vec<Slots> {
     let one = |m: &mut ModelBuilder, i: usize, a: &Attention| {
         let [k, v] = a.sources.own();
@@ -105,11 +106,11 @@ pub(super) fn declare(
             }
         }
     };
-    let pairs = pairs(layers.len(), merged_from);
+    let pairs = pairs(layers.len(), merge.map(|m| m.0));
     let mut out: Vec<Slots> = Vec::with_capacity(layers.len());
     for (i, layer) in layers.iter().enumerate() {
-        let merged = match &layer.attention {
-            Some(a) if pairs.contains(&i) => Some(Merged::declare(m, i, a)),
+        let merged = match (&layer.attention, &merge) {
+            (Some(a), Some((_, merge))) if pairs.contains(&i) => Some(Merged::declare(m, i, a, merge)),
             _ if i > 0 && pairs.contains(&(i - 1)) => out.last().and_then(|s| s.merged).map(Merged::second),
             _ => None,
         };
@@ -147,11 +148,6 @@ pub(super) fn after_producers(layers: &[Layer], runs: impl Fn(usize) -> bool) ->
     };
     let next = (0..layers.len()).rev().find(appends)? + 1;
     (next < layers.len()).then_some(next)
-}
-
-/// What the slot of another layer held before this run, `[B, heads, P, dim]`.
-pub(super) fn past(b: &mut GraphBuilder<'_>, slot: KvSlotId, part: KvPart, heads: u64, dim: u64) -> ValueId {
-    b.kv_past(slot, part, heads, dim)
 }
 
 /// The first P positions of keys or values, those before this run.

@@ -336,6 +336,6 @@ impl<'r> Site<'r, '_, '_> {
             }
         };
         let down = linear(down, hidden, inner);
-        Ffn { name, up, act: recipe.act, down }
+        Ffn { name, up, act: recipe.act, down, inner: Some(inner.0), active: None }
     }
 }

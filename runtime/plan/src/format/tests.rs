@@ -91,6 +91,7 @@ fn model() -> (Plan, Tensors) {
             tokenizer: Some("{\"tokens\": [\"ä\"]}".into()),
             cache_obstacle: None,
             retention: None,
+            passes: None,
             rules: Default::default(),
             chat: Some(ChatInfo { template: "{{ messages }}".into(), bos: None, eos: Some("</s>".into()) }),
         },

@@ -84,6 +84,7 @@ fn plan(kernels: Vec<Kernel>, programs: Vec<Program>) -> Plan {
             tokenizer: None,
             cache_obstacle: None,
             retention: None,
+            passes: None,
             rules: Default::default(),
             chat: None,
         },

@@ -96,6 +96,8 @@ pub fn main(a: &Args) -> Result<()> {
         }
     };
     let mut session = Session::builder().backend(a.backend).progress(|s| progress.stage(s)).open(&loaded)?;
+    #[cfg(feature = "compiler")]
+    a.policy.steer(&mut session)?;
     progress.clear();
     let sampling = (a.temperature > 0.0).then_some(Sampling {
         temperature: a.temperature,

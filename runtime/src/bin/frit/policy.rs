@@ -2,10 +2,12 @@
 
 use crate::model::Progress;
 use anyhow::{Context, Result, bail};
-use frit::{LoadedModel, model_source};
+use frit::{LoadedModel, Session, model_source};
 use frit_compiler::CompileOptions;
 use frit_compiler::ingest::LoadOptions;
-use frit_compiler::ingest::policy::{ExitRule, Exits, FfnSkip, KvKeep, KvMerge, KvOnSkip, LayerMix, Probs, RunPolicy};
+use frit_compiler::ingest::policy::{
+    ExitRule, Exits, FfnSkip, KvKeep, KvMerge, KvOnSkip, LayerMix, PrefillPasses, Probs, RunPolicy,
+};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -54,6 +56,13 @@ pub struct Policy {
     /// Let the layers above this one attend to its anchors too: `src=4`.
     #[arg(long, value_name = "src=N", requires = "kv_keep")]
     layer_anchor: Option<String>,
+    /// Compute only the first neurons of every feed-forward part, so many; the width is a size of the compiled model.
+    #[arg(long, value_name = "N")]
+    ff_active: Option<u64>,
+    /// Run prompts of layers that read keys from above several times as a whole and not token by token: `9`, or
+    /// `until:1e-5` until nothing changes by more than that part.
+    #[arg(long, value_name = "N|until:E")]
+    prefill_passes: Option<String>,
     /// Attention probabilities that several layers use: auto, store or recompute.
     #[arg(long, value_name = "HOW", default_value = "auto")]
     probs: Probs,
@@ -91,9 +100,15 @@ impl Policy {
             layer_mix: self.layer_mix.as_deref().map(layer_mix).transpose()?,
             kv_merge: self.kv_merge.as_deref().map(kv_merge).transpose()?,
             kv_keep: self.kv_keep.as_deref().map(|text| kv_keep(text, self.layer_anchor.as_deref())).transpose()?,
+            ff_active: self.ff_active.is_some(),
+            prefill_passes: self.prefill_passes.as_deref().map(prefill_passes).transpose()?,
             probs: self.probs,
             whole_prefill: self.whole_prefill,
         })
+    }
+    /// Tells a session what of the policy it chooses when it runs.
+    pub fn steer(&self, session: &mut Session) -> Result<()> {
+        Ok(self.ff_active.map_or(Ok(()), |width| session.set_ff_active(width))?)
     }
     /// Compiles the model for the policy; `None` when there is none.
     pub fn open(&self, path: &Path, options: CompileOptions, progress: &Progress) -> Result<Option<LoadedModel>> {
@@ -159,20 +174,35 @@ fn ffn_skip(text: &str) -> Result<(Option<FfnSkip>, Vec<u32>)> {
     Ok((Some(skip), layers))
 }
 
+fn prefill_passes(text: &str) -> Result<PrefillPasses> {
+    let hint = || format!("--prefill-passes `{text}` is no number\nhint: --prefill-passes 9 or until:1e-5");
+    Ok(match text.strip_prefix("until:") {
+        Some(until) => PrefillPasses { most: 0, until: until.parse().with_context(hint)? },
+        None => PrefillPasses { most: text.parse().with_context(hint)?, until: 0.0 },
+    })
+}
+
+/// Rows for tokens that `gamma` retains, unless said.
+const RETAINED: u32 = 64;
+
 fn kv_merge(text: &str) -> Result<KvMerge> {
     let (method, settings) = text.split_once(':').unwrap_or((text, ""));
     if method != "minicache" {
         bail!("--kv-merge has no method `{method}`\nhint: --kv-merge minicache:start=15,t=0.6");
     }
-    let mut merge = KvMerge { start: None, t: 0.6 };
+    let mut merge = KvMerge { start: None, t: 0.6, gamma: 0.0, retain: 0 };
     for setting in settings.split(',').filter(|s| !s.is_empty()) {
         let (key, value) = setting.split_once('=').with_context(|| format!("`{setting}` is no `key=value`"))?;
         match key.trim() {
             "start" => merge.start = Some(value.parse().with_context(|| format!("start `{value}`"))?),
             "t" => merge.t = value.parse().with_context(|| format!("t `{value}`"))?,
-            "gamma" => bail!("--kv-merge keeps no single token apart: there is no gamma\nhint: start, t"),
-            other => bail!("--kv-merge minicache has no setting `{other}`\nhint: start, t"),
+            "gamma" => merge.gamma = value.parse().with_context(|| format!("gamma `{value}`"))?,
+            "retain" => merge.retain = value.parse().with_context(|| format!("retain `{value}`"))?,
+            other => bail!("--kv-merge minicache has no setting `{other}`\nhint: start, t, gamma, retain"),
         }
+    }
+    if merge.gamma > 0.0 && merge.retain == 0 {
+        merge.retain = RETAINED;
     }
     Ok(merge)
 }

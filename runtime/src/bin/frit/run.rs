@@ -51,6 +51,8 @@ pub fn main(a: &Args) -> Result<()> {
         inputs = frit::embed::batch(&tokenizer, &texts)?;
     }
     let mut session = Session::builder().backend(a.backend).progress(|s| progress.stage(s)).open(&loaded)?;
+    #[cfg(feature = "compiler")]
+    a.policy.steer(&mut session)?;
     progress.clear();
     let start = std::time::Instant::now();
     let outputs = session.run(&inputs)?;

@@ -333,6 +333,7 @@ pub fn empty_plan(sizes: &[(&str, u64)]) -> Plan {
             tokenizer: None,
             cache_obstacle: None,
             retention: None,
+            passes: None,
             rules: Default::default(),
             chat: None,
         },

@@ -247,7 +247,14 @@ fn layer(r: &Recipe, t: &mut Binder<'_>, stem: &str, i: u64) -> StackLayer {
     } else {
         Up::Plain(linear(t, "intermediate", &of(n.up), inner, hidden, r.bias))
     };
-    let ffn = Ffn { name: "ffn", up, act: r.act, down: linear(t, "output", &of(n.down), hidden, inner, r.bias) };
+    let ffn = Ffn {
+        name: "ffn",
+        up,
+        act: r.act,
+        down: linear(t, "output", &of(n.down), hidden, inner, r.bias),
+        inner: None,
+        active: None,
+    };
     StackLayer {
         attention: Part { run: attention, norm: attention_norm, gain: None },
         local,

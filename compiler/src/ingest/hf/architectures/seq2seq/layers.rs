@@ -65,7 +65,7 @@ impl Side {
         let cross = (self.name == "decoder").then(|| attention(t, "encoder_attn"));
         let up = linear(t, "fc1", &format!("{stem}fc1"), inner, self.width(), true);
         let down = linear(t, "fc2", &format!("{stem}fc2"), self.width(), inner, true);
-        let ffn = Ffn { name: "ffn", up: Up::Plain(up), act: self.act, down };
+        let ffn = Ffn { name: "ffn", up: Up::Plain(up), act: self.act, down, inner: None, active: None };
         let norm = layer_norm(t, "final_layer_norm", &format!("{stem}final_layer_norm"), self.width(), 1e-5, true);
         StackLayer { cross, ffn: Some(Part::new(ffn, norm)), ..StackLayer::plain(own) }
     }

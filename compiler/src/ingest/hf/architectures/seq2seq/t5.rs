@@ -124,7 +124,7 @@ impl Config {
             false => Up::Plain(up("wi")),
         };
         let down = linear(t, "wo", &format!("{stem}.DenseReluDense.wo"), self.width(), inner, false);
-        let run = Ffn { name: "DenseReluDense", up, act: self.act, down };
+        let run = Ffn { name: "DenseReluDense", up, act: self.act, down, inner: None, active: None };
         Part::new(run, self.norm(t, "layer_norm", &format!("{stem}.layer_norm")))
     }
     /// A side's layers, and the relative positions that they share.

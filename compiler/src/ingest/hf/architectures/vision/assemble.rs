@@ -253,7 +253,14 @@ pub(super) fn layer(l: &Layers, n: Names, image: Image, t: &mut Binder<'_>, stem
         }
         false => Up::Plain(linear(t, "up", &of(n.up), inner, hidden, true)),
     };
-    let ffn = Ffn { name: "ffn", up, act: l.act, down: linear(t, "down", &of(n.down), hidden, inner, true) };
+    let ffn = Ffn {
+        name: "ffn",
+        up,
+        act: l.act,
+        down: linear(t, "down", &of(n.down), hidden, inner, true),
+        inner: None,
+        active: None,
+    };
     let norm = |t: &mut Binder<'_>, at: &str| Some(layer_norm(t, "norm", &of(at), hidden, l.eps, true));
     let gain = |t: &mut Binder<'_>, at: &str| (!at.is_empty()).then(|| t.take(&of(at), &[hidden]));
     let [first, second] = n.gains;
@@ -382,7 +389,7 @@ impl Probe {
         let inner: Extent<'_> = (l.inner, "intermediate_size");
         let up = Up::Plain(linear(t, "fc1", &format!("{stem}.mlp.fc1"), inner, hidden, true));
         let down = linear(t, "fc2", &format!("{stem}.mlp.fc2"), hidden, inner, true);
-        Probe { query, attention, norm, ffn: Ffn { name: "mlp", up, act: l.act, down } }
+        Probe { query, attention, norm, ffn: Ffn { name: "mlp", up, act: l.act, down, inner: None, active: None } }
     }
 
     /// Rows `[B, T, H]` to `[B, H]`.

@@ -150,7 +150,7 @@ impl Config {
             attention,
             bias,
             ffn_norm: norm(t, "layernorm_after"),
-            ffn: Ffn { name: "ffn", up, act: self.act, down },
+            ffn: Ffn { name: "ffn", up, act: self.act, down, inner: None, active: None },
         }
     }
 
