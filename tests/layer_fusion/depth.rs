@@ -149,13 +149,20 @@ fn row_17_ffn_skip_is_greedy_by_token() {
         let down = t.tensors.get_mut(&Tiny::name(l, "mlp.down_proj.weight")).unwrap();
         down.1.iter_mut().for_each(|w| *w *= 0.35);
     }
-    let ids = [tokens(3, 11, t.vocab), tokens(4, 11, t.vocab)];
+    // The text and the threshold of those tried whose decisions are the clearest, where tokens of both rows decide unlike.
     let at = |threshold: f64| Form { ffn_skip: Some((threshold, vec![0, 5], 3)), ..Form::default() };
-    let margin = |threshold: f64| ids.iter().map(|i| t.run(&at(threshold), i).margin).fold(f64::INFINITY, f64::min);
-    let ran = |threshold: f64| ids.iter().flat_map(|i| t.run(&at(threshold), i).ffn_run).sum::<usize>();
-    let candidates = (900..1000).map(|k| f64::from(k) / 1000.0).filter(|c| (40..80).contains(&ran(*c)));
-    let threshold = candidates.max_by(|a, b| margin(*a).total_cmp(&margin(*b))).expect("some tokens skip");
-    assert!(margin(threshold) > 5e-5, "{}", margin(threshold));
+    let mut best = (0.0f64, 0.0, [Vec::new(), Vec::new()]);
+    for (seed, k) in (0..12).flat_map(|seed| (0..30).map(move |k| (seed, k))) {
+        let (ids, threshold) = ([0, 1].map(|row| tokens(2 * seed + row, 7, t.vocab)), 0.925 + f64::from(k) / 500.0);
+        let runs = ids.each_ref().map(|i| t.run(&at(threshold), i));
+        let margin = runs.iter().map(|r| r.margin).fold(f64::INFINITY, f64::min);
+        let differ = runs.iter().all(|r| r.ffn_run[3..].iter().any(|n| *n != r.ffn_run[3]));
+        if margin > best.0 && differ && runs[0].ffn_run != runs[1].ffn_run {
+            best = (margin, threshold, ids);
+        }
+    }
+    let (margin, threshold, ids) = best;
+    assert!(margin >= 1e-3, "{margin}");
     let form = at(threshold);
     let m = compiled(&t, ffn_skip(threshold as f32, &[0, 5], 3));
     let want: Vec<_> = ids.iter().map(|i| t.run(&form, i)).collect();
@@ -165,7 +172,7 @@ fn row_17_ffn_skip_is_greedy_by_token() {
     let counted: usize = want.iter().flat_map(|w| &w.ffn_run).map(|n| n - 1).sum();
     for backend in BACKENDS {
         let (got, stats) = logits(&m, backend, &ids);
-        assert_eq!((stats.ffn_run, stats.ffn_possible), (counted as u64, 22 * 3), "{backend:?}");
+        assert_eq!((stats.ffn_run, stats.ffn_possible), (counted as u64, 14 * 3), "{backend:?}");
         for (g, w) in got.as_f32().unwrap().iter().zip(&flat) {
             assert!((f64::from(*g) - w).abs() <= 1e-4 * most, "{backend:?}: {g}, {w} expected");
         }

@@ -10,15 +10,27 @@ use frit_compiler::ingest::policy::RunPolicy;
 use frit_compiler::ingest::{self, LoadOptions};
 use frit_kernels::target::Tier;
 use frit_plan::{Plan, sizes};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex};
 
 /// Both backends that run everywhere.
 pub const BACKENDS: [BackendChoice; 2] = [BackendChoice::Cpu, BackendChoice::Wgpu];
 
-/// Compiles a checkpoint under a policy.
+/// Compiles a checkpoint under a policy; what was compiled before is the same model.
 pub fn compiled(t: &Tiny, policy: RunPolicy) -> LoadedModel {
-    compiled_with(t, policy, CompileOptions::default())
+    static KNOWN: LazyLock<Mutex<HashMap<u64, LoadedModel>>> = LazyLock::new(Mutex::default);
+    let mut of = DefaultHasher::new();
+    t.hash(&mut of);
+    format!("{policy:?}").hash(&mut of);
+    let key = of.finish();
+    if let Some(model) = KNOWN.lock().unwrap().get(&key) {
+        return model.clone();
+    }
+    let model = compiled_with(t, policy, CompileOptions::default());
+    KNOWN.lock().unwrap().insert(key, model.clone());
+    model
 }
 
 /// The same with these options.

@@ -4,6 +4,7 @@
 use crate::support::Random;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use tempfile::TempDir;
 
 /// A checkpoint in Hugging Face form.
@@ -23,6 +24,17 @@ pub struct Tiny {
     pub config: Vec<(&'static str, Value)>,
     /// Names that stand for other tensors.
     pub aliases: BTreeMap<String, String>,
+}
+
+impl Hash for Tiny {
+    fn hash<H: Hasher>(&self, of: &mut H) {
+        [self.layers, self.hidden, self.heads, self.kv_heads, self.head_dim, self.ff, self.vocab].hash(of);
+        for (name, (shape, values)) in &self.tensors {
+            (name, shape).hash(of);
+            values.iter().for_each(|v| v.to_bits().hash(of));
+        }
+        format!("{} {:?} {:?}", self.frit, self.config, self.aliases).hash(of);
+    }
 }
 
 impl Tiny {
