@@ -67,12 +67,17 @@ pub fn saved(c: &Checkpoint, tied: Tied) -> TempDir {
     dir
 }
 
-/// Writes and compiles a checkpoint.
+/// Writes and compiles a checkpoint; what was compiled before is the same model.
 pub fn compiled(c: &Checkpoint, tied: Tied) -> LoadedModel {
     let dir = saved(c, tied);
-    let model = ingest::load(dir.path().join("m")).unwrap_or_else(|e| panic!("{e}"));
-    std::mem::forget(dir);
-    model_source::compiled(&model).unwrap_or_else(|e| panic!("{e}"))
+    let files = std::fs::read_dir(dir.path().join("m")).unwrap().map(|f| f.unwrap().path());
+    let mut files: Vec<_> = files.map(|f| (f.file_name().unwrap().to_owned(), std::fs::read(f).unwrap())).collect();
+    files.sort();
+    harness::once(files, || {
+        let model = ingest::load(dir.path().join("m")).unwrap_or_else(|e| panic!("{e}"));
+        std::mem::forget(dir);
+        model_source::compiled(&model).unwrap_or_else(|e| panic!("{e}"))
+    })
 }
 
 /// T0: the model as written gives the bits of its materialised copy, on both backends.

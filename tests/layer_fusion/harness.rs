@@ -20,15 +20,20 @@ pub const BACKENDS: [BackendChoice; 2] = [BackendChoice::Cpu, BackendChoice::Wgp
 
 /// Compiles a checkpoint under a policy; what was compiled before is the same model.
 pub fn compiled(t: &Tiny, policy: RunPolicy) -> LoadedModel {
+    let of = (t, format!("{policy:?}"));
+    once(of, || compiled_with(t, policy, CompileOptions::default()))
+}
+
+/// The model that is made `of` something, made at the first call.
+pub fn once(of: impl Hash, make: impl FnOnce() -> LoadedModel) -> LoadedModel {
     static KNOWN: LazyLock<Mutex<HashMap<u64, LoadedModel>>> = LazyLock::new(Mutex::default);
-    let mut of = DefaultHasher::new();
-    t.hash(&mut of);
-    format!("{policy:?}").hash(&mut of);
-    let key = of.finish();
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    let key = hasher.finish();
     if let Some(model) = KNOWN.lock().unwrap().get(&key) {
         return model.clone();
     }
-    let model = compiled_with(t, policy, CompileOptions::default());
+    let model = make();
     KNOWN.lock().unwrap().insert(key, model.clone());
     model
 }
