@@ -22,6 +22,7 @@ mod identities;
 mod kv_slots;
 mod merging;
 mod onnx_edits;
+#[path = "../support/onnx_file.rs"]
 mod onnx_file;
 mod packed;
 mod precision;

@@ -30,6 +30,10 @@ impl Bounds {
         }
         b
     }
+    /// The stated largest value of a symbol.
+    pub fn most(&self, s: &Sym) -> Option<Dim> {
+        self.known.get(s).and_then(|k| k.1.clone())
+    }
     fn lo(&self, s: &Sym) -> i64 {
         self.known.get(s).map_or(if matches!(s, Sym::Size(_)) { 1 } else { 0 }, |k| k.0)
     }

@@ -206,7 +206,16 @@ impl Cx<'_, '_, '_> {
     }
     /// Other extents for the same elements.
     pub fn reshape(&mut self, a: ValueId, to: &[Dim]) -> Res<ValueId> {
-        if self.shape(a) == to { Ok(a) } else { self.op(Op::Reshape(to.to_vec()), &[a]) }
+        let own = self.shape(a);
+        if own == to {
+            return Ok(a);
+        }
+        let count = |s: &[Dim]| s.iter().fold(Dim::one(), |n, d| &n * d);
+        let more = self.simplify(&(count(to) - count(&own)));
+        if let Some(least) = self.sizes.raised(&more, &self.bounds, |b| more.simplify(b).is(0)) {
+            return Err(Stop::Assume(least));
+        }
+        self.op(Op::Reshape(to.to_vec()), &[a])
     }
     /// Axis k of the result is axis `perm[k]`.
     pub fn transpose(&mut self, a: ValueId, perm: &[usize]) -> Res<ValueId> {

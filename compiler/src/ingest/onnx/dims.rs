@@ -10,6 +10,7 @@ use indexmap::IndexMap;
 pub struct Sizes {
     equal: IndexMap<String, Dim>,
     at_most: IndexMap<String, (Dim, u64)>,
+    at_least: IndexMap<String, u64>,
     declared: IndexMap<String, Option<u64>>,
 }
 
@@ -54,6 +55,12 @@ impl Sizes {
                 }
                 None => self.at_most.insert(name, (sum, max)).is_none(),
             },
+            Assumption::AtLeast(name, min) => {
+                let known = self.at_least.entry(name).or_default();
+                let is_more = min > *known;
+                *known = min.max(*known);
+                is_more
+            }
         }
     }
     /// The expression with everything assumed equal put in.
@@ -72,6 +79,7 @@ impl Sizes {
     /// Sizes that occur in `used`, with bounds: name, smallest, largest.
     pub fn bounds_of(&self, name: &str) -> (u64, Option<u64>) {
         let min = u64::from(name != sizes::PAST && !name.to_ascii_lowercase().contains("past"));
+        let min = self.at_least.get(name).map_or(min, |least| min.max(*least));
         (min, self.at_most.get(name).map(|(_, max)| *max))
     }
     /// Sums of sizes that are at most a number.
@@ -95,6 +103,30 @@ impl Sizes {
             b.set(Sym::Size(name.as_str().into()), int(min), max);
         }
         b
+    }
+    /// The smallest raise of one size's least value under which something holds of an expression, among those that the
+    /// numbers in it suggest; none for the sizes of a decoder, which a host chooses.
+    pub fn raised(&self, d: &Dim, bounds: &Bounds, holds: impl Fn(&Bounds) -> bool) -> Option<Assumption> {
+        if d.as_const().is_some() {
+            return None;
+        }
+        let mut least: Vec<i64> = numbers(d).into_iter().flat_map(|n| [n, n + 1]).chain(2..=4).collect();
+        least.retain(|n| (2..=1 << 20).contains(n));
+        least.sort_unstable();
+        least.dedup();
+        let is_own = |n: &str| ![sizes::BATCH, sizes::TOKENS, sizes::PAST].contains(&n);
+        let names = d.symbols().into_iter().filter(|s| matches!(s, Sym::Size(n) if is_own(n)));
+        let all = names.flat_map(|s| least.iter().map(move |n| (s.clone(), *n)));
+        let lifted = |(s, n): &(Sym, i64)| {
+            let name = s.to_string();
+            let (min, max) = self.bounds_of(&name);
+            let is_between = *n as u64 > min && max.is_none_or(|m| *n as u64 <= m);
+            let mut raised = bounds.clone();
+            let max = self.at_most.get(&name).map(|_| bounds.most(s)).unwrap_or_default();
+            raised.set(s.clone(), *n, max);
+            is_between && holds(&raised)
+        };
+        all.into_iter().find(lifted).map(|(s, n)| Assumption::AtLeast(s.to_string(), n as u64))
     }
     fn order(&self, name: &str) -> usize {
         self.declared.get_index_of(name).unwrap_or(usize::MAX)
@@ -120,7 +152,12 @@ impl Sizes {
             (Some(x), _) if !b.mentions(&size(x)) => return by(x, &b),
             _ => {}
         }
-        for atom in clipped(&diff) {
+        let clipped = clipped(&diff);
+        let raised = || self.raised(&diff, bounds, |b| diff.simplify(b).is(0));
+        if let Some(least) = (!clipped.is_empty()).then(raised).flatten() {
+            return Err(Stop::Assume(least));
+        }
+        for atom in clipped {
             let Atom::Min(x, y) = &atom else { continue };
             for (taken, other) in [(x, y), (y, x)] {
                 if !replace(&diff, &atom, taken).simplify(bounds).is(0) {
@@ -172,6 +209,21 @@ fn clipped(d: &Dim) -> Vec<Atom> {
         }
         if matches!(a, Atom::Min(..)) {
             out.push(a.clone());
+        }
+    }
+    out
+}
+
+/// The numbers in an expression, without their signs.
+fn numbers(d: &Dim) -> Vec<i64> {
+    let mut out = Vec::new();
+    for (m, c) in d.terms() {
+        out.push(c.saturating_abs());
+        for a in m {
+            if let Atom::Min(x, y) | Atom::Max(x, y) | Atom::Div(x, y) | Atom::Mod(x, y) = a {
+                out.extend(numbers(x));
+                out.extend(numbers(y));
+            }
         }
     }
     out
@@ -259,6 +311,17 @@ mod tests {
         assert!(!s.assume(Assumption::AtMost("past".into(), d("past"), 64)));
         assert_eq!(s.equate(&slice, &d("seq"), &s.bounds()), Ok(d("seq")));
         assert_eq!(s.limits().collect::<Vec<_>>(), [(d("past + seq"), 64)]);
+    }
+    #[test]
+    fn what_a_slice_takes_is_there() {
+        let mut s = sizes(&["nn"]);
+        let want = Assumption::AtLeast("nn".into(), 2);
+        for taken in ["min(nn, 2)", "nn - min(nn, max(0, nn - 2))"] {
+            assert_eq!(s.equate(&d(taken), &d("2"), &s.bounds()), Err(Stop::Assume(want.clone())), "{taken}");
+        }
+        assert!(s.assume(want.clone()) && !s.assume(want) && !s.assume(Assumption::AtLeast("nn".into(), 1)));
+        assert_eq!(s.equate(&d("min(nn, 2)"), &d("2"), &s.bounds()), Ok(d("2")));
+        assert_eq!(s.bounds_of("nn"), (2, None));
     }
     #[test]
     fn numbers_that_differ_are_refused() {

@@ -12,6 +12,8 @@ pub enum Assumption {
     Equal(String, Dim),
     /// The sum, of which the size is a part, is at most this.
     AtMost(String, Dim, u64),
+    /// The size is at least this.
+    AtLeast(String, u64),
 }
 
 /// Why a node was not imported.

@@ -334,6 +334,7 @@ impl<'a> Importer<'a, '_, '_> {
             self.nodes_left -= 1;
             match self.node(n) {
                 Ok(vals) => {
+                    self.extents_exist(&vals)?;
                     let mut vals = vals.into_iter();
                     for o in &n.output {
                         let val = vals.next();
@@ -353,6 +354,17 @@ impl<'a> Importer<'a, '_, '_> {
                     }
                     n.output.iter().for_each(|o| self.bind(o, None));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sizes for which an extent would be negative are not meant: the model says how small they can be.
+    fn extents_exist(&self, vals: &[Val]) -> Res<()> {
+        let bounds = &self.cx.bounds;
+        for d in vals.iter().flat_map(|v| &v.shape).filter(|d| !bounds.nonneg(d)) {
+            if let Some(least) = self.cx.sizes.raised(d, bounds, |b| b.nonneg(d)) {
+                return Err(Stop::Assume(least));
             }
         }
         Ok(())

@@ -417,12 +417,14 @@ pub fn depth_to_space(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
     Ok(vec![cx.val(out, x.elem)])
 }
 
-/// Blocks of the plane to channels.
+/// Blocks of the plane to channels. Lines at the end that do not fill a block are left over: no valid model has any.
 pub fn space_to_depth(cx: &mut Cx<'_, '_, '_>, n: &Node<'_>) -> Res<Vec<Val>> {
     let x = n.input(0)?;
     let (b, [batch, c, h, w]) = (block(n)?, planes(x)?);
-    let (rows, columns) = (h.div(&b), w.div(&b));
-    let id = cx.node(x)?;
+    let (rows, columns) = (cx.simplify(&h.div(&b)), cx.simplify(&w.div(&b)));
+    let mut id = cx.node(x)?;
+    id = cx.slice(id, 2, &Dim::zero(), &cx.simplify(&(&rows * &b)))?;
+    id = cx.slice(id, 3, &Dim::zero(), &cx.simplify(&(&columns * &b)))?;
     let split = cx.reshape(id, &[batch.clone(), c.clone(), rows.clone(), b.clone(), columns.clone(), b.clone()])?;
     let moved = cx.transpose(split, &[0, 3, 5, 1, 2, 4])?;
     let out = cx.reshape(moved, &[batch, &(&b * &b) * &c, rows, columns])?;

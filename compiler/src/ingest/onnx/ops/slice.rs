@@ -56,16 +56,17 @@ fn cut(cx: &Cx<'_, '_, '_>, x: &Val, axis: usize, start: &Dim, end: &Dim, step: 
         return Ok(Cut { axis, start, len, step });
     }
     // Counting down: from at most the last element to above `end`, which may be "before the first".
-    let whole = extent.as_const();
+    let (far, last) = (i64::from(i32::MAX), extent.clone() - Dim::one());
     let position = |d: &Dim, low: i64| -> Res<Dim> {
-        match (d.as_const(), whole) {
-            (Some(v), Some(e)) => {
-                let v = if v < 0 { v.saturating_add(e) } else { v };
-                Ok(Dim::constant(v.clamp(low, e - 1)))
-            }
-            (Some(v), None) if v >= i64::from(i32::MAX) || v == -1 => Ok(extent.clone() - Dim::one()),
-            (Some(v), None) if v <= -i64::from(i32::MAX) => Ok(Dim::constant(low)),
-            _ => unsupported("counts down between bounds that depend on sizes"),
+        let low = Dim::constant(low);
+        let from_end = |v: &Dim| cx.simplify(&(v.clone() + extent.clone()).larger(&low));
+        match d.as_const() {
+            Some(v) if v >= far || v == -1 => Ok(last.clone()),
+            Some(v) if v <= -far => Ok(low),
+            Some(v) if v < 0 => Ok(from_end(d)),
+            None if cx.bounds.nonneg(&(Dim::zero() - d.clone() - Dim::one())) => Ok(from_end(d)),
+            _ if cx.bounds.nonneg(d) => Ok(cx.simplify(&d.smaller(&last))),
+            _ => unsupported(format!("counts down to or from {d}, which may lie on either side of 0")),
         }
     };
     let (start, end) = (position(start, 0)?, position(end, -1)?);
