@@ -3,11 +3,11 @@
 
 mod support;
 
-use frit_compiler::fusion::{FusionOptions, Refusal};
+use frit_compiler::fusion::{FusionOptions, Overruled, Refusal};
 use frit_compiler::graph::{AttentionAttrs, Float, NormKind};
 use frit_compiler::ingest::builder::{GraphBuilder, ModelBuilder};
 use frit_compiler::model::MemoryTensors;
-use frit_compiler::{CompileOptions, Compiler, Model, NumericMode};
+use frit_compiler::{CompileOptions, Compiler, Error, Model, NumericMode, PeakBudget};
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{Expr, Literal, ReduceOp, UnaryOp};
@@ -149,6 +149,22 @@ fn siblings() -> Model {
     })
 }
 
+/// Two products of one input, each of whose rows is summed up on its own.
+fn summed_siblings() -> Model {
+    model(64, |m| {
+        let (a, b) = (matrix(m, "a", 66, 48), matrix(m, "b", 70, 48));
+        Box::new(move |g| {
+            let x = x(g, 48);
+            for (name, w) in [("a", a), ("b", b)] {
+                let y = g.linear(x, w, None);
+                let y = g.softmax(y);
+                let s = g.reduce(ReduceOp::Max, y, &[1], true);
+                g.output(name, s);
+            }
+        })
+    })
+}
+
 fn chain() -> Model {
     model(64, |m| {
         let (a, b) = (matrix(m, "a", 40, 48), matrix(m, "b", 9, 40));
@@ -258,6 +274,15 @@ fn case(code: Refusal) -> (Model, CompileOptions) {
         Refusal::Profit => (product_of_softmax(), usual),
         Refusal::Chain => (chain(), usual),
         Refusal::Halo => (convolutions(), usual),
+        Refusal::Peak => {
+            // Side by side both results are there at once; one by one the first is summed up before the second is made.
+            let peak = PeakBudget { bytes: 4 * 64 * (48 + 70 + 2), at: [("N".into(), 64)].into() };
+            (summed_siblings(), CompileOptions { peak: Some(peak), ..usual })
+        }
+        Refusal::Measured => {
+            let why = Overruled::Measured { slower_permille: 85, device: "a device".into() };
+            (siblings(), fusion(|f| assert!(f.overrule("siblings", why))))
+        }
         Refusal::Mismatch => {
             let mut o = CompileOptions { validate: Some(1 << 30), ..usual };
             o.plant.0 = Some(damage);
@@ -383,4 +408,35 @@ fn fusions_are_switched_off_by_origin() {
     };
     assert!(of(&plan, "layer.1.") > of(&usual, "layer.1."));
     assert_eq!(of(&plan, "layer.0."), of(&usual, "layer.0."));
+}
+
+fn arena(plan: &Plan, at: &[u64]) -> u64 {
+    plan.programs.iter().map(|p| plan.arena_bytes(p, at).unwrap()).max().unwrap()
+}
+
+/// A budget is kept, and what could not be kept says how little would do.
+#[test]
+fn memory_keeps_within_a_budget_or_says_what_it_takes() {
+    let model = summed_siblings();
+    let within = |bytes: u64, size: &str| {
+        let peak = PeakBudget { bytes, at: [(size.into(), 64)].into() };
+        Compiler::new(CompileOptions { targets: Vec::new(), peak: Some(peak), ..CompileOptions::default() })
+            .compile(&model)
+    };
+    let free = compile(&model, CompileOptions::default());
+    let usual = arena(&free, &[64]);
+    assert_eq!(within(usual, "N").unwrap(), free);
+    let less = within(usual - 1, "N").unwrap();
+    let taken = arena(&less, &[64]);
+    assert!(taken < usual, "{taken} of {usual}");
+    let refused = found(&less);
+    let told = refused.iter().find(|r| r.code == "N-PEAK").unwrap();
+    assert!(told.detail.contains(&usual.to_string()) && told.detail.contains(&taken.to_string()), "{}", told.detail);
+    match within(100, "N") {
+        Err(Error::PeakBudget { least, budget: 100, at, .. }) => {
+            assert!(least <= taken && at == "N = 64", "{least} {at}")
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(within(usual, "M"), Err(Error::UnknownSizes { unknown, .. }) if unknown == ["M"]));
 }

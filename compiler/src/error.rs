@@ -21,6 +21,30 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The memory of a run is more than was allowed, whatever is left out.
+    #[error(
+        "{model}: the values of a run take {least} bytes at {at}, the budget is {budget}\nhint: a larger budget, or smaller sizes"
+    )]
+    PeakBudget {
+        /// The model's name.
+        model: String,
+        /// The least that was reached.
+        least: u64,
+        /// What was allowed.
+        budget: u64,
+        /// The sizes at which both hold.
+        at: String,
+    },
+    /// A size that a budget is counted at and the model does not have.
+    #[error("{model}: there is no size {}\nhint: the sizes are {}", .unknown.join(", "), .known.join(", "))]
+    UnknownSizes {
+        /// The model's name.
+        model: String,
+        /// Names that no size has.
+        unknown: Vec<String>,
+        /// Names that sizes have.
+        known: Vec<String>,
+    },
     /// The compiler broke one of its own rules.
     #[error("internal error in {pass}: {fault}")]
     Internal {

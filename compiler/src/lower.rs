@@ -1,5 +1,6 @@
 //! Regions, kernels and memory to a [`Plan`].
 
+mod budget;
 mod kernels;
 mod weights;
 
@@ -98,8 +99,15 @@ impl Compiler {
     /// Compiles every graph of a model. No weight is read.
     ///
     /// # Errors
-    /// A graph that breaks the IR's rules, or an operation that no kernel can express.
+    /// A graph that breaks the IR's rules, an operation that no kernel can express, or a budget of memory that cannot be
+    /// kept.
     pub fn compile(&self, model: &Model) -> Result<Plan> {
+        match &self.options.peak {
+            Some(peak) => budget::within(model, &self.options, peak),
+            None => self.plan(model),
+        }
+    }
+    fn plan(&self, model: &Model) -> Result<Plan> {
         let mut l = Lowering {
             model,
             options: &self.options,

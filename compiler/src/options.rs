@@ -4,6 +4,7 @@ use crate::fusion::FusionOptions;
 use crate::passes;
 use frit_kernels::spec::KernelSpec;
 use frit_kernels::target::{Capabilities, Tier};
+use std::collections::BTreeMap;
 
 /// How to compile.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,9 +28,20 @@ pub struct CompileOptions {
     pub validate: Option<u64>,
     /// Write values over inputs that die where alias contracts allow it.
     pub in_place: bool,
+    /// Do without kinds of fusion that would take memory beyond a budget.
+    pub peak: Option<PeakBudget>,
     /// For tests of validation: damages kernels as they are built.
     #[doc(hidden)]
     pub plant: Plant,
+}
+
+/// The memory that the values of a run may take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeakBudget {
+    /// Bytes of the program that takes most; weights and caches are not among them.
+    pub bytes: u64,
+    /// Sizes by name; one that is not named counts at its largest, or at 1 where nothing bounds it.
+    pub at: BTreeMap<String, u64>,
 }
 
 /// A fault to plant in kernels; equal to any other.
@@ -84,6 +96,7 @@ impl Default for CompileOptions {
             disabled_rules: Vec::new(),
             validate: None,
             in_place: true,
+            peak: None,
             plant: Plant::default(),
         }
     }

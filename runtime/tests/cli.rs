@@ -325,6 +325,63 @@ fn explain_draws_a_page_and_answers_for_an_edge() {
     assert!(succeeds(&["explain", path(&gpt2), "--lint"]).contains("every recogniser"));
 }
 
+/// Each kind of fusion that changes the plan is measured; what a file calls slower is left out, and says so.
+#[test]
+fn tuning_measures_fusions_and_leaves_out_what_is_slower() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gpt2, file) = (fixture("devset/gpt2"), folder.path().join("tuning.json"));
+    let args = ["tune", path(&gpt2), "-o", path(&file), "--backend", "cpu", "--rounds", "1", "--json"];
+    let mut tuning = json(&args);
+    let written: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(tuning, written);
+    assert_eq!(tuning["program"], "decode");
+    let tried = tuning["tried"].as_array_mut().unwrap();
+    let ids: Vec<&str> = tried.iter().map(|t| t["id"].as_str().unwrap()).collect();
+    assert!(ids.contains(&"epilogue") && ids.contains(&"norm") && !ids.contains(&"conv-chain"), "{ids:?}");
+    for t in tried {
+        assert!(t["with_us"].as_f64().unwrap() > 0.0 && t["without_us"].as_f64().unwrap() > 0.0, "{t}");
+        t["slower_permille"] = 123.into();
+        t["overruled"] = (t["id"] == "epilogue").into();
+    }
+    std::fs::write(&file, tuning.to_string()).unwrap();
+    let report = json(&["explain", path(&gpt2), "--json", "--tuning", path(&file)]);
+    let all = report["refused"].as_array().unwrap();
+    let refused: Vec<&Value> = all.iter().filter(|r| r["code"] == "N-MEASURED").collect();
+    assert!(!refused.is_empty() && refused.iter().all(|r| r["detail"].as_str().unwrap().contains("12.3 % longer")));
+    assert!(!all.iter().any(|r| r["code"] == "L20-USER"), "{all:?}");
+    std::fs::write(&file, "{}").unwrap();
+    let said = self::refused(&["compile", path(&gpt2), "-o", "x.frit", "--tuning", path(&file)]);
+    assert!(said.contains("is no tuning file") && said.contains("frit tune"), "{said}");
+}
+
+#[test]
+fn explain_measures_for_people_and_for_scripts() {
+    let gpt2 = fixture("devset/gpt2");
+    let args = ["explain", path(&gpt2), "--measure", "--backend", "cpu"];
+    assert!(succeeds(&args).contains("us measured"));
+    let report = json(&[&args[..], &["--json"]].concat());
+    let (measured, regions) = (&report["measured"], report["regions"].as_array().unwrap());
+    let kernels = measured["kernels"].as_array().unwrap();
+    assert_eq!(kernels.len(), regions.len());
+    let sum: f64 = kernels.iter().map(|k| k["measured_us"].as_f64().unwrap()).sum();
+    assert!((sum - measured["measured_us"].as_f64().unwrap()).abs() <= 1e-6 * sum && sum > 0.0, "{measured}");
+}
+
+#[test]
+fn memory_is_held_to_a_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lexicon, file) = (fixture("lexicon"), folder.path().join("x.frit"));
+    let args = ["compile", path(&lexicon), "-o", path(&file), "--peak-at", "B=1,S=32,T=64", "--peak-budget"];
+    let said = refused(&[&args[..], &["9KiB"]].concat());
+    assert!(said.contains("the budget is 9216") && said.contains("S = 32") && !file.exists(), "{said}");
+    succeeds(&[&args[..], &["64MiB"]].concat());
+    assert!(file.exists());
+    for (at, part) in [("Q=1", "there is no size Q"), ("B", "gives no size a number")] {
+        let said = refused(&["compile", path(&lexicon), "-o", path(&file), "--peak-budget", "1MiB", "--peak-at", at]);
+        assert!(said.contains(part), "{said}");
+    }
+}
+
 #[test]
 fn a_switch_shows_in_the_difference_of_two_plans() {
     let folder = tempfile::tempdir().unwrap();

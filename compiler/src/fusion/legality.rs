@@ -46,13 +46,17 @@ pub enum Refusal {
     Chain,
     /// Two convolutions in a row whose tiles and their borders do not fit a workgroup or take longer as one kernel.
     Halo,
+    /// The peak of memory would rise above the budget.
+    Peak,
+    /// The fused kernels were measured and are slower.
+    Measured,
     /// The fused kernel differs from its operations on random operands.
     Mismatch,
 }
 
 impl Refusal {
     /// Every code, in the order of the conditions.
-    pub const ALL: [Refusal; 18] = [
+    pub const ALL: [Refusal; 20] = [
         Refusal::Cycle,
         Refusal::Dtype,
         Refusal::Map,
@@ -70,6 +74,8 @@ impl Refusal {
         Refusal::Profit,
         Refusal::Chain,
         Refusal::Halo,
+        Refusal::Peak,
+        Refusal::Measured,
         Refusal::Mismatch,
     ];
 }
@@ -95,6 +101,8 @@ impl Refusal {
             Refusal::Profit => "N-PROFIT",
             Refusal::Chain => "N-CHAIN",
             Refusal::Halo => "N-HALO",
+            Refusal::Peak => "N-PEAK",
+            Refusal::Measured => "N-MEASURED",
             Refusal::Mismatch => "V-MISMATCH",
         }
     }
@@ -127,6 +135,8 @@ impl Refusal {
             Refusal::Halo => {
                 "a workgroup holds a tile between two convolutions with its border, and one kernel takes less time than two"
             }
+            Refusal::Peak => "the program's memory keeps within the budget that was asked for",
+            Refusal::Measured => "no measurement that the compiler was given found the plan faster without",
             Refusal::Mismatch => "the fused kernel gives what its operations give on random operands",
         }
     }
@@ -148,6 +158,8 @@ impl Refusal {
             Refusal::Mode => "allow the numeric mode that covers this rewrite",
             Refusal::User => "switch the fusion on again",
             Refusal::Mismatch => "none: report the model, this is a fault of the compiler",
+            Refusal::Peak => "a larger budget, or fewer rows",
+            Refusal::Measured => "measure on another device, or compile without the measurements",
             Refusal::Chain => "narrower products, or fewer rows",
             Refusal::Halo => "fewer channels, smaller windows or fewer places",
             Refusal::Profit => "larger extents: at these it saves less than a launch",

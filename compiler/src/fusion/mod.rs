@@ -12,6 +12,7 @@ pub mod guards;
 pub mod key_parts;
 pub mod legality;
 pub mod outline;
+pub mod overruled;
 mod partition;
 pub mod region;
 pub mod report;
@@ -21,6 +22,7 @@ pub mod traffic;
 pub mod validate;
 
 pub use legality::Refusal;
+pub use overruled::Overruled;
 pub use partition::{Partition, depends_on_tokens, is_anchor};
 pub use region::{ChainGroup, ConvGroup, MatMulForm, MatMulGroup, Region, RegionAnchor};
 pub use row_stats::RowStats;
@@ -31,7 +33,7 @@ use crate::numeric::NumericMode;
 use frit_kernels::dim::Dim;
 use frit_kernels::spec::MatmulPrecision;
 use frit_kernels::target::Tier;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 /// What fusion may do. Every switch is on by default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub struct FusionOptions {
     /// The number of keys from which attention of one row takes them in parts, on every kind of device; `None`: where the
     /// cost model says that it pays.
     pub key_parts_from: Option<u64>,
+    /// Why kinds of fusion are off that no user switched off, by their names in [`FusionOptions::IDS`].
+    pub overruled: BTreeMap<String, Overruled>,
     /// Operations whose origin contains one of these are not fused.
     pub no_fuse: Vec<String>,
     /// How many operations are absorbed at most, in the order in which fusion meets them.
@@ -112,6 +116,7 @@ impl Default for FusionOptions {
             matmul_precision: MatmulPrecision::Auto,
             tiers: vec![Tier::Cpu, Tier::Gpu, Tier::Cuda],
             key_parts_from: None,
+            overruled: BTreeMap::new(),
             no_fuse: Vec::new(),
             fuel: None,
             limit_bindings: 8,
@@ -155,6 +160,21 @@ impl FusionOptions {
         };
         *switch = false;
         true
+    }
+    /// Switches one kind of fusion off for a reason; `false` for a name that is not in [`FusionOptions::IDS`].
+    pub fn overrule(&mut self, id: &str, why: Overruled) -> bool {
+        let known = self.switch_off(id);
+        if known {
+            self.overruled.insert(id.into(), why);
+        }
+        known
+    }
+    /// The refusal where fusion `id` is off; `said`: that it is.
+    fn refused_by_switch(&self, id: &str, said: &str) -> (Refusal, String) {
+        match self.overruled.get(id) {
+            Some(why) => (why.code(), why.to_string()),
+            None => (Refusal::User, said.into()),
+        }
     }
     /// The numeric mode and, where one was asked for, the precision of matmuls, for reports.
     pub fn arithmetic(&self) -> String {

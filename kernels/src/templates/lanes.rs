@@ -96,14 +96,14 @@ fn tile(p: &Problem<'_>) -> Option<Tile> {
 
 /// Columns of a lane, of a product with `sides` right sides and `all` columns.
 fn columns_of(rows: u32, sides: u32, is_quantised: bool, all: u32) -> u32 {
-    let mut columns = if sides * rows > 8 || is_quantised && rows > 1 { 4 } else { 8 };
-    if rows > 1 && sides > 2 {
+    if rows == 1 {
+        return columns_of_one_row(sides.max(1), is_quantised, all);
+    }
+    let mut columns = if sides * rows > 8 || is_quantised { 4 } else { 8 };
+    if sides > 2 {
         columns = 2;
     }
     // Few columns are spread over a few workgroups, one a core at least.
-    if rows * sides == 1 && all / (LANES * 16) >= 64 {
-        columns = 16;
-    }
     while rows < 8 && columns > 1 && all / (LANES * columns) < 8 {
         columns /= 2;
     }
@@ -114,6 +114,20 @@ fn columns_of(rows: u32, sides: u32, is_quantised: bool, all: u32) -> u32 {
         columns = (columns / 2 + 1..=columns).rev().min_by_key(work).unwrap_or(columns);
     }
     columns
+}
+
+/// Columns of a lane where there is one row: the width with the least work in turns of 2, 4 and 8 cores together. A workgroup
+/// brings its row at the price of so many columns: a loop over lanes a word, where weights come four words at a time.
+fn columns_of_one_row(sides: u32, is_quantised: bool, all: u32) -> u32 {
+    let row: u64 = if is_quantised { 24 } else { 8 };
+    let work = |columns: &u32| -> u64 {
+        let width = LANES * columns;
+        let groups = u64::from(all.div_ceil(width));
+        let turns: u64 = [2, 4, 8].map(|cores| cores * groups.div_ceil(cores)).iter().sum();
+        turns * (row + u64::from(sides * width))
+    };
+    let most = (24 / sides).clamp(2, 16);
+    (1..=most / 2).rev().map(|pairs| 2 * pairs).chain([1]).min_by_key(work).unwrap_or(1)
 }
 
 /// Columns of a workgroup.

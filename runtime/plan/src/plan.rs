@@ -194,6 +194,17 @@ impl Plan {
         let own = in_parts.into_iter().find(|i| fitting == program && pays(i));
         own.unwrap_or(fitting)
     }
+    /// Bytes of the memory that a program's values live in, when the sizes of [`Plan::sizes`] have `values` but for those
+    /// that the program fixes.
+    ///
+    /// # Errors
+    /// [`DimError`] for an overflow.
+    pub fn arena_bytes(&self, program: &Program, values: &[u64]) -> Result<u64, DimError> {
+        let fixed = |name: &str| program.fixed.iter().find(|f| f.0 == name).map(|f| f.1);
+        let at: Vec<u64> = self.sizes.iter().zip(values).map(|(s, v)| fixed(&s.name).unwrap_or(*v)).collect();
+        let slots = program.arena.sizes.iter().chain(&program.ints.sizes);
+        slots.map(|d| Ok(self.eval(d, &at)?.saturating_mul(4))).sum()
+    }
     /// The value of a size expression when the sizes of [`Plan::sizes`] have `values`.
     ///
     /// # Errors

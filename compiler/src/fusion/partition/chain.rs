@@ -157,7 +157,7 @@ impl Partitioner<'_> {
     fn may_chain(&self, id: usize, v: ValueId, target: usize, g: &ChainGroup) -> Result<(), (Refusal, String)> {
         let refused = |detail: String| Err((Refusal::Chain, detail));
         if !self.options.fuse_chains {
-            return Err((Refusal::User, "chains are switched off".into()));
+            return Err(self.options.refused_by_switch("chain", "chains are switched off"));
         }
         self.permitted(v, g.down)?;
         self.adds_in_its_own_order(Refusal::Chain)?;

@@ -26,7 +26,7 @@ impl Partitioner<'_> {
     pub(super) fn commutable(&self, v: ValueId, target: usize, kept: bool) -> Result<(), String> {
         let refuse = |why: &str| Err(why.to_owned());
         if !self.options.commute_norms {
-            return refuse("commuting is switched off");
+            return Err(self.told_off("commute", "commuting is switched off"));
         }
         match self.graph.op(v) {
             Op::Norm { kind: NormKind::Rms, has_bias: false, .. } => {}

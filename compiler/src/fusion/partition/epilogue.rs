@@ -10,14 +10,22 @@ impl Partitioner<'_> {
     /// Grows every anchor's consumer side in graph order.
     pub(super) fn absorb_epilogues(&mut self) {
         for id in 0..self.regions.len() {
-            if !self.options.fuse_epilogues {
-                continue;
-            }
             let starts = match &self.regions[id].anchor {
                 RegionAnchor::MatMul(g) => g.members.clone(),
                 RegionAnchor::Row(v) | RegionAnchor::Attention(v) => vec![*v],
                 RegionAnchor::Map | RegionAnchor::Chain(_) | RegionAnchor::ConvChain(_) => continue,
             };
+            if !self.options.fuse_epilogues {
+                let (code, detail) = self.options.refused_by_switch("epilogue", "epilogues are switched off");
+                for v in starts {
+                    for u in self.users(v).to_vec() {
+                        if !self.graph.op(u).is_view() {
+                            self.refuse(v, u, code, detail.clone());
+                        }
+                    }
+                }
+                continue;
+            }
             let mut inside: BTreeSet<(usize, ValueId)> =
                 starts.iter().filter_map(|v| self.position.get(v).map(|p| (*p, *v))).collect();
             let mut done: HashSet<ValueId> = HashSet::new();
@@ -114,6 +122,11 @@ impl Partitioner<'_> {
                 if !last || !concat || start.as_const().is_none() {
                     return Err((Refusal::Map, "only a range of columns is used".into()));
                 }
+            }
+            Op::Rope { .. } if !self.options.fuse_rope => {
+                return Err(self
+                    .options
+                    .refused_by_switch("rope", "rotary embeddings behind projections are switched off"));
             }
             Op::Rope { style, rotary_dim } => {
                 let region = &self.regions[id];

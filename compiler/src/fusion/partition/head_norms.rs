@@ -69,7 +69,9 @@ impl Partitioner<'_> {
             return Err((Refusal::RowTile, "the right side is no matrix of weights".into()));
         }
         if !self.options.fuse_head_norms {
-            return Err((Refusal::User, "norms of heads behind projections are switched off".into()));
+            return Err(self
+                .options
+                .refused_by_switch("head-norms", "norms of heads behind projections are switched off"));
         }
         if !self.options.numeric.allows(ProofClass::Reassoc) {
             let mode = self.options.numeric.name();

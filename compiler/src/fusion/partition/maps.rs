@@ -56,10 +56,12 @@ impl Partitioner<'_> {
                     barred
                 } else if here.len() > 1 {
                     (Refusal::Dup, format!("{} regions read it; kept as a value", here.len()))
+                } else if !self.options.fuse_windows && self.is_window_sum(v) {
+                    self.options.refused_by_switch("windows", "sums over windows are switched off")
                 } else if self.options.fuse_prologues {
                     (Refusal::Dup, "every column tile of the consumer would compute it again".into())
                 } else {
-                    (Refusal::User, "prologues are switched off".into())
+                    self.options.refused_by_switch("prologue", "prologues are switched off")
                 };
                 for u in self.users(v).to_vec() {
                     self.refuse(v, u, code, detail.clone());

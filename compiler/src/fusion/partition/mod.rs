@@ -240,6 +240,13 @@ impl<'a> Partitioner<'a> {
         }
         Ok(())
     }
+    /// Why fusion `id` is off, inside another refusal; the code in front where no user switched it off.
+    fn told_off(&self, id: &str, said: &str) -> String {
+        match self.options.refused_by_switch(id, said) {
+            (Refusal::User, said) => said,
+            (code, said) => format!("{code}, {said}"),
+        }
+    }
     /// Takes note of an absorption.
     fn spend(&mut self) {
         self.fuel = self.fuel.map(|f| f.saturating_sub(1));

@@ -73,7 +73,7 @@ impl Partitioner<'_> {
         few && self.options.fuse_windows && self.is_window_sum(v)
     }
     /// Whether `v` is made by pointwise operations from several elements of one value.
-    fn is_window_sum(&self, v: ValueId) -> bool {
+    pub(super) fn is_window_sum(&self, v: ValueId) -> bool {
         let mut seen: HashSet<ValueId> = HashSet::new();
         let mut sources: Vec<ValueId> = Vec::new();
         let mut stack = vec![v];

@@ -57,7 +57,7 @@ impl Partitioner<'_> {
     ) -> Result<Vec<ValueId>, (Refusal, String)> {
         let g = self.graph;
         if !self.options.fuse_norm_pairs {
-            return Err((Refusal::User, "pairs of norms are switched off".into()));
+            return Err(self.options.refused_by_switch("norm-pairs", "pairs of norms are switched off"));
         }
         self.permitted(sum, outer)?;
         let region = &self.regions[id];

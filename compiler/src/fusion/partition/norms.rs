@@ -36,7 +36,8 @@ impl Partitioner<'_> {
                 continue;
             }
             if !self.options.fuse_norms {
-                self.refuse(v, first, Refusal::User, "norm prologues are switched off".into());
+                let (code, detail) = self.options.refused_by_switch("norm", "norm prologues are switched off");
+                self.refuse(v, first, code, detail);
                 continue;
             }
             if let Err((code, detail)) = self.permitted(v, first) {
@@ -134,7 +135,7 @@ impl Partitioner<'_> {
         let Some(recomputed) = worst(NormForm::Recompute) else { return Ok(Inside::default()) };
         let stats = match self.options.forward_stats {
             true => self.forwardable(v),
-            false => Err("forwarding of statistics is switched off".into()),
+            false => Err(self.told_off("stat-forward", "forwarding of statistics is switched off")),
         };
         let pays = |p: &Priced| cost::pays(p.own, p.inside);
         let stats = match stats {

@@ -61,7 +61,9 @@ impl Partitioner<'_> {
             let apart = group.iter().all(|g| !self.depends(*v, *g) && !self.depends(*g, *v));
             let distinct = group.iter().all(|g| self.rhs_weight(*g) != self.rhs_weight(*v));
             if !self.options.merge_siblings {
-                self.refuse(first, *v, Refusal::User, "merging of sibling matmuls is switched off".into());
+                let said = "merging of sibling matmuls is switched off";
+                let (code, detail) = self.options.refused_by_switch("siblings", said);
+                self.refuse(first, *v, code, detail);
             } else if let Err((code, detail)) = self.permitted(first, *v) {
                 self.refuse(first, *v, code, detail);
             } else if !same {

@@ -26,6 +26,8 @@ mod similar;
 mod switches;
 #[cfg(feature = "compiler")]
 mod transform;
+#[cfg(feature = "compiler")]
+mod tune;
 #[cfg(feature = "verify")]
 mod verify;
 
@@ -70,6 +72,9 @@ enum Verb {
     /// Time decode, prefill, an encoder or a matrix product on any backend.
     #[cfg(feature = "compiler")]
     Bench(bench::Args),
+    /// Measure on a device which kinds of fusion make a model slower, and write down those that do.
+    #[cfg(feature = "compiler")]
+    Tune(tune::Args),
     /// Execute every kernel's text on the CPU with all checks, and compare with the CPU backend.
     #[cfg(feature = "verify")]
     Verify(verify::Args),
@@ -119,6 +124,8 @@ fn main() -> ExitCode {
         Verb::Inspect(a) => inspect::main(&a),
         #[cfg(feature = "compiler")]
         Verb::Bench(a) => bench::main(&a),
+        #[cfg(feature = "compiler")]
+        Verb::Tune(a) => tune::main(&a),
         #[cfg(feature = "verify")]
         Verb::Verify(a) => verify::main(&a),
     };

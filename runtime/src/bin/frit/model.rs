@@ -20,6 +20,27 @@ pub fn path(named: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
+/// A number of bytes with a unit, as in 48KiB, that option `of` was given.
+#[cfg(feature = "compiler")]
+pub fn parse_bytes(of: &str, text: &str) -> Result<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: Option<u64> = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1),
+        "kb" => Some(1000),
+        "kib" | "k" => Some(1 << 10),
+        "mb" => Some(1_000_000),
+        "mib" | "m" => Some(1 << 20),
+        "gb" => Some(1_000_000_000),
+        "gib" | "g" => Some(1 << 30),
+        _ => None,
+    };
+    match number.parse::<u64>().ok().zip(factor).and_then(|(n, f)| n.checked_mul(f)) {
+        Some(n) => Ok(n),
+        None => bail!("`{text}` is no size\nhint: {of} 48KiB"),
+    }
+}
+
 /// Progress on standard error, when that is a terminal.
 pub struct Progress(ProgressBar);
 

@@ -1,13 +1,14 @@
 //! What a verb that compiles may switch off.
 
-use crate::model::Progress;
-use anyhow::{Result, bail};
+use crate::model::{Progress, parse_bytes};
+use anyhow::{Context, Result, bail};
 use frit::{LoadedModel, model_source};
 use frit_compiler::fusion::FusionOptions;
 use frit_compiler::passes::PassManager;
-use frit_compiler::{CompileOptions, NumericMode};
+use frit_compiler::{CompileOptions, NumericMode, PeakBudget};
 use frit_kernels::spec::MatmulPrecision;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Clone)]
 pub struct Switches {
@@ -44,6 +45,16 @@ pub struct Switches {
     /// Apply no more than this many rewrites.
     #[arg(long, value_name = "N")]
     rewrite_fuel: Option<u64>,
+    /// Leave out the kinds of fusion that `frit tune` measured to be slower, from the file that it wrote.
+    #[arg(long, value_name = "FILE")]
+    tuning: Option<PathBuf>,
+    /// Do without kinds of fusion while the values of a run take more than so many bytes, as in 64MiB; weights and caches are
+    /// not counted.
+    #[arg(long, value_name = "SIZE")]
+    peak_budget: Option<String>,
+    /// Sizes that the budget holds at, as in B=4,S=512; others count at their largest, or at 1 where nothing bounds them.
+    #[arg(long, value_name = "NAME=N,…", requires = "peak_budget", value_delimiter = ',')]
+    peak_at: Vec<String>,
     /// Layers that repeat: auto (one body is compiled, where there is one), dispatch (the same, and no model without) or
     /// unroll (each layer is compiled by itself). The launches are the same.
     #[arg(long = "loop", value_name = "HOW", default_value = "auto")]
@@ -56,6 +67,15 @@ enum Looping {
     Auto,
     Dispatch,
     Unroll,
+}
+
+/// Sizes by name.
+fn sizes(texts: &[String]) -> Result<BTreeMap<String, u64>> {
+    let one = |text: &String| {
+        let pair = text.split_once('=').and_then(|(n, v)| Some((n.trim().to_owned(), v.trim().parse().ok()?)));
+        pair.with_context(|| format!("`{text}` gives no size a number\nhint: --peak-at B=4,S=512"))
+    };
+    texts.iter().map(one).collect()
 }
 
 fn precisions() -> Vec<&'static str> {
@@ -73,6 +93,8 @@ impl Switches {
             && self.fusion_fuel.is_none()
             && self.key_parts_from.is_none()
             && self.fuse_conv_chain.is_none()
+            && self.tuning.is_none()
+            && self.peak_budget.is_none()
             && self.looping == Looping::Auto
     }
     /// The options they stand for.
@@ -87,6 +109,12 @@ impl Switches {
             Some(n) => bail!(
                 "a kernel holds two convolutions of a chain at most, not {n}\nhint: --fuse-conv-chain 2; frit explain MODEL --objective traffic says what deeper chains would move"
             ),
+        }
+        if let Some(file) = &self.tuning {
+            crate::tune::apply(file, &mut o)?;
+        }
+        if let Some(budget) = &self.peak_budget {
+            o.peak = Some(PeakBudget { bytes: parse_bytes("--peak-budget", budget)?, at: sizes(&self.peak_at)? });
         }
         o.outline = self.looping != Looping::Unroll;
         for id in &self.disable {

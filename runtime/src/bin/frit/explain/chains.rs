@@ -1,6 +1,6 @@
 //! `frit explain MODEL.onnx --objective …`: which stages of a model's chains of convolutions would run together.
 
-use crate::model::bytes;
+use crate::model::{bytes, parse_bytes};
 use anyhow::{Result, bail};
 use frit_compiler::chain::{ELEMENT_BYTES, Objective, Overlap, Plan, Stage, search};
 use frit_compiler::transform::onnx::OnnxModel;
@@ -23,24 +23,6 @@ pub struct Wanted {
     reuse: bool,
 }
 
-/// A size with a unit of bytes.
-fn size(text: &str) -> Result<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "kb" => 1000,
-        "kib" | "k" => 1 << 10,
-        "mb" => 1_000_000,
-        "mib" | "m" => 1 << 20,
-        _ => bail!("`{text}` is no size\nhint: --mem-cap 48KiB"),
-    };
-    match number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)) {
-        Some(n) => Ok(n),
-        None => bail!("`{text}` is no size\nhint: --mem-cap 48KiB"),
-    }
-}
-
 impl Wanted {
     /// Prints the plans, if they are asked for.
     pub fn run(&self, model: &Path, json: bool) -> Result<bool> {
@@ -54,7 +36,7 @@ impl Wanted {
         if model.extension().is_none_or(|e| !e.eq_ignore_ascii_case("onnx")) {
             bail!("{}: chains of convolutions are read from .onnx files", model.display());
         }
-        let cap = size(&self.mem_cap)?;
+        let cap = parse_bytes("--mem-cap", &self.mem_cap)?;
         let overlaps: &[Overlap] =
             if self.reuse { &[Overlap::Recompute, Overlap::Reuse] } else { &[Overlap::Recompute] };
         let mut plans = Vec::new();

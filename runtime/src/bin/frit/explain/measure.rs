@@ -53,8 +53,23 @@ fn launch(e: &mut dyn Executor, first: usize, step: usize, at: &[u64], inputs: &
     Ok(best[1].saturating_sub(best[0]).as_secs_f64() / LAUNCHES as f64)
 }
 
-/// Runs each step of a phase at the sizes `at` on zeros and prints what it takes.
-pub fn print(model: &LoadedModel, phase: &PhaseReport, backend: BackendChoice, at: &[u64]) -> Result<()> {
+/// What one kernel takes.
+struct Kernel {
+    predicted_us: Option<f64>,
+    measured_us: f64,
+    moved: u64,
+    flops: u64,
+}
+
+/// The kernels of a phase on a backend, in launch order.
+pub struct Measured {
+    backend: String,
+    device: String,
+    kernels: Vec<Kernel>,
+}
+
+/// Runs each step of a phase at the sizes `at` on zeros.
+pub fn run(model: &LoadedModel, phase: &PhaseReport, backend: BackendChoice, at: &[u64]) -> Result<Measured> {
     let number = model.plan.programs.iter().position(|p| p.name == phase.program);
     let number = number.context("a phase without a program")?;
     let first = model.plan.programs.len();
@@ -67,44 +82,72 @@ pub fn print(model: &LoadedModel, phase: &PhaseReport, backend: BackendChoice, a
         _ => None,
     };
     let mut e = backend.bind(plan.clone(), &*model.weights, &Extent(at.to_vec()), &mut |_, _| {})?;
+    let inputs = inputs(&mut *e, &plan, number, at)?;
+    let inputs: Vec<&Tensor> = inputs.iter().collect();
+    e.run(number, at, &inputs, &[0])?;
+    let mut kernels = Vec::with_capacity(phase.regions.len());
+    for (i, r) in phase.regions.iter().enumerate() {
+        let measured_us = launch(&mut *e, first, i, at, &inputs)? * 1e6;
+        let moved = plan.eval(&r.weight_bytes, at)? + plan.eval(&r.activation_bytes, at)?;
+        let flops = plan.eval(&r.flops, at)?;
+        let predicted_us = rates.map(|rates| rates.launch_time_us(moved as f64, flops as f64));
+        kernels.push(Kernel { predicted_us, measured_us, moved, flops });
+    }
+    Ok(Measured { backend: backend.name().into(), device: backend.device().to_string(), kernels })
+}
+
+/// Inputs of a program at the sizes `at`: zeros; every state is filled with ones.
+pub fn inputs(e: &mut dyn Executor, plan: &Plan, program: usize, at: &[u64]) -> Result<Vec<Tensor>> {
     for (i, s) in plan.states.iter().enumerate() {
         let len = s.shape.iter().map(|d| plan.eval(d, at)).product::<Result<u64, _>>()?;
         e.write_state(i, at, &vec![1; len as usize])?;
     }
-    let ports = plan.programs.get(number).map(|p| p.inputs.as_slice()).unwrap_or_default();
-    let inputs = ports.iter().map(|p| zeros(&plan, p, at)).collect::<Result<Vec<_>>>()?;
-    let inputs: Vec<&Tensor> = inputs.iter().collect();
-    e.run(number, at, &inputs, &[0])?;
-    println!(
-        "{}  {}: fastest of {RUNS} runs of {LAUNCHES} launches on {} ({})",
-        plan.model.name,
-        phase.program,
-        backend.name(),
-        backend.device()
-    );
-    let (mut total, mut sum) = (0.0, 0.0);
-    for (i, r) in phase.regions.iter().enumerate() {
-        let time = launch(&mut *e, first, i, at, &inputs)?;
-        total += time;
-        let moved = plan.eval(&r.weight_bytes, at)? + plan.eval(&r.activation_bytes, at)?;
-        let flops = plan.eval(&r.flops, at)?;
-        let predicted = rates.map(|rates| rates.launch_time_us(moved as f64, flops as f64));
-        sum += predicted.unwrap_or(0.0);
+    let ports = plan.programs.get(program).map(|p| p.inputs.as_slice()).unwrap_or_default();
+    ports.iter().map(|p| zeros(plan, p, at)).collect()
+}
+
+impl Measured {
+    fn totals(&self) -> (f64, Option<f64>) {
+        let predicted = self.kernels.iter().map(|k| k.predicted_us).sum::<Option<f64>>();
+        (self.kernels.iter().map(|k| k.measured_us).sum(), predicted)
+    }
+    /// Prints a line a kernel.
+    pub fn print(&self, plan: &Plan, phase: &PhaseReport) {
         println!(
-            " K{:<3} {:9} {:52} {:>9}   {:>10} {:9.1} us measured   {:6.2} GB/s {:7.2} GFLOP/s",
-            r.id,
-            r.kind,
-            r.ops.join(" · "),
-            bytes(moved),
-            predicted.map_or_else(String::new, |p| format!("{p:.1} us predicted,")),
-            time * 1e6,
-            moved as f64 / time.max(1e-9) / 1e9,
-            flops as f64 / time.max(1e-9) / 1e9
+            "{}  {}: fastest of {RUNS} runs of {LAUNCHES} launches on {} ({})",
+            plan.model.name, phase.program, self.backend, self.device
         );
+        for (r, k) in phase.regions.iter().zip(&self.kernels) {
+            println!(
+                " K{:<3} {:9} {:52} {:>9}   {:>10} {:9.1} us measured   {:6.2} GB/s {:7.2} GFLOP/s",
+                r.id,
+                r.kind,
+                r.ops.join(" · "),
+                bytes(k.moved),
+                k.predicted_us.map_or_else(String::new, |p| format!("{p:.1} us predicted,")),
+                k.measured_us,
+                k.moved as f64 / k.measured_us.max(1e-3) / 1e3,
+                k.flops as f64 / k.measured_us.max(1e-3) / 1e3
+            );
+        }
+        match self.totals() {
+            (total, Some(sum)) => println!("together {:.3} ms measured, {:.3} ms predicted", total / 1e3, sum / 1e3),
+            (total, None) => println!("together {:.3} ms measured", total / 1e3),
+        }
     }
-    match rates {
-        Some(_) => println!("together {:.3} ms measured, {:.3} ms predicted", total * 1e3, sum / 1e3),
-        None => println!("together {:.3} ms measured", total * 1e3),
+    /// The same for scripts, kernels by the numbers of their regions.
+    pub fn json(&self, phase: &PhaseReport) -> serde_json::Value {
+        let kernel = |(r, k): (&frit_plan::RegionReport, &Kernel)| {
+            serde_json::json!({
+                "id": r.id, "kernel": r.kernel, "ops": r.ops, "bytes": k.moved, "flops": k.flops,
+                "predicted_us": k.predicted_us, "measured_us": k.measured_us,
+            })
+        };
+        let (measured, predicted) = self.totals();
+        serde_json::json!({
+            "program": phase.program, "backend": self.backend, "device": self.device,
+            "measured_us": measured, "predicted_us": predicted,
+            "kernels": phase.regions.iter().zip(&self.kernels).map(kernel).collect::<Vec<_>>(),
+        })
     }
-    Ok(())
 }

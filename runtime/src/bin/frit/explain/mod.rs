@@ -3,7 +3,7 @@
 #[cfg(feature = "compiler")]
 mod chains;
 mod html;
-mod measure;
+pub(crate) mod measure;
 
 use crate::model::{self, Progress, bytes};
 use anyhow::{Context, Result, bail};
@@ -74,16 +74,21 @@ pub struct Args {
 }
 
 fn values(a: &Args, plan: &Plan, program: &str) -> Vec<u64> {
+    counted_at(plan, program, a.batch, a.tokens, a.past)
+}
+
+/// Values of a plan's sizes for a run of a program.
+pub(crate) fn counted_at(plan: &Plan, program: &str, batch: u64, tokens: u64, past: u64) -> Vec<u64> {
     let fixed = plan.program(program).map(|p| p.fixed.clone()).unwrap_or_default();
     let bucket = program.rsplit_once('@').and_then(|(_, rows)| rows.parse::<u64>().ok());
-    let tokens = bucket.map_or(a.tokens, |rows| a.tokens.min((rows / a.batch.max(1)).max(1)));
+    let (capacity_tokens, tokens) = (tokens, bucket.map_or(tokens, |rows| tokens.min((rows / batch.max(1)).max(1))));
     let value = |name: &str| match name {
         _ if fixed.iter().any(|(n, _)| n == name) => fixed.iter().find(|(n, _)| n == name).map_or(1, |f| f.1),
-        sizes::BATCH => a.batch,
+        sizes::BATCH => batch,
         sizes::TOKENS => tokens,
-        sizes::PAST if program == "decode" || program == "decode_wide" => a.past,
+        sizes::PAST if program == "decode" || program == "decode_wide" => past,
         sizes::PAST => 0,
-        sizes::CAPACITY | sizes::POSITIONS => a.past + a.tokens,
+        sizes::CAPACITY | sizes::POSITIONS => past + capacity_tokens,
         _ => 1,
     };
     plan.sizes.iter().map(|s| value(&s.name).max(s.min)).collect()
@@ -192,7 +197,7 @@ pub fn main(a: &Args) -> Result<()> {
         eprintln!("{} written", file.display());
         return Ok(());
     }
-    if a.json {
+    if a.json && !a.measure {
         println!("{}", serde_json::to_string_pretty(&json(a, plan))?);
         return Ok(());
     }
@@ -203,7 +208,15 @@ pub fn main(a: &Args) -> Result<()> {
         bail!("{} has no phase `{wanted}`\nhint: --phase {}", path.display(), have.join(" | "));
     };
     if a.measure {
-        return measure::print(&loaded, phase, a.backend.parse()?, &values(a, plan, &phase.program));
+        let measured = measure::run(&loaded, phase, a.backend.parse()?, &values(a, plan, &phase.program))?;
+        if a.json {
+            let mut report = json(a, plan);
+            report["measured"] = measured.json(phase);
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        } else {
+            measured.print(plan, phase);
+        }
+        return Ok(());
     }
     match &a.edge {
         Some(edge) => print_edge(edge, phase),
