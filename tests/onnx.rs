@@ -232,3 +232,34 @@ fn an_encoder_does_not_generate() {
     let e = session.generate(&[vec![1]], &GenerateOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap_err();
     assert!(e.to_string().contains("does not generate text"), "{e}");
 }
+
+/// The operations of each region that has an anchor, however they are ordered, without cache writes: exports have no cache.
+fn regions(model: &str) -> Vec<Vec<String>> {
+    let loaded = model_source::open(&fixtures().join(model), &mut |_| {}).unwrap_or_else(|e| panic!("{model}: {e}"));
+    let phase = loaded.plan.report.phases.iter().find(|p| p.program == "forward").unwrap();
+    let with_anchor = phase.regions.iter().filter(|r| r.kind != "map");
+    let mut all: Vec<Vec<String>> = with_anchor
+        .map(|r| {
+            let mut ops: Vec<String> = r.ops.iter().filter(|o| *o != "kv_append").cloned().collect();
+            ops.sort();
+            ops
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+/// Weights come to the same regions from a directory and from both exporters.
+#[test]
+fn a_directory_and_its_exports_have_the_same_regions() {
+    let bert = regions("devset/bert");
+    assert_eq!(bert.len(), 12);
+    assert_eq!(regions("onnx/bert.onnx"), bert);
+    assert_eq!(regions("onnx/bert_ts.onnx"), bert);
+    let llama = regions("devset/llama_gqa");
+    assert_eq!(llama.len(), 11);
+    assert_eq!(regions("onnx/llama_gqa.onnx"), llama);
+    let gpt2 = regions("devset/gpt2");
+    assert_eq!(gpt2.len(), 11);
+    assert_eq!(regions("onnx/gpt2.onnx"), gpt2);
+}

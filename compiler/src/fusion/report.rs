@@ -90,6 +90,30 @@ fn gained_by(graph: &Graph, g: &MatMulGroup) -> Option<ValueId> {
     g.norm.filter(|_| g.commuted).filter(has_gain)
 }
 
+/// Operations of a region, each behind those that it reads, otherwise as they were built.
+fn in_order(graph: &Graph, members: Vec<ValueId>) -> Vec<ValueId> {
+    let mut left = members;
+    let mut out = Vec::with_capacity(left.len());
+    // Whether `v` reads one of `left`, through views at most.
+    let waits = |v: ValueId, left: &[ValueId]| {
+        let mut stack = graph.operands(v);
+        while let Some(o) = stack.pop() {
+            if left.contains(&o) {
+                return true;
+            }
+            if !is_launch(graph, o) {
+                stack.extend(graph.operands(o));
+            }
+        }
+        false
+    };
+    while !left.is_empty() {
+        let next = left.iter().position(|v| !waits(*v, &left)).unwrap_or(0);
+        out.push(left.remove(next));
+    }
+    out
+}
+
 /// The report of one program.
 pub fn phase(
     program: &str,
@@ -109,7 +133,7 @@ pub fn phase(
     let mut moved: HashMap<&str, (Dim, Dim)> = HashMap::new();
     let mut joined: HashSet<RowStats> = HashSet::new();
     for (id, (r, spec, kernel)) in specs.iter().enumerate() {
-        let members: Vec<ValueId> = r.members().into_iter().filter(|v| is_launch(graph, *v)).collect();
+        let members = in_order(graph, r.members().into_iter().filter(|v| is_launch(graph, *v)).collect());
         let before =
             members.iter().filter(|v| counted.insert(**v)).fold(Dim::zero(), |s, v| s + alone(graph, *v, bounds));
         let (w, a) = moved.entry(kernel).or_insert_with(|| traffic::moved(spec, bounds)).clone();
