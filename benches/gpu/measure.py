@@ -13,6 +13,7 @@ import pathlib
 import select
 import subprocess
 import sys
+import tempfile
 import time
 
 HERE = pathlib.Path(__file__).parent
@@ -130,6 +131,31 @@ def verified(options, model):
     return row
 
 
+def matches_golden(options, model):
+    """How far a model's outputs on the GPU are from its golden in float64, in full precision and as it is; of the first case
+    that its folder has."""
+    given = sorted(model.glob("case*_in.npz"))[:1] if model.is_dir() else []
+    golden = [f.with_name(f.name.replace("_in", "_out")) for f in given]
+    if not golden or not golden[0].exists():
+        return {}
+    row = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, switches, tolerance in (EXACT, DEFAULT):
+            plan = str(pathlib.Path(folder) / "model.frit")
+            run = [options.frit, "run", plan, "--inputs", str(given[0]), "--expect", str(golden[0]), "--json"]
+            run += ["--tolerance", str(tolerance), "--backend", options.backend]
+            try:
+                call([options.frit, "compile", str(model), "-o", plan, *switches])
+                done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+                compared = json.loads(done.stdout)["compared"]
+            except (RuntimeError, ValueError, KeyError, subprocess.TimeoutExpired) as e:
+                return {"passes": False, "said": f"golden: {e}"[:2000]}
+            row[name + "_golden"] = max((c["max_difference"] / max(1.0, c["magnitude"]) for c in compared), default=None)
+            if done.returncode:
+                return {**row, "passes": False, "said": done.stderr.strip()[-2000:]}
+    return row
+
+
 def models():
     """Fixtures that hold weights, each with its own kinds of kernels."""
     found = [f.parent for part in ("devset", "families") for f in (FIXTURES / part).glob("*/model.safetensors")]
@@ -138,10 +164,15 @@ def models():
     return sorted(found) + [FIXTURES / "lexicon"]
 
 
+def checked(options, model):
+    row = verified(options, model)
+    return {**row, **matches_golden(options, model)} if row["passes"] else row
+
+
 def gate(options):
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         chosen = [m for m in models() if any(part in str(m.relative_to(FIXTURES)) for part in options.gate.split(","))]
-        return list(pool.map(lambda m: verified(options, m), chosen))
+        return list(pool.map(lambda m: checked(options, m), chosen))
 
 
 def device():

@@ -325,6 +325,32 @@ fn explain_draws_a_page_and_answers_for_an_edge() {
     assert!(succeeds(&["explain", path(&gpt2), "--lint"]).contains("every recogniser"));
 }
 
+/// Outputs against goldens, rows of padding left out.
+#[test]
+fn run_compares_with_what_is_expected() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bert, [given, want]) =
+        (fixture("devset/bert"), ["in", "out"].map(|k| fixture(&format!("devset/bert/case1_{k}.npz"))));
+    let args = ["run", path(&bert), "--inputs", path(&given), "--backend", "cpu", "--expect"];
+    let report = json(&[&args[..], &[path(&want), "--json"]].concat());
+    let compared = report["compared"].as_array().unwrap();
+    assert!(!compared.is_empty());
+    for c in compared {
+        let (off, largest) = (c["max_difference"].as_f64().unwrap(), c["magnitude"].as_f64().unwrap());
+        assert!(off > 0.0 && off <= 1e-5 * largest, "{c}");
+    }
+    assert!(succeeds(&[&args[..], &[path(&want)]].concat()).contains("off, the largest is"));
+    let done = frit(&[&args[..], &[path(&want), "--tolerance", "1e-9"]].concat());
+    assert_eq!(done.status.code(), Some(1));
+    assert!(text(&done.stderr).contains("not what is expected within 1e-9"), "{}", text(&done.stderr));
+    let wrong = folder.path().join("wrong.npz");
+    let t = Tensor::f32(&[1, 2], vec![0.0; 2]).unwrap();
+    let (name, other) = (compared[0]["name"].as_str().unwrap(), npz::Array::Tensor(&t));
+    npz::write(&wrong, &[(name, other), ("unheard_of", npz::Array::Tensor(&t))]).unwrap();
+    let said = refused(&[&args[..], &[path(&wrong)]].concat());
+    assert!(said.contains("[1, 2] expected") && said.contains("there is no output `unheard_of`"), "{said}");
+}
+
 /// Each kind of fusion that changes the plan is measured; what a file calls slower is left out, and says so.
 #[test]
 fn tuning_measures_fusions_and_leaves_out_what_is_slower() {
