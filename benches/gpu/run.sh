@@ -3,10 +3,11 @@
 #
 #     bash benches/gpu/run.sh [FOLDER]
 #
-# In this order: correctness against the CPU and float64 goldens (no figure is printed before), the stream rate of the device, then decode, prefill, encoder,
-# matrix products and kernels that memory bounds, on seeded random weights. Ends within 8 minutes on one GPU: workloads that
-# do not fit any more are left out and named. The kernels that memory bounds have not run on a GPU yet. Writes FOLDER/gpu.json and FOLDER/gpu.md (FOLDER: benches/results). FRIT names a binary that is
-# there already, and FRIT_BENCH_OPTIONS more options of measure.py.
+# In this order: correctness against the CPU and float64 goldens (no figure is printed before), the stream rate of the device,
+# then decode, prefill, encoder, matrix products and kernels that memory bounds, on seeded random weights. Ends within 8
+# minutes on one GPU: workloads that do not fit any more are left out and named. The kernels that memory bounds and the
+# comparison with goldens have not run on a GPU yet. Writes FOLDER/gpu.json and FOLDER/gpu.md (FOLDER: benches/results). FRIT
+# names a binary that is there already, and FRIT_BENCH_OPTIONS more options of measure.py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
