@@ -57,6 +57,11 @@ const LLAMA: [(&str, &str); 3] = [
     ("devset/llama_gqa/case1_in.npz", "devset/llama_gqa/case1_out.npz"),
     ("devset/llama_gqa/case2_in.npz", "devset/llama_gqa/case2_out.npz"),
 ];
+const GPT2: [(&str, &str); 3] = [
+    ("devset/gpt2/case0_in.npz", "devset/gpt2/case0_out.npz"),
+    ("devset/gpt2/case1_in.npz", "devset/gpt2/case1_out.npz"),
+    ("devset/gpt2/case2_in.npz", "devset/gpt2/case2_out.npz"),
+];
 const GEMMA: [(&str, &str); 1] = [("onnx/gemma2_in.npz", "onnx/gemma2_out.npz")];
 
 macro_rules! on_each_backend {
@@ -70,6 +75,7 @@ on_each_backend! {
     bert_of_the_dynamo_exporter: |b| matches("bert.onnx", &BERT, &[], b);
     bert_of_torchscript: |b| matches("bert_ts.onnx", &BERT, &[], b);
     llama_of_the_dynamo_exporter: |b| matches("llama_gqa.onnx", &LLAMA, &[2], b);
+    gpt2_of_the_dynamo_exporter: |b| matches("gpt2.onnx", &GPT2, &[2], b);
     gemma2_of_torchscript: |b| matches("gemma2_ts.onnx", &GEMMA, &[], b);
 }
 

@@ -20,7 +20,7 @@ mod generate_from;
 mod kv_table;
 pub mod model_source;
 pub mod npz;
-mod passes;
+mod prefill_passes;
 mod prompt;
 mod recompute;
 mod rows;

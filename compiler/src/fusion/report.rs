@@ -96,12 +96,12 @@ fn in_order(graph: &Graph, members: Vec<ValueId>) -> Vec<ValueId> {
     let mut out = Vec::with_capacity(left.len());
     // Whether `v` reads one of `left`, through views at most.
     let waits = |v: ValueId, left: &[ValueId]| {
-        let mut stack = graph.operands(v);
+        let (mut stack, mut seen) = (graph.operands(v), HashSet::new());
         while let Some(o) = stack.pop() {
             if left.contains(&o) {
                 return true;
             }
-            if !is_launch(graph, o) {
+            if !is_launch(graph, o) && seen.insert(o) {
                 stack.extend(graph.operands(o));
             }
         }

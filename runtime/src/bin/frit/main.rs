@@ -3,6 +3,7 @@
 
 #[cfg(feature = "compiler")]
 mod analyze;
+mod at;
 #[cfg(feature = "compiler")]
 mod bench;
 #[cfg(feature = "compiler")]
@@ -13,6 +14,7 @@ mod check;
 mod compile;
 mod diff;
 mod embed;
+mod expect;
 mod explain;
 mod generate;
 mod inspect;

@@ -1,7 +1,7 @@
 //! `frit tune`: a model is run with and without each kind of fusion, in turns; what makes it slower is written down, for
 //! `--tuning` to leave out.
 
-use crate::explain::counted_at;
+use crate::at::At;
 use crate::explain::measure::inputs;
 use crate::model::{self, Progress};
 use anyhow::{Context, Result, bail};
@@ -36,15 +36,8 @@ pub struct Args {
     /// Where to measure: auto, cpu, wgpu or cuda.
     #[arg(long, default_value = "auto")]
     backend: String,
-    /// Sequences of a run.
-    #[arg(long, default_value_t = 1)]
-    batch: u64,
-    /// Tokens of each sequence.
-    #[arg(long, default_value_t = 64)]
-    tokens: u64,
-    /// Tokens already in the cache.
-    #[arg(long, default_value_t = 64)]
-    past: u64,
+    #[command(flatten)]
+    at: At,
     /// Turns of each pair of plans.
     #[arg(long, default_value_t = 9)]
     rounds: usize,
@@ -108,7 +101,7 @@ struct Bound {
 impl Bound {
     fn new(a: &Args, model: &LoadedModel, program: &str, backend: &dyn Backend) -> Result<Bound> {
         let plan = &model.plan;
-        let at = counted_at(plan, program, a.batch, a.tokens, a.past);
+        let at = a.at.values(plan, program);
         let program = plan.programs.iter().position(|p| p.name == program).context("a phase without a program")?;
         let mut executor = backend.bind(plan.clone(), &*model.weights, &Extent(at.clone()), &mut |_, _| {})?;
         let inputs = inputs(&mut *executor, plan, program, &at)?;

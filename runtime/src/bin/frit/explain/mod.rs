@@ -5,11 +5,12 @@ mod chains;
 mod html;
 pub(crate) mod measure;
 
+use crate::at::At;
 use crate::model::{self, Progress, bytes};
 use anyhow::{Context, Result, bail};
 use frit_kernels::dim::Dim;
 use frit_plan::format::FormatError;
-use frit_plan::{ExactSearch, PhaseReport, Plan, sizes};
+use frit_plan::{ExactSearch, PhaseReport, Plan};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -20,15 +21,8 @@ pub struct Args {
     /// forward, prefill, decode or decode_wide [default: decode, or forward for encoders]
     #[arg(long)]
     phase: Option<String>,
-    /// Sequences that bytes are counted for.
-    #[arg(long, default_value_t = 1)]
-    batch: u64,
-    /// Tokens of each sequence that bytes are counted for.
-    #[arg(long, default_value_t = 64)]
-    tokens: u64,
-    /// Tokens already in the cache.
-    #[arg(long, default_value_t = 64)]
-    past: u64,
+    #[command(flatten)]
+    at: At,
     /// Show every region and edge, not one layer.
     #[arg(long)]
     all: bool,
@@ -73,27 +67,6 @@ pub struct Args {
     switches: crate::switches::Switches,
 }
 
-fn values(a: &Args, plan: &Plan, program: &str) -> Vec<u64> {
-    counted_at(plan, program, a.batch, a.tokens, a.past)
-}
-
-/// Values of a plan's sizes for a run of a program.
-pub(crate) fn counted_at(plan: &Plan, program: &str, batch: u64, tokens: u64, past: u64) -> Vec<u64> {
-    let fixed = plan.program(program).map(|p| p.fixed.clone()).unwrap_or_default();
-    let bucket = program.rsplit_once('@').and_then(|(_, rows)| rows.parse::<u64>().ok());
-    let (capacity_tokens, tokens) = (tokens, bucket.map_or(tokens, |rows| tokens.min((rows / batch.max(1)).max(1))));
-    let value = |name: &str| match name {
-        _ if fixed.iter().any(|(n, _)| n == name) => fixed.iter().find(|(n, _)| n == name).map_or(1, |f| f.1),
-        sizes::BATCH => batch,
-        sizes::TOKENS => tokens,
-        sizes::PAST if program == "decode" || program == "decode_wide" => past,
-        sizes::PAST => 0,
-        sizes::CAPACITY | sizes::POSITIONS => past + capacity_tokens,
-        _ => 1,
-    };
-    plan.sizes.iter().map(|s| value(&s.name).max(s.min)).collect()
-}
-
 fn json(a: &Args, plan: &Plan) -> serde_json::Value {
     let find = |n: &str| plan.report.phases.iter().find(|p| p.program == n);
     let main = find("decode").or_else(|| plan.report.phases.first());
@@ -111,7 +84,7 @@ fn json(a: &Args, plan: &Plan) -> serde_json::Value {
         "refused": main.map(|p| &p.refused),
         "ledger": main.map(|p| &p.ledger),
         "memory": main.and_then(|p| {
-            let [arena_bytes, value_bytes, peak_bytes] = memory(plan, &p.program, &values(a, plan, &p.program))?;
+            let [arena_bytes, value_bytes, peak_bytes] = memory(plan, &p.program, &a.at.values(plan, &p.program))?;
             Some(serde_json::json!({
                 "arena_bytes": arena_bytes, "value_bytes": value_bytes, "peak_bytes": peak_bytes,
                 "in_place": p.in_place.len(),
@@ -190,7 +163,7 @@ pub fn main(a: &Args) -> Result<()> {
         return lock(a, plan, file);
     }
     if let Some(file) = &a.html {
-        let page = html::page(plan, &|program, d| signed(plan, &values(a, plan, program), d));
+        let page = html::page(plan, &|program, d| signed(plan, &a.at.values(plan, program), d));
         frit_plan::format::replace_file(file, |w| {
             w.write_all(page.as_bytes()).map_err(|source| FormatError::Io { path: file.clone(), source })
         })?;
@@ -208,7 +181,7 @@ pub fn main(a: &Args) -> Result<()> {
         bail!("{} has no phase `{wanted}`\nhint: --phase {}", path.display(), have.join(" | "));
     };
     if a.measure {
-        let measured = measure::run(&loaded, phase, a.backend.parse()?, &values(a, plan, &phase.program))?;
+        let measured = measure::run(&loaded, phase, a.backend.parse()?, &a.at.values(plan, &phase.program))?;
         if a.json {
             let mut report = json(a, plan);
             report["measured"] = measured.json(phase);
@@ -292,13 +265,13 @@ fn print_edge(edge: &str, phase: &PhaseReport) -> Result<()> {
 fn memory(plan: &Plan, program: &str, at: &[u64]) -> Option<[u64; 3]> {
     let p = plan.program(program)?;
     let elems = |d: &Dim| u64::try_from(signed(plan, at, d)).unwrap_or(0);
-    let arena: u64 = p.arena.sizes.iter().chain(&p.ints.sizes).map(elems).sum();
+    let arena = plan.arena_bytes(p, at).ok()?;
     let sum: u64 = p.values.iter().map(|v| elems(&frit_kernels::dim::product(&v.shape))).sum();
     let steps = p.steps.len().max(1) as u32;
     let alive = |t: u32| p.values.iter().filter(move |v| v.live.0 <= t && t <= v.live.1);
     let at_once = |t: u32| alive(t).map(|v| elems(&frit_kernels::dim::product(&v.shape))).sum::<u64>();
     let peak = (0..steps).map(at_once).max().unwrap_or(0);
-    Some([4 * arena, 4 * sum, 4 * peak])
+    Some([arena, 4 * sum, 4 * peak])
 }
 
 /// The value of a count at the sizes `at`; savings may be negative.
@@ -357,7 +330,7 @@ fn print_search(e: &ExactSearch) {
 }
 
 fn print(a: &Args, plan: &Plan, phase: &PhaseReport) {
-    let at = values(a, plan, &phase.program);
+    let at = a.at.values(plan, &phase.program);
     let named: Vec<String> = plan.sizes.iter().zip(&at).map(|(s, v)| format!("{} = {v}", s.name)).collect();
     let count = |d: &Dim| bytes(u64::try_from(signed(plan, &at, d)).unwrap_or(0));
     println!("{}  {}  at {}", plan.model.name, phase.program, named.join(", "));
