@@ -1,6 +1,8 @@
 //! What a target can do. Schedules and legality ask [`Capabilities`]; nothing outside `emit/` asks for a target's name.
 
 use crate::emit::Language;
+use crate::ir::Texture;
+use crate::spec::{KernelSpec, Space};
 use serde::{Deserialize, Serialize};
 
 /// Which shape of schedule suits the target.
@@ -87,6 +89,8 @@ pub struct Capabilities {
     pub limit_groups: u32,
     /// Bytes of one storage binding.
     pub limit_binding_bytes: u64,
+    /// Storage textures of a kernel.
+    pub limit_storage_textures: usize,
     /// Alignment of a buffer binding's offset.
     pub offset_alignment_bytes: u32,
     /// 16-bit float arithmetic.
@@ -101,7 +105,15 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Base WebGPU limits for `tier`: 8 storage buffers, 16 KiB of workgroup memory, 256 invocations, 128 MiB bindings;
+    /// How the weights of a kernel are bound; `None` where they lie in buffers.
+    pub fn weight_texture(&self, spec: &KernelSpec) -> Option<Texture> {
+        let weights = spec.args.iter().filter(|a| a.space == Space::Weight).count();
+        self.has_texel_weights.then_some(match weights <= self.limit_storage_textures {
+            true => Texture::Storage,
+            false => Texture::Sampled,
+        })
+    }
+    /// Base WebGPU limits for `tier`: 8 storage buffers, 4 storage textures, 16 KiB of workgroup memory, 256 invocations, 128 MiB bindings;
     /// for [`Tier::Cpu`] also subgroups.
     pub const fn webgpu(tier: Tier) -> Self {
         Capabilities {
@@ -113,6 +125,7 @@ impl Capabilities {
             limit_invocations: 256,
             limit_groups: 65535,
             limit_binding_bytes: 128 << 20,
+            limit_storage_textures: 4,
             offset_alignment_bytes: 256,
             has_f16: false,
             has_matrix: false,
@@ -132,6 +145,7 @@ impl Capabilities {
             limit_invocations: 1024,
             limit_groups: 65535,
             limit_binding_bytes: (4 << 30) - 16,
+            limit_storage_textures: 0,
             offset_alignment_bytes: 16,
             has_f16: true,
             has_matrix: true,

@@ -29,7 +29,9 @@ pub use arena::{Arena, Handle};
 pub use builder::{Builder, IntoVal, Uniforms, Val, Var};
 pub use error::{BuildError, Error, Rule, Violation};
 pub use expr::{ArrayRef, Axis, BinaryOp, Builtin, Expr, Literal, TernaryOp, UnaryOp};
-pub use module::{Access, Array, Buffer, Field, Local, LocalKind, Module, TEXELS_PER_ROW, TileMap, UniformBlock};
+pub use module::{
+    Access, Array, Buffer, Field, Local, LocalKind, Module, TEXELS_PER_ROW, Texture, TileMap, UniformBlock,
+};
 pub use stmt::{Barrier, Block, Collective, HalfFormat, Stmt, TileOp};
 pub use text::{parse, print};
 pub use types::{Scalar, Type, Width};

@@ -18,9 +18,18 @@ pub enum Access {
     ReadWrite,
     /// Never written, and bound as a two-dimensional texture of `vec4<u32>`, [`TEXELS_PER_ROW`] elements a row; what
     /// lies beyond the last element reads as anything.
-    Texels,
+    Texels(Texture),
     /// Never written, and reached by copies of tiles alone.
     Tiles(TileMap),
+}
+
+/// How a texture is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Texture {
+    /// As a storage texture that is only read: a place, its bounds and four loads.
+    Storage,
+    /// As a sampled texture, of which software drivers look the level up for each lane: twice the instructions.
+    Sampled,
 }
 
 /// A matrix of 16-bit elements in a buffer, row by row from its start, and the tiles that copies bring of it, each of

@@ -174,7 +174,9 @@ impl<'m> Verifier<'m> {
         for buffer in module.buffers.values().filter(|b| !b.elem.is_storable()) {
             self.fault(Rule::Type, format!("buffer `{}` of {}", buffer.name, buffer.elem));
         }
-        for buffer in module.buffers.values().filter(|b| b.access == Access::Texels && b.elem != Type::VEC4_U32) {
+        for buffer in
+            module.buffers.values().filter(|b| matches!(b.access, Access::Texels(_)) && b.elem != Type::VEC4_U32)
+        {
             self.fault(Rule::Type, format!("texture `{}` of {}", buffer.name, buffer.elem));
         }
         self.tile_maps();

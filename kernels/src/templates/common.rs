@@ -36,15 +36,15 @@ pub struct Scope {
     dims: HashMap<Dim, Val>,
     /// Index of a load or store: the part computed outside, and what is left to add.
     split: HashMap<(Option<ArgId>, Dim), (Val, Dim)>,
-    /// Loads along an axis whose values this invocation keeps, every [`Held::step`]-th from its lane on.
+    /// Expressions along an axis whose values this invocation keeps, every [`Held::step`]-th from its lane on.
     pub(super) held: Vec<Held>,
 }
 
-/// A load whose values at the places `lane`, `lane + step`, … of an axis an invocation keeps in an array of its own.
+/// An expression whose values at the places `lane`, `lane + step`, … of an axis an invocation keeps in an array of its own.
 #[derive(Clone, Copy)]
 pub(super) struct Held {
-    /// The load.
-    pub load: ExprId,
+    /// The expression.
+    pub expr: ExprId,
     /// The axis.
     pub axis: usize,
     /// A power of two.
@@ -159,12 +159,13 @@ impl<'a> KernelCtx<'a> {
         view: impl Fn(ArgId, &Arg) -> View,
     ) -> Result<Self, TemplateError> {
         let b = Builder::new(&spec.name, workgroup);
+        let texture = caps.weight_texture(spec);
         let mut bound: Vec<(Space, ArrayRef)> = Vec::new();
         let (mut buffers, mut views) = (Vec::new(), Vec::new());
         for (i, a) in spec.args.iter().enumerate() {
             let id = ArgId(i as u16);
             let view = match (a.space, view(id, a)) {
-                (Space::Weight, view) if caps.has_texel_weights => View::Texels { aligned: view == View::Vec4 },
+                (Space::Weight, view) if texture.is_some() => View::Texels { aligned: view == View::Vec4 },
                 (Space::Weight, view) => view,
                 _ => View::Scalar,
             };
@@ -192,10 +193,10 @@ impl<'a> KernelCtx<'a> {
                     b.buffer(&format!("kv{n}"), access, Type::F32)
                 }
                 Space::Weight => {
-                    let access = match view {
-                        View::Texels { .. } => Access::Texels,
-                        View::Tiles(map) => Access::Tiles(map),
-                        View::Scalar | View::Vec4 => Access::Constant,
+                    let access = match (texture, view) {
+                        (Some(texture), _) => Access::Texels(texture),
+                        (None, View::Tiles(map)) => Access::Tiles(map),
+                        (None, _) => Access::Constant,
                     };
                     b.buffer(&a.name, access, view.elem(a.storage))
                 }

@@ -11,6 +11,7 @@ use super::common::{Held, KernelCtx, Scope, dispatch};
 use super::product::{Problem, Right};
 use super::stats::Team;
 use super::{Part, Rendered, TemplateError, View, uses_gemv};
+use crate::dim::Sym;
 use crate::ir::{ArrayRef, Builder, Builtin, Collective, Type, Val, Var};
 use crate::spec::{ArgId, Expr, ExprId, KernelSpec, PARTIAL_COLUMNS, Partials, Store};
 use crate::target::Capabilities;
@@ -19,11 +20,17 @@ use crate::target::Capabilities;
 const LANES: u32 = 8;
 /// Most elements of the left side that a lane keeps for the statistics and the products.
 const MOST_HELD: u32 = 4096;
+/// Columns whose weights are read one after the other before the first is decoded: reads are long chains of instructions, which
+/// a processor then works on at once.
+const AHEAD: usize = 4;
+/// Most often that a workgroup takes columns, for one row of the left side that its lanes keep.
+const MOST_PASSES: u32 = 8;
 
-/// Rows of a workgroup, columns of a lane, and elements along k of a step.
+/// Rows of a workgroup, columns of a lane at once, how often it takes columns, and elements along k of a step.
 struct Tile {
     rows: u32,
     columns: u32,
+    passes: u32,
     chunk: u32,
 }
 
@@ -35,13 +42,13 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Option<Re
     let is_run = |id: ArgId| p.rhs.iter().any(|r| matches!(r, Right::Runs { arg, .. } if *arg == id));
     let view = |id: ArgId, _: &_| if is_run(id) { View::Vec4 } else { View::Scalar };
     let ctx = KernelCtx::new(spec, caps, [LANES, 1, 1], view)?;
-    let Tile { rows, columns, chunk } = tile;
+    let Tile { rows, columns, passes, chunk } = tile;
     let across = LANES * columns;
-    p.in_block(&ctx, rows, across, |b, scope, row, column| {
+    p.in_block(&ctx, rows, across * passes, |b, scope, row, first| {
         let lane = b.let_("lane", b.builtin(Builtin::SubgroupLane));
-        let left: Vec<Scope> = (0..rows).map(|i| left_row(&p, &ctx, &scope, b.add(row, i), lane)).collect();
+        let mut left: Vec<Scope> = (0..rows).map(|i| left_row(&p, &ctx, &scope, b.add(row, i), lane)).collect();
         if !spec.left.is_empty() {
-            b.if_(b.eq(column, 0), |b| {
+            b.if_(b.eq(first, 0), |b| {
                 for (i, scope) in left.iter().enumerate() {
                     b.if_(b.lt(b.add(row, i as u32), ctx.extent(&p.rows())), |b| {
                         b.for_("i", lane, ctx.extent(p.k), LANES, |_, i| {
@@ -51,11 +58,26 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Option<Re
                 }
             });
         }
-        let sums = sums(&p, &ctx, &tile, &scope, &left, (column, lane));
-        write(&p, &ctx, &tile, (&scope, &left), (row, column, lane), &sums);
+        if passes > 1 {
+            left.iter_mut().for_each(|l| hold(&p, &ctx, l, lane, &[p.lhs]));
+        }
+        let pass = |column: Val| {
+            let sums = sums(&p, &ctx, &tile, &scope, &left, (column, lane));
+            write(&p, &ctx, &tile, (&scope, &left), (row, column, lane), &sums);
+        };
+        if passes == 1 {
+            return pass(first);
+        }
+        b.for_("pass", 0, passes, 1, |b, i| {
+            let column = b.let_("column", b.add(first, b.mul(i, across)));
+            b.if_(b.lt(column, ctx.extent(&p.columns())), |_| pass(column));
+        });
     });
-    let tile = [("rows", rows), ("columns", across), ("chunk", chunk)];
-    let grid = dispatch(&p.groups(rows, across));
+    let mut tile = vec![("rows", rows), ("columns", across), ("chunk", chunk)];
+    if passes > 1 {
+        tile.push(("passes", passes));
+    }
+    let grid = dispatch(&p.groups(rows, across * passes));
     ctx.finish("lanes", &tile, grid).map(Some)
 }
 
@@ -75,7 +97,10 @@ fn tile(p: &Problem<'_>) -> Option<Tile> {
         _ => 8,
     };
     let all = p.columns().as_const().and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
-    let mut columns = columns_of(rows, p.rhs.len() as u32, is_quantised, all);
+    let (mut columns, mut passes) = columns_of(rows, p.rhs.len() as u32, is_quantised, all);
+    if k / LANES > MOST_HELD {
+        passes = 1;
+    }
     if p.spec.partials.is_some() {
         // Whole tiles of statistics.
         let tile = PARTIAL_COLUMNS / LANES;
@@ -91,11 +116,11 @@ fn tile(p: &Problem<'_>) -> Option<Tile> {
         (false, 1..=4) if fits(16) => 16,
         _ => 8,
     };
-    Some(Tile { rows, columns, chunk })
+    Some(Tile { rows, columns, passes, chunk })
 }
 
-/// Columns of a lane, of a product with `sides` right sides and `all` columns.
-fn columns_of(rows: u32, sides: u32, is_quantised: bool, all: u32) -> u32 {
+/// Columns of a lane, of a product with `sides` right sides and `all` columns, and how often a workgroup takes so many.
+fn columns_of(rows: u32, sides: u32, is_quantised: bool, all: u32) -> (u32, u32) {
     if rows == 1 {
         return columns_of_one_row(sides.max(1), is_quantised, all);
     }
@@ -113,26 +138,30 @@ fn columns_of(rows: u32, sides: u32, is_quantised: bool, all: u32) -> u32 {
     if rows == 8 {
         columns = (columns / 2 + 1..=columns).rev().min_by_key(work).unwrap_or(columns);
     }
-    columns
+    (columns, 1)
 }
 
-/// Columns of a lane where there is one row: the width with the least work in turns of 2, 4 and 8 cores together. A workgroup
-/// brings its row at the price of so many columns: a loop over lanes a word, where weights come four words at a time.
-fn columns_of_one_row(sides: u32, is_quantised: bool, all: u32) -> u32 {
-    let row: u64 = if is_quantised { 24 } else { 8 };
-    let work = |columns: &u32| -> u64 {
+/// Columns of a lane where there is one row, and how often a workgroup takes them: what has the least work in turns of 2, 4
+/// and 8 cores together. A workgroup brings its row at the price of so many columns: a loop over lanes a word, where weights
+/// come four words at a time. Every time it hands the row round among its lanes.
+fn columns_of_one_row(sides: u32, is_quantised: bool, all: u32) -> (u32, u32) {
+    const HANDED: u32 = 8;
+    let row: u32 = if is_quantised { 24 } else { 8 };
+    let work = |(columns, passes): &(u32, u32)| -> u64 {
         let width = LANES * columns;
-        let groups = u64::from(all.div_ceil(width));
+        let groups = u64::from(all.div_ceil(width * passes));
         let turns: u64 = [2, 4, 8].map(|cores| cores * groups.div_ceil(cores)).iter().sum();
-        turns * (row + u64::from(sides * width))
+        turns * u64::from(row + passes * (HANDED + sides * width))
     };
     let most = (24 / sides).clamp(2, 16);
-    (1..=most / 2).rev().map(|pairs| 2 * pairs).chain([1]).min_by_key(work).unwrap_or(1)
+    let widths = || (1..=most / 2).rev().map(|pairs| 2 * pairs).chain([1]);
+    (1..=MOST_PASSES).flat_map(|passes| widths().map(move |w| (w, passes))).min_by_key(work).unwrap_or((1, 1))
 }
 
 /// Columns of a workgroup.
 pub(super) fn columns_of_group(few_rows: bool, sides: u32, is_quantised: bool, all: u32) -> u32 {
-    LANES * columns_of(if few_rows { 1 } else { 8 }, sides, is_quantised, all)
+    let (columns, passes) = columns_of(if few_rows { 1 } else { 8 }, sides, is_quantised, all);
+    LANES * columns * passes
 }
 
 /// The scope of row `row` of the left side, the last where it lies beyond, with its statistics.
@@ -144,33 +173,36 @@ fn left_row(p: &Problem<'_>, ctx: &KernelCtx<'_>, base: &Scope, row: Val, lane: 
         return scope;
     }
     if p.spec.stats_over.is_none() {
-        hold(p, ctx, &mut scope, lane);
+        hold(p, ctx, &mut scope, lane, &along_k(p));
     }
     let team = Team { lanes: LANES, teams: 1, lane, team: b.u32(0), active: b.bool(true), ahead: 0 };
     ctx.row_stats(&mut scope, p.stats, p.k_axis(), ctx.extent(p.k), &team);
     scope
 }
 
-/// Keeps what the statistics read along k: each lane its share.
-fn hold(p: &Problem<'_>, ctx: &KernelCtx<'_>, scope: &mut Scope, lane: Val) {
+/// What the statistics read along k.
+fn along_k(p: &Problem<'_>) -> Vec<ExprId> {
+    let values: Vec<ExprId> = p.stats.iter().map(|s| s.value).collect();
+    let axis = Sym::Axis(p.k_axis() as u8);
+    let along = |e: &ExprId| matches!(p.spec.exprs.get(*e), Expr::Load { index, .. } if index.mentions(&axis));
+    p.spec.exprs.reachable(&values).into_iter().filter(along).collect()
+}
+
+/// Computes these along k, and keeps them instead of what was kept: each lane its share.
+fn hold(p: &Problem<'_>, ctx: &KernelCtx<'_>, scope: &mut Scope, lane: Val, what: &[ExprId]) {
     let b = &ctx.b;
     let share = p.k.as_const().and_then(|k| u32::try_from(k).ok()).unwrap_or(u32::MAX) / LANES;
     if share > MOST_HELD {
         return;
     }
-    let values: Vec<ExprId> = p.stats.iter().map(|s| s.value).collect();
     let axis = p.k_axis();
-    let along = |e: &ExprId| matches!(p.spec.exprs.get(*e), Expr::Load { index, .. } if index.mentions(&crate::dim::Sym::Axis(axis as u8)));
-    let loads: Vec<ExprId> = p.spec.exprs.reachable(&values).into_iter().filter(along).collect();
-    let held: Vec<Held> = loads
-        .iter()
-        .map(|load| Held { load: *load, axis, step: LANES, values: b.private("held", Type::F32, share) })
-        .filter(|h| p.spec.exprs.scalar(h.load) == crate::dtype::Scalar::F32)
-        .collect();
+    let floats = what.iter().filter(|e| p.spec.exprs.scalar(**e) == crate::dtype::Scalar::F32);
+    let held: Vec<Held> =
+        floats.map(|e| Held { expr: *e, axis, step: LANES, values: b.private("held", Type::F32, share) }).collect();
     b.for_("i", lane, ctx.extent(p.k), LANES, |b, i| {
         let mut at = scope.with(axis, i);
         for h in &held {
-            let value = ctx.expr(&mut at, h.load);
+            let value = ctx.expr(&mut at, h.expr);
             b.store(h.values, b.shr(i, LANES.trailing_zeros()), value);
         }
     });
@@ -198,26 +230,31 @@ fn sums(
         let mut totals: Vec<HashMap<(usize, usize), Val>> = rows.iter().map(|_| HashMap::new()).collect();
         for ((right, starts), accs) in p.rhs.iter().zip(&starts).zip(&accs) {
             let Right::Runs { arg, .. } = right else { continue };
-            for (c, start) in starts.iter().enumerate() {
-                let parts = named(b, ctx.row_chunk(*arg, b.add(*start, k), tile.chunk));
-                if ctx.is_split() {
-                    let quads: Vec<Vec<Val>> = ctx.values(&parts).into_iter().map(|q| ctx.parts(q)).collect();
-                    for (xs, acc) in rows.iter().zip(accs) {
-                        let Some(acc) = acc.get(c) else { continue };
-                        add_split(ctx, *acc, xs, &quads);
+            for (group, starts) in starts.chunks(AHEAD).enumerate() {
+                let read = |start: &Val| ctx.row_chunk(*arg, b.add(*start, k), tile.chunk);
+                let read: Vec<Vec<Part>> = starts.iter().map(read).collect();
+                for (c, parts) in read.into_iter().enumerate() {
+                    let c = group * AHEAD + c;
+                    let parts = named(b, parts);
+                    if ctx.is_split() {
+                        let quads: Vec<Vec<Val>> = ctx.values(&parts).into_iter().map(|q| ctx.parts(q)).collect();
+                        for (xs, acc) in rows.iter().zip(accs) {
+                            let Some(acc) = acc.get(c) else { continue };
+                            add_split(ctx, *acc, xs, &quads);
+                        }
+                        continue;
                     }
-                    continue;
-                }
-                for ((xs, acc), totals) in rows.iter().zip(accs).zip(&mut totals) {
-                    let (Some(acc), Some(xs)) = (acc.get(c), xs.first()) else { continue };
-                    let mut from = 0;
-                    for part in &parts {
-                        let len = 4 * part.quants.len();
-                        let xs = xs.get(from..from + len).unwrap_or_default();
-                        add_part(b, *acc, xs, part, || {
-                            *totals.entry((from, len)).or_insert_with(|| b.let_("total", sum(b, xs)))
-                        });
-                        from += len;
+                    for ((xs, acc), totals) in rows.iter().zip(accs).zip(&mut totals) {
+                        let (Some(acc), Some(xs)) = (acc.get(c), xs.first()) else { continue };
+                        let mut from = 0;
+                        for part in &parts {
+                            let len = 4 * part.quants.len();
+                            let xs = xs.get(from..from + len).unwrap_or_default();
+                            add_part(b, *acc, xs, part, || {
+                                *totals.entry((from, len)).or_insert_with(|| b.let_("total", sum(b, xs)))
+                            });
+                            from += len;
+                        }
                     }
                 }
             }
@@ -238,11 +275,14 @@ fn broadcast(
     let b = &ctx.b;
     let places: Vec<Val> = (0..chunk / LANES).map(|j| b.let_("at", b.add(b.add(k, j * LANES), lane))).collect();
     // What depends on k alone is computed once for all rows.
+    let is_held = left.iter().all(|row| row.held.iter().any(|h| h.expr == p.lhs));
     let shared: Vec<Scope> = places
         .iter()
         .map(|at| {
             let mut scope = base.with(p.k_axis(), *at);
-            ctx.load_here(&mut scope, &[p.lhs]);
+            if !is_held {
+                ctx.load_here(&mut scope, &[p.lhs]);
+            }
             scope
         })
         .collect();

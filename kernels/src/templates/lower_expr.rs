@@ -11,13 +11,16 @@ impl KernelCtx<'_> {
         if let Some(v) = scope.exprs.get(&e) {
             return *v;
         }
-        let v = self.node(scope, e);
+        let v = match self.held(scope, e) {
+            Some((held, i)) => self.b.load(held.values, self.b.shr(i, held.step.trailing_zeros())),
+            None => self.node(scope, e),
+        };
         scope.exprs.insert(e, v);
         v
     }
-    /// The array that holds the values of a load, and the place along its axis.
+    /// The array that holds the values of an expression, and the place along its axis.
     fn held(&self, scope: &Scope, e: ExprId) -> Option<(Held, Val)> {
-        let held = scope.held.iter().find(|h| h.load == e)?;
+        let held = scope.held.iter().find(|h| h.expr == e)?;
         Some((*held, scope.axis(held.axis)?))
     }
     /// A statistic of the row where `scope` stands, from workgroup memory.
@@ -39,9 +42,6 @@ impl KernelCtx<'_> {
         let b = &self.b;
         match self.spec.exprs.get(e) {
             Expr::Load { arg, index } => {
-                if let Some((held, i)) = self.held(scope, e) {
-                    return b.load(held.values, b.shr(i, held.step.trailing_zeros()));
-                }
                 let at = self.address(scope, *arg, index);
                 let v = self.element(*arg, at);
                 match self.arg(*arg) {

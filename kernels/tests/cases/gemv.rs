@@ -7,6 +7,8 @@ use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{
     Anchor, ArgId, BinaryOp, ColumnStats, ExprId, KernelSpec, LeftStore, ReduceOp, Space, Stat, UnaryOp,
 };
+use frit_kernels::target::{Capabilities, Tier};
+use frit_kernels::templates::render;
 
 fn plain(m: u64, n: u64, k: u64, storage: Storage) -> KernelSpec {
     let mut s = SpecBuilder::new("vector", &[&m.to_string(), &n.to_string()], &[]);
@@ -84,6 +86,36 @@ pub fn a_norm_of_the_rows_in_front(check: &dyn Fn(&Case)) {
         s.store(y, &format!("{n}*i0 + i1"), acc);
         let mut case = filled(s.done(), &[("S", rows)], k);
         case.tolerance = 1e-4;
+        check(&case);
+    }
+}
+
+/// Rows, bare and normalised, of which a workgroup of a software driver takes several widths of columns, the last of them cut
+/// short and with passes behind the end.
+pub fn rows_kept_for_several_passes(check: &dyn Fn(&Case)) {
+    for (rows, k, n, storage, is_normed) in [
+        (1i64, 64u64, 3000u64, Storage::F32, true),
+        (2, 96, 2600, Storage::Q4_1, true),
+        (1, 96, 5001, Storage::Q8_0, false),
+        (2, 40, 3333, Storage::F16, false),
+    ] {
+        let mut s = SpecBuilder::new("passes", &["B", "1", &n.to_string()], &["B"]);
+        let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*B"));
+        let w = s.arg("w", Space::Weight, storage, &(n * k).to_string());
+        let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
+        let y = s.out("y", Space::Arena, Storage::F32, &format!("{n}*B"));
+        let (lhs, lhs_stats) = match is_normed {
+            true => normed(&mut s, (x, gain), k, "i3"),
+            false => (s.load(x, &format!("{k}*i0 + i3")), Vec::new()),
+        };
+        let rhs = vec![s.load(w, &format!("{k}*i2 + i3"))];
+        s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };
+        let acc = s.acc(0);
+        s.store(y, &format!("{n}*i0 + i2"), acc);
+        let mut case = filled(s.done(), &[("B", rows)], k + n);
+        case.tolerance = 1e-4;
+        let lanes = render(&case.spec, &Capabilities::webgpu(Tier::Cpu)).unwrap();
+        assert!(lanes.tile.iter().any(|(name, n)| name == "passes" && *n > 1), "{:?}", lanes.tile);
         check(&case);
     }
 }

@@ -1,5 +1,6 @@
 //! Pointwise kernels.
 
+use super::gemm::filled;
 use crate::support;
 use crate::support::blocks::{Data, Random};
 use crate::support::{Case, SpecBuilder};
@@ -49,6 +50,23 @@ pub fn map_at_the_edges_of_its_tiles(check: &dyn Fn(&Case)) {
             let data = vec![r.floats(3 * n), r.floats(n), r.floats(3 * n)];
             check(&Case::new(s.done(), &[("B", 3), ("N", n as i64)], data));
         }
+    }
+}
+
+/// As many weights as base WebGPU has storage textures for, and more.
+pub fn maps_of_few_and_many_weights(check: &dyn Fn(&Case)) {
+    for weights in [4u64, 5, 7] {
+        let n = 70;
+        let mut s = SpecBuilder::new("map_weights", &[&n.to_string()], &[]);
+        let storages = [Storage::F32, Storage::F16, Storage::Bf16];
+        let args: Vec<_> = (0..weights)
+            .map(|j| s.arg(&format!("w{j}"), Space::Weight, storages[j as usize % 3], &n.to_string()))
+            .collect();
+        let y = s.out("y", Space::Arena, Storage::F32, &n.to_string());
+        let each: Vec<_> = args.into_iter().map(|w| s.load(w, "i0")).collect();
+        let sum = each.into_iter().reduce(|a, b| s.bin(BinaryOp::Add, a, b)).unwrap();
+        s.store(y, "i0", sum);
+        check(&filled(s.done(), &[], weights));
     }
 }
 

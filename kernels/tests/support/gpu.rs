@@ -4,7 +4,7 @@ use super::Case;
 use super::blocks::{Data, words};
 use super::layout::{Layout, bytes};
 use frit_kernels::dtype::Scalar;
-use frit_kernels::ir::{Access, TEXELS_PER_ROW};
+use frit_kernels::ir::{Access, TEXELS_PER_ROW, Texture};
 use frit_kernels::templates::Rendered;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -76,10 +76,10 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
             })
         })
         .collect();
-    let textures: Vec<Option<wgpu::TextureView>> = (0..n + 2)
-        .map(|i| {
-            let is_texture = r.module.buffers.values().any(|b| b.binding == i as u32 && b.access == Access::Texels);
-            is_texture.then(|| texture(gpu, &contents[i]))
+    let textures: Vec<Option<(Texture, wgpu::TextureView)>> = (0..n + 2)
+        .map(|i| match r.module.buffers.values().find(|b| b.binding == i as u32)?.access {
+            Access::Texels(kind) => Some((kind, texture(gpu, &contents[i]))),
+            _ => None,
         })
         .collect();
     let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..n + 2)
@@ -87,7 +87,12 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
             binding: i as u32,
             visibility: wgpu::ShaderStages::COMPUTE,
             ty: match (spaces.get(i), &textures[i]) {
-                (_, Some(_)) => wgpu::BindingType::Texture {
+                (_, Some((Texture::Storage, _))) => wgpu::BindingType::StorageTexture {
+                    access: wgpu::StorageTextureAccess::ReadOnly,
+                    format: wgpu::TextureFormat::Rgba32Uint,
+                    view_dimension: wgpu::TextureViewDimension::D2,
+                },
+                (_, Some((Texture::Sampled, _))) => wgpu::BindingType::Texture {
                     sample_type: wgpu::TextureSampleType::Uint,
                     view_dimension: wgpu::TextureViewDimension::D2,
                     multisampled: false,
@@ -122,7 +127,7 @@ pub fn run(case: &Case, r: &Rendered, runs: usize) -> Option<Outcome> {
         .enumerate()
         .map(|(i, b)| {
             let resource = match &textures[i] {
-                Some(view) => wgpu::BindingResource::TextureView(view),
+                Some((_, view)) => wgpu::BindingResource::TextureView(view),
                 None => b.as_entire_binding(),
             };
             wgpu::BindGroupEntry { binding: i as u32, resource }
@@ -211,7 +216,9 @@ fn texture(gpu: &Gpu, bytes: &[u8]) -> wgpu::TextureView {
         sample_count: 1,
         dimension: wgpu::TextureDimension::D2,
         format: wgpu::TextureFormat::Rgba32Uint,
-        usage: wgpu::TextureUsages::TEXTURE_BINDING | wgpu::TextureUsages::COPY_DST,
+        usage: wgpu::TextureUsages::STORAGE_BINDING
+            | wgpu::TextureUsages::TEXTURE_BINDING
+            | wgpu::TextureUsages::COPY_DST,
         view_formats: &[],
     });
     let layout = wgpu::TexelCopyBufferLayout { offset: 0, bytes_per_row: Some(row), rows_per_image: None };

@@ -6,6 +6,7 @@
 
 use crate::{Error, Result};
 use frit_kernels::emit::Language;
+use frit_kernels::ir::Texture;
 use frit_kernels::spec::{KernelSpec, Space};
 use frit_kernels::target::{Capabilities, Tier};
 use frit_plan::{Kernel, Plan, Variant};
@@ -19,7 +20,7 @@ pub(crate) enum Slot {
     /// A storage buffer: that of this argument.
     Storage { arg: usize, written: bool },
     /// A texture: the weight that is this argument.
-    Texels { arg: usize },
+    Texels { arg: usize, texture: Texture },
     /// The step's record.
     Record,
     /// The table of sizes.
@@ -28,7 +29,7 @@ pub(crate) enum Slot {
 
 /// The bindings of a kernel as scheduled for `tier`, in order.
 pub(crate) fn slots(spec: &KernelSpec, tier: Tier) -> Vec<Slot> {
-    let as_texels = Capabilities::webgpu(tier).has_texel_weights;
+    let texture = Capabilities::webgpu(tier).weight_texture(spec);
     let mut seen: Vec<Space> = Vec::new();
     let mut out = Vec::new();
     for (i, a) in spec.args.iter().enumerate() {
@@ -43,8 +44,8 @@ pub(crate) fn slots(spec: &KernelSpec, tier: Tier) -> Vec<Slot> {
             Space::Weight | Space::Side => false,
             Space::Kv(_) => spec.args.iter().any(|b| b.space == a.space && b.written),
         };
-        out.push(match a.space {
-            Space::Weight if as_texels => Slot::Texels { arg: i },
+        out.push(match (a.space, texture) {
+            (Space::Weight, Some(texture)) => Slot::Texels { arg: i, texture },
             _ => Slot::Storage { arg: i, written },
         });
     }

@@ -205,7 +205,7 @@ impl SimtExecutor {
         let mut homes = Vec::new();
         for slot in slots(&kernel.spec, self.tier) {
             let (argument, home) = match slot {
-                Slot::Texels { arg } => {
+                Slot::Texels { arg, .. } => {
                     let place = places.get(arg).copied().ok_or_else(|| super::layout::no_kernel(step))?;
                     let name = format!("{:?}", place.home).to_lowercase();
                     let mut bytes = self.buffer(place.home)?.clone();

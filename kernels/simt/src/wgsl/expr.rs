@@ -182,7 +182,7 @@ impl<'m> Lower<'m> {
                 };
                 self.each(1, |d, _| Op::Length { d, segment, before: place.offset, stride })
             }
-            Expression::ImageLoad { image, coordinate, array_index: None, sample: None, level: Some(level) } => {
+            Expression::ImageLoad { image, coordinate, array_index: None, sample: None, level } => {
                 self.texel(f, *image, *coordinate, *level)?
             }
             other => {
@@ -204,10 +204,15 @@ impl<'m> Lower<'m> {
         so_far
     }
 
-    /// Whether a type is a texture that [`texel`](Self::texel) reads: two dimensions, unsigned, one sample.
+    /// Whether a type is a texture that [`texel`](Self::texel) reads: two dimensions, unsigned, one sample or only
+    /// read.
     pub(super) fn is_texels(&self, ty: Handle<naga::Type>) -> bool {
-        let class = naga::ImageClass::Sampled { kind: ScalarKind::Uint, multi: false };
-        *self.inner(ty) == TypeInner::Image { dim: naga::ImageDimension::D2, arrayed: false, class }
+        let sampled = naga::ImageClass::Sampled { kind: ScalarKind::Uint, multi: false };
+        let stored =
+            naga::ImageClass::Storage { format: naga::StorageFormat::Rgba32Uint, access: naga::StorageAccess::LOAD };
+        [sampled, stored]
+            .into_iter()
+            .any(|class| *self.inner(ty) == TypeInner::Image { dim: naga::ImageDimension::D2, arrayed: false, class })
     }
 
     /// The four words of a texel of level 0. Its column must lie in the row, and the texel in the texture.
@@ -216,9 +221,12 @@ impl<'m> Lower<'m> {
         f: &mut Frame<'m>,
         image: Handle<Expression>,
         coordinate: Handle<Expression>,
-        level: Handle<Expression>,
+        level: Option<Handle<Expression>>,
     ) -> Lowered<Value> {
-        if !matches!(f.fun.expressions[level], Expression::Literal(Literal::I32(0) | Literal::U32(0))) {
+        let first = |l: Handle<Expression>| {
+            matches!(f.fun.expressions[l], Expression::Literal(Literal::I32(0) | Literal::U32(0)))
+        };
+        if level.is_some_and(|l| !first(l)) {
             return Err(self.unsupported("a level of a texture but 0"));
         }
         let place = self.place(f, image)?;

@@ -58,7 +58,7 @@ pub fn try_run(case: &Case, r: &Rendered, options: &Options) -> Result<(Outcome,
             if *space == Space::Weight {
                 regions.clear();
             }
-            if r.module.buffers.values().any(|t| t.binding == b as u32 && t.access == Access::Texels) {
+            if r.module.buffers.values().any(|t| t.binding == b as u32 && matches!(t.access, Access::Texels(_))) {
                 return Argument::Texture(Texture {
                     name: format!("{space:?}"),
                     width: TEXELS_PER_ROW,

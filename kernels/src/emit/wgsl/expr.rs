@@ -3,8 +3,8 @@
 use super::names::{self, Names};
 use super::{Error, Options};
 use crate::ir::{
-    Access, ArrayRef, BinaryOp as B, Builtin, Expr, Handle, Literal, Module, Scalar, TEXELS_PER_ROW, TernaryOp, Type,
-    UnaryOp as U,
+    Access, ArrayRef, BinaryOp as B, Builtin, Expr, Handle, Literal, Module, Scalar, TEXELS_PER_ROW, TernaryOp,
+    Texture, Type, UnaryOp as U,
 };
 
 /// How tightly a piece of text binds.
@@ -77,10 +77,16 @@ impl ExprWriter<'_> {
                 Text::primary(format!("{}.{member}", self.names.uniform(*block)))
             }
             Expr::Local(local) => Text::primary(self.names.local(*local).to_owned()),
-            Expr::Load { array: ArrayRef::Buffer(h), index } if module.buffers[*h].access == Access::Texels => {
+            Expr::Load { array: ArrayRef::Buffer(h), index }
+                if let Access::Texels(texture) = module.buffers[*h].access =>
+            {
+                let level = match texture {
+                    Texture::Storage => "",
+                    Texture::Sampled => ", 0",
+                };
                 let (name, at) = (self.names.array(ArrayRef::Buffer(*h)), self.text(*index)?.within(&[]));
                 let (low, shift) = (TEXELS_PER_ROW - 1, TEXELS_PER_ROW.trailing_zeros());
-                Text::primary(format!("textureLoad({name}, vec2<u32>({at} & {low}u, {at} >> {shift}u), 0)"))
+                Text::primary(format!("textureLoad({name}, vec2<u32>({at} & {low}u, {at} >> {shift}u){level})"))
             }
             Expr::Load { array, index } => {
                 Text::primary(format!("{}[{}]", self.names.array(*array), self.write(*index)?))

@@ -165,14 +165,20 @@ fn only_browsers_get_the_subgroup_line() {
 
 #[test]
 fn elements_of_a_texture_lie_in_rows() {
-    let b = Builder::new("k", [8, 1, 1]);
-    let w = b.buffer("w", Access::Texels, Type::VEC4_U32);
-    let out = b.output("out", Type::U32);
-    b.store(out, 0, b.lane(b.load(w, b.add(b.local_x(), 7)), 2));
-    let text = checked_wgsl(&b.finish().unwrap());
-    assert!(text.contains("@group(0) @binding(0) var w: texture_2d<u32>;"), "{text}");
-    let load = "textureLoad(w, vec2<u32>((local_id.x + 7u) & 1023u, (local_id.x + 7u) >> 10u), 0).z";
-    assert!(text.contains(load), "{text}");
+    let at = "vec2<u32>((local_id.x + 7u) & 1023u, (local_id.x + 7u) >> 10u)";
+    let bound = [
+        (Texture::Storage, "texture_storage_2d<rgba32uint, read>", format!("textureLoad(w, {at}).z")),
+        (Texture::Sampled, "texture_2d<u32>", format!("textureLoad(w, {at}, 0).z")),
+    ];
+    for (texture, ty, load) in bound {
+        let b = Builder::new("k", [8, 1, 1]);
+        let w = b.buffer("w", Access::Texels(texture), Type::VEC4_U32);
+        let out = b.output("out", Type::U32);
+        b.store(out, 0, b.lane(b.load(w, b.add(b.local_x(), 7)), 2));
+        let text = checked_wgsl(&b.finish().unwrap());
+        assert!(text.contains(&format!("@group(0) @binding(0) var w: {ty};")), "{text}");
+        assert!(text.contains(&load), "{text}");
+    }
 }
 
 #[test]

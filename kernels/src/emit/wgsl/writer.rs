@@ -9,7 +9,8 @@ use super::{Consumer, ENTRY_POINT, Error, Options};
 use crate::emit::polynomials::{ERF_FAR, ERF_NEAR, ERF_SPLIT};
 use crate::ir::verify::{expr_types, uses_f16, uses_subgroups};
 use crate::ir::{
-    Access, ArrayRef, Barrier, BinaryOp, Block, Builtin, Collective, Expr, Handle, Local, Module, Stmt, UnaryOp,
+    Access, ArrayRef, Barrier, BinaryOp, Block, Builtin, Collective, Expr, Handle, Local, Module, Stmt, Texture,
+    UnaryOp,
 };
 
 pub(super) fn write(module: &Module, options: &Options) -> Result<String, Error> {
@@ -78,7 +79,8 @@ impl Writer<'_> {
                     format!("var<storage, read> {name}: array<{}>", buffer.elem)
                 }
                 Access::ReadWrite => format!("var<storage, read_write> {name}: array<{}>", buffer.elem),
-                Access::Texels => format!("var {name}: texture_2d<u32>"),
+                Access::Texels(Texture::Storage) => format!("var {name}: texture_storage_2d<rgba32uint, read>"),
+                Access::Texels(Texture::Sampled) => format!("var {name}: texture_2d<u32>"),
                 Access::Tiles(_) => continue,
             };
             self.line(&format!("@group(0) @binding({}) {declared};", buffer.binding));

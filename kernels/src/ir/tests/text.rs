@@ -53,12 +53,18 @@ fn floats_round_trip_to_the_bit() {
 #[test]
 fn textures_and_broadcasts_round_trip() {
     let b = Builder::new("k", [8, 1, 1]);
-    let w = b.buffer("w", Access::Texels, Type::VEC4_U32);
+    let w = b.buffer("w", Access::Texels(Texture::Storage), Type::VEC4_U32);
+    b.buffer("v", Access::Texels(Texture::Sampled), Type::VEC4_U32);
     let out = b.output("out", Type::U32);
     let own = b.lane(b.load(w, b.local_x()), 0);
     b.store(out, b.local_x(), b.collective("first", Collective::Broadcast(3), own));
     let module = b.finish().unwrap();
     let text = print(&module);
-    assert!(text.contains("buffer @w binding 0 texels vec4<u32>") && text.contains("subgroup_broadcast"), "{text}");
+    assert!(
+        text.contains("buffer @w binding 0 texels vec4<u32>")
+            && text.contains("sampled_texels")
+            && text.contains("subgroup_broadcast"),
+        "{text}"
+    );
     assert_eq!(parse(&text).unwrap(), module);
 }

@@ -7,7 +7,7 @@ use super::{builtin_name, builtins};
 use crate::ir::arena::Handle;
 use crate::ir::error::Error;
 use crate::ir::expr::{ArrayRef, BinaryOp, Expr, Literal, TernaryOp, UnaryOp};
-use crate::ir::module::{Access, Array, Buffer, Field, Local, LocalKind, Module, TileMap, UniformBlock};
+use crate::ir::module::{Access, Array, Buffer, Field, Local, LocalKind, Module, Texture, TileMap, UniformBlock};
 use crate::ir::stmt::{Barrier, Block, Collective, HalfFormat, Stmt, TileOp};
 use crate::ir::types::{Scalar, Type, Width};
 
@@ -187,7 +187,8 @@ impl Parser {
             "read" => Access::ReadOnly,
             "constant" => Access::Constant,
             "read_write" => Access::ReadWrite,
-            "texels" => Access::Texels,
+            "texels" => Access::Texels(Texture::Storage),
+            "sampled_texels" => Access::Texels(Texture::Sampled),
             "tiles" => {
                 self.mark('(')?;
                 let columns = u64::from(self.count()?);

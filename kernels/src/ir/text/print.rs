@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::builtin_name;
 use crate::ir::arena::Handle;
 use crate::ir::expr::{ArrayRef, Expr, Literal};
-use crate::ir::module::{Access, Array, Local, Module};
+use crate::ir::module::{Access, Array, Local, Module, Texture};
 use crate::ir::stmt::{Barrier, Block, Collective, Stmt, TileOp};
 use crate::ir::warpgroup::{Place, WarpgroupOp};
 
@@ -23,7 +23,8 @@ pub fn print(module: &Module) -> String {
             Access::ReadOnly => "read".to_owned(),
             Access::Constant => "constant".to_owned(),
             Access::ReadWrite => "read_write".to_owned(),
-            Access::Texels => "texels".to_owned(),
+            Access::Texels(Texture::Storage) => "texels".to_owned(),
+            Access::Texels(Texture::Sampled) => "sampled_texels".to_owned(),
             Access::Tiles(t) => format!("tiles({}, {}, {})", t.columns, t.rows, t.tile_rows),
         };
         line(&mut out, 0, &format!("buffer @{} binding {} {access} {}", b.name, b.binding, b.elem));

@@ -120,7 +120,7 @@ impl Prepared {
             let mut parameters = Vec::new();
             for slot in slots(spec, Tier::Cuda) {
                 parameters.push(match slot {
-                    Slot::Storage { arg, .. } | Slot::Texels { arg } => {
+                    Slot::Storage { arg, .. } | Slot::Texels { arg, .. } => {
                         let place = places.get(arg).ok_or_else(|| no_kernel(step))?;
                         let at = memory.get(place.home)?;
                         match v.matrices.iter().find(|m| usize::from(m.argument) == arg) {

@@ -14,6 +14,8 @@ use std::time::Duration;
 pub const ADAPTER_VARIABLE: &str = "FRIT_WGPU_ADAPTER";
 
 /// Bytes of a row of a texture of weights.
+/// Format of textures of weights.
+pub(super) const TEXELS: wgpu::TextureFormat = wgpu::TextureFormat::Rgba32Uint;
 pub(super) const ROW_BYTES: u64 = TEXELS_PER_ROW as u64 * 16;
 
 /// Which adapter to use. [`ADAPTER_VARIABLE`] goes before `Best` and `Hardware`.
@@ -262,8 +264,10 @@ impl Gpu {
             mip_level_count: 1,
             sample_count: 1,
             dimension: wgpu::TextureDimension::D2,
-            format: wgpu::TextureFormat::Rgba32Uint,
-            usage: wgpu::TextureUsages::TEXTURE_BINDING | wgpu::TextureUsages::COPY_DST,
+            format: TEXELS,
+            usage: wgpu::TextureUsages::STORAGE_BINDING
+                | wgpu::TextureUsages::TEXTURE_BINDING
+                | wgpu::TextureUsages::COPY_DST,
             view_formats: &[],
         };
         add(&self.tally.buffers, 1);

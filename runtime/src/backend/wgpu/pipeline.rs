@@ -2,8 +2,9 @@
 
 use super::super::bindings::{Slot, slots, variant};
 use super::super::layout;
-use super::device::Gpu;
+use super::device::{Gpu, TEXELS};
 use crate::{Error, Result};
+use frit_kernels::ir::Texture;
 use frit_kernels::target::Tier;
 use frit_plan::{Kernel, Plan, Program};
 use rayon::prelude::*;
@@ -57,7 +58,12 @@ fn one(gpu: &Gpu, kernel: &Kernel, tier: Tier) -> Result<Pipeline> {
         visibility: wgpu::ShaderStages::COMPUTE,
         ty: match s {
             Slot::Storage { written, .. } => buffer(wgpu::BufferBindingType::Storage { read_only: !written }),
-            Slot::Texels { .. } => wgpu::BindingType::Texture {
+            Slot::Texels { texture: Texture::Storage, .. } => wgpu::BindingType::StorageTexture {
+                access: wgpu::StorageTextureAccess::ReadOnly,
+                format: TEXELS,
+                view_dimension: wgpu::TextureViewDimension::D2,
+            },
+            Slot::Texels { texture: Texture::Sampled, .. } => wgpu::BindingType::Texture {
                 sample_type: wgpu::TextureSampleType::Uint,
                 view_dimension: wgpu::TextureViewDimension::D2,
                 multisampled: false,

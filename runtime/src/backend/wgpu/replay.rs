@@ -109,7 +109,7 @@ impl Replay {
             let mut entries = Vec::new();
             for (i, slot) in p.slots.iter().enumerate() {
                 let (buffer, offset, size) = match slot {
-                    Slot::Texels { arg } => {
+                    Slot::Texels { arg, .. } => {
                         let place = places.get(*arg).ok_or_else(|| no_kernel(step))?;
                         let view = weights.texels(place.home)?;
                         let resource = wgpu::BindingResource::TextureView(view);
