@@ -11,7 +11,7 @@ use frit_compiler::ingest::builder::{GraphBuilder, ModelBuilder};
 use frit_compiler::model::MemoryTensors;
 use frit_compiler::{Model, NumericMode};
 use frit_kernels::dtype::{Scalar, Storage};
-use frit_kernels::spec::UnaryOp;
+use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
 use frit_kernels::target::Tier;
 use frit_plan::{PhaseReport, Plan, TensorData};
 use std::sync::Arc;
@@ -543,4 +543,61 @@ fn ranges_of_one_product_do_not_meet_in_its_epilogue() {
     });
     assert!(codes(&plan).contains(&"L3-MAP"), "{:?}", codes(&plan));
     assert_eq!(plan.programs[0].steps.len(), 2, "{:?}", kinds(&plan));
+}
+
+/// One row a sequence times a weight of `columns` rows, cut off so that many elements are the largest, and the place of the first
+/// of them.
+fn places(columns: u64) -> Model {
+    let mut m = ModelBuilder::new("places");
+    let w = m.constant("w", &[columns, 48], &Random::new(3).floats(columns * 48, 0.3));
+    m.graph_with("forward", &[], &[], |g| {
+        let x = g.input("x", Scalar::F32, &["B".into(), 1.into(), 48.into()]);
+        let y = g.linear(x, w, None);
+        let most = g.f32(0.9);
+        let y = g.binary(BinaryOp::Min, y, most);
+        let flat = g.reshape(y, &["B".into(), columns.into()]);
+        let place = g.reduce(ReduceOp::ArgMax, flat, &[1], false);
+        g.output("y", y);
+        g.output("place", place);
+    });
+    m.finish().unwrap()
+}
+
+/// A product of few rows writes the largest of each tile of eight columns, and the search for the largest reads those: an eighth,
+/// with their places a quarter, of the row. What it finds is the first of equal ones on every backend.
+#[test]
+fn the_largest_of_a_row_is_found_among_tiles() {
+    let reads = |plan: &Plan| {
+        let kernel = plan.kernels.iter().find(|k| k.name.starts_with("reduce_arg_max")).unwrap();
+        kernel.spec.domain[1].as_const().unwrap()
+    };
+    let model = places(5003);
+    let loaded = support::compile(&model);
+    assert_eq!(reads(&loaded.plan), 626);
+    let region = loaded.plan.report.phases[0].regions.last().unwrap();
+    assert!(region.saved_bytes.eval(&|_| Some(1)).unwrap() > 5003 * 4 / 3, "{}", region.saved_bytes);
+    assert_eq!(reads(&plan(&places(1000))), 1000, "short rows are read as they are");
+
+    let mut off = FusionOptions::default();
+    assert!(off.switch_off("argmax-tiles"));
+    let off = support::compile_with(&model, off, Vec::new());
+    assert_eq!(reads(&off.plan), 5003);
+    let refused = &off.plan.report.phases[0].refused;
+    let told = refused.iter().find(|r| r.to.contains("reduce_arg_max") && r.code == "L20-USER").unwrap();
+    assert!(told.detail.contains("tiles is switched off"), "{told:?}");
+
+    for backend in [BackendChoice::Cpu, BackendChoice::Wgpu] {
+        for rows in [1u64, 3] {
+            let input = [("x", Random::new(rows).tensor(&[rows, 1, 48]))];
+            let found = support::open(&loaded, backend).run(&input).unwrap();
+            let get = |name: &str| found.iter().find(|(n, _)| n == name).map(|(_, t)| t).unwrap();
+            let (y, place) = (get("y").as_f32().unwrap().to_vec(), get("place").as_i32().unwrap().to_vec());
+            for (row, place) in y.chunks(5003).zip(place) {
+                let largest = row.iter().copied().fold(f32::MIN, f32::max);
+                let first = row.iter().position(|v| *v == largest).unwrap();
+                assert!(row.iter().filter(|v| **v == largest).count() > 1, "no equal ones");
+                assert_eq!(place as usize, first, "{backend:?}, {rows} rows");
+            }
+        }
+    }
 }

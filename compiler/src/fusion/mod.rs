@@ -54,6 +54,8 @@ pub struct FusionOptions {
     pub fuse_head_norms: bool,
     /// Write statistics of rows where they are made, for the matmul behind a norm to join.
     pub forward_stats: bool,
+    /// Write the largest of each tile of columns where rows are made, for the search of the largest of a row.
+    pub forward_largest: bool,
     /// Multiply rows that are not normalised, and scale the sums by such statistics.
     pub commute_norms: bool,
     /// Search windows of the graph for cheaper regions than the greedy ones.
@@ -104,6 +106,7 @@ impl Default for FusionOptions {
             fuse_norm_pairs: true,
             fuse_head_norms: true,
             forward_stats: true,
+            forward_largest: true,
             commute_norms: true,
             exact: true,
             exact_through_views: false,
@@ -127,7 +130,7 @@ impl Default for FusionOptions {
 
 impl FusionOptions {
     /// Names of the switches, for [`FusionOptions::switch_off`].
-    pub const IDS: [&'static str; 12] = [
+    pub const IDS: [&'static str; 13] = [
         "epilogue",
         "rope",
         "prologue",
@@ -136,6 +139,7 @@ impl FusionOptions {
         "norm-pairs",
         "head-norms",
         "stat-forward",
+        "argmax-tiles",
         "commute",
         "siblings",
         "chain",
@@ -152,6 +156,7 @@ impl FusionOptions {
             "norm-pairs" => &mut self.fuse_norm_pairs,
             "head-norms" => &mut self.fuse_head_norms,
             "stat-forward" => &mut self.forward_stats,
+            "argmax-tiles" => &mut self.forward_largest,
             "commute" => &mut self.commute_norms,
             "siblings" => &mut self.merge_siblings,
             "chain" => &mut self.fuse_chains,
@@ -194,6 +199,7 @@ impl FusionOptions {
             fuse_norm_pairs: false,
             fuse_head_norms: false,
             forward_stats: false,
+            forward_largest: false,
             commute_norms: false,
             merge_siblings: false,
             fuse_chains: false,

@@ -318,6 +318,7 @@ impl Shift<'_> {
             prologue: self.values(&r.prologue)?,
             outputs: self.values(&r.outputs)?,
             forwards: self.row_stats(r.forwards)?,
+            tiles: self.row_stats(r.tiles)?,
             gained: self.values(&r.gained)?,
             rows: r.rows,
         })

@@ -110,6 +110,8 @@ pub struct Region {
     pub outputs: Vec<ValueId>,
     /// Statistics that it writes beside one of its outputs.
     pub forwards: Option<RowStats>,
+    /// What a search for the largest of each row reads instead of the rows: those of their tiles.
+    pub tiles: Option<RowStats>,
     /// Norms of that output for which it writes the rows times their gain, in graph order.
     pub gained: Vec<ValueId>,
     /// Only this row range of the packed weight (a weight too large for one binding).
@@ -125,6 +127,7 @@ impl Region {
             prologue: Vec::new(),
             outputs: Vec::new(),
             forwards: None,
+            tiles: None,
             gained: Vec::new(),
             rows: None,
         }

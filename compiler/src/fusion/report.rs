@@ -144,14 +144,15 @@ pub fn phase(
         if let Some(l) = origins.iter().find_map(|o| layer_of(o)) {
             *per_layer.entry(l).or_default() += 1;
         }
-        // Forwarded statistics, and rows times a gain, are what the norm behind costs, not what makes its rows.
+        // Forwarded statistics, and rows times a gain, are what the operation behind costs, not what makes its rows.
         let gained = |n: &ValueId| graph.ty(*n).bytes();
         let written = r.forwards.map_or_else(Dim::zero, |s| s.len(graph) * Dim::constant(4));
         let written = r.gained.iter().fold(written, |sum, n| sum + gained(n));
         let owed = match &r.anchor {
-            RegionAnchor::MatMul(g) => g.stats.filter(|s| joined.insert(*s)),
-            _ => None,
+            RegionAnchor::MatMul(g) => g.stats,
+            _ => r.tiles,
         };
+        let owed = owed.filter(|s| joined.insert(*s));
         let owed = owed.map_or_else(Dim::zero, |s| s.len(graph) * Dim::constant(4));
         let owed = match &r.anchor {
             RegionAnchor::MatMul(g) => owed + gained_by(graph, g).map_or_else(Dim::zero, |n| gained(&n)),

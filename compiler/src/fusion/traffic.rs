@@ -7,7 +7,7 @@
 //! the count is the most there can be.
 
 use frit_kernels::dim::{Atom, Bounds, Dim, Sym, product};
-use frit_kernels::spec::{Anchor, Arg, BinaryOp, Expr, ExprId, KernelSpec, Literal, PARTIAL_COLUMNS, Space};
+use frit_kernels::spec::{Anchor, Arg, BinaryOp, Expr, ExprId, KernelSpec, Literal, Space};
 
 /// Distinct elements of an argument that one launch touches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub fn touched<'a>(spec: &'a KernelSpec, bounds: &Bounds) -> Vec<Touched> {
     {
         let n = spec.domain.len().saturating_sub(1);
         let columns = spec.domain.get(n).cloned().unwrap_or_default();
-        let tiles = ceil(&columns, &Dim::from(u64::from(PARTIAL_COLUMNS)));
+        let tiles = ceil(&columns, &Dim::from(u64::from(p.columns)));
         let tiles = Walk::new(spec, bounds, Some((n, Dim::zero(), tiles)));
         *w = w.clone() + tiles.image(&p.index).count * Dim::from(u64::from(p.kind.numbers()));
     }

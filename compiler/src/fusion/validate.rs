@@ -12,9 +12,7 @@ use crate::passes::validate::{random, small_sizes};
 use crate::reference::{Elements, RefError, hashed, scalar_binary, scalar_cast, scalar_literal, scalar_unary};
 use frit_kernels::dim::{Dim, Sym};
 use frit_kernels::dtype::Scalar;
-use frit_kernels::spec::{
-    Anchor, Attention, ConvChain, Expr, ExprId, KernelSpec, PARTIAL_COLUMNS, PartialKind, ReduceOp, Stat,
-};
+use frit_kernels::spec::{Anchor, Attention, ConvChain, Expr, ExprId, KernelSpec, PartialKind, ReduceOp, Stat};
 use frit_plan::KvPart;
 use std::collections::{BTreeMap, HashSet};
 
@@ -82,7 +80,7 @@ fn compare(
         }
     }
     if let (Some(p), Some(columns)) = (&spec.partials, extents.last()) {
-        let (n, tile) = (extents.len() - 1, i64::from(PARTIAL_COLUMNS));
+        let (n, tile) = (extents.len() - 1, i64::from(p.columns));
         for (k, e) in extents.iter().enumerate() {
             eval.axes[k] = pick(*e);
         }
@@ -98,6 +96,10 @@ fn compare(
         let found = match p.kind {
             PartialKind::Squares => vec![v.iter().map(|v| v * v).sum::<f64>()],
             PartialKind::Moments => vec![mean, v.iter().map(|v| (v - mean) * (v - mean)).sum()],
+            PartialKind::Largest => {
+                let (place, value) = largest(&v);
+                vec![value, (number * tile) as f64 + place as f64]
+            }
         };
         for (i, got) in found.into_iter().enumerate() {
             let want = memory.expected(graph, operands.get(p.arg.0 as usize), first + i as i64)?;
@@ -141,7 +143,15 @@ fn row_stats(
         (PartialKind::Squares, _) => v.iter().map(|v| v * v).sum(),
         (PartialKind::Moments, 0) => mean,
         (PartialKind::Moments, _) => v.iter().map(|v| (v - mean) * (v - mean)).sum(),
+        (PartialKind::Largest, 0) => largest(&v).1,
+        (PartialKind::Largest, _) => (at * tile + largest(&v).0) as f64,
     })
+}
+
+/// The first largest of some numbers, with its place.
+fn largest(v: &[f64]) -> (usize, f64) {
+    let later = |best: (usize, f64), (i, x): (usize, &f64)| if *x > best.1 { (i, *x) } else { best };
+    v.iter().enumerate().fold((0, f64::NEG_INFINITY), later)
 }
 
 fn differ(a: f64, b: f64) -> bool {

@@ -27,7 +27,7 @@ mod verify;
 
 pub use conv_chain::{ConvChain, Window};
 pub use expr::{ArgId, BinaryOp, Expr, ExprId, Exprs, Literal, UnaryOp};
-pub use partials::{PARTIAL_COLUMNS, PartialKind, Partials};
+pub use partials::{FEW_PARTIAL_COLUMNS, MOST_COUNTED, PARTIAL_COLUMNS, PartialKind, Partials};
 pub use precision::{MatmulPrecision, split_bf16, to_bf16};
 pub use verify::SpecError;
 

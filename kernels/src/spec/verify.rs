@@ -1,6 +1,9 @@
 //! What must hold of a [`KernelSpec`] before anything is made of it. An artifact's kernels are checked again on load.
 
-use super::{Anchor, BinaryOp, ColumnStats, Expr, ExprId, KernelSpec, ReduceOp, Stat, UnaryOp};
+use super::{
+    Anchor, BinaryOp, ColumnStats, Expr, ExprId, FEW_PARTIAL_COLUMNS, KernelSpec, MOST_COUNTED, PARTIAL_COLUMNS,
+    PartialKind, ReduceOp, Stat, UnaryOp,
+};
 use crate::dim::{Dim, Sym};
 use crate::dtype::Scalar;
 
@@ -157,6 +160,10 @@ impl Check<'_> {
             let a = s.arg(p.arg).ok_or_else(|| format!("store to argument {}", p.arg.0))?;
             ensure(a.written && a.storage.scalar() == Scalar::F32, || format!("statistics go to `{}`", a.name))?;
             self.dim(&p.index, s.domain.len())?;
+            let widths = [PARTIAL_COLUMNS, FEW_PARTIAL_COLUMNS];
+            ensure(widths.contains(&p.columns), || format!("tiles of {} columns", p.columns))?;
+            let counted = s.domain.last().and_then(|n| n.as_const()).is_some_and(|n| n <= MOST_COUNTED);
+            ensure(p.kind != PartialKind::Largest || counted, || "columns that a float does not count".into())?;
             let whole = s.stores.iter().any(|st| st.value == p.value && st.when.is_none());
             ensure(whole, || "statistics of tiles of what no store writes in every column".into())?;
             let read = s.exprs.iter().any(|(_, e)| matches!(e, Expr::Load { arg, .. } if *arg == p.arg));

@@ -16,6 +16,9 @@ const DEPTH: u32 = 16;
 
 pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
     let problem = Problem::new(spec)?;
+    if spec.partials.as_ref().is_some_and(|p| p.columns != PARTIAL_COLUMNS || p.kind == PartialKind::Largest) {
+        return Err(TemplateError::unsupported(spec, "tiles of few rows, of a product of many"));
+    }
     if caps.has_warpgroups()
         && !spec.stores_statistics()
         && let Ok(plan) = gemm_warpgroup::plan(&problem)
@@ -342,11 +345,12 @@ fn staged_partials(
             b.barrier();
             write(&[total()]);
         }
+        PartialKind::Largest => b.error("the largest of many rows"),
         PartialKind::Moments => {
             let means = b.workgroup("means", Type::F32, 4 * t.down * tiles);
             spread(&|_, v| v);
             b.barrier();
-            let mean = b.let_("mean", b.div(total(), ctx.partial_count(columns, tile)));
+            let mean = b.let_("mean", b.div(total(), ctx.partial_count(PARTIAL_COLUMNS, columns, tile)));
             b.if_(counts, |b| b.store(means, me, mean));
             b.barrier();
             let of = b.let_("of", b.div(t.x, fours));

@@ -11,18 +11,19 @@ use super::stats::Team;
 use super::{KernelCtx, Rendered, Scope, TemplateError, View, contiguous_rows, dispatch, left_row};
 use crate::dim::{Dim, product};
 use crate::ir::{ArrayRef, Type, Val};
-use crate::spec::{Anchor, ArgId, KernelSpec, Store};
+use crate::spec::{Anchor, ArgId, FEW_PARTIAL_COLUMNS, KernelSpec, Store};
 use crate::target::{Capabilities, Tier};
 
 /// Columns of a workgroup on graphics cards.
 pub(super) const COLUMNS: u32 = 8;
+const _: () = assert!(COLUMNS == FEW_PARTIAL_COLUMNS);
 
 pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
     let Anchor::MatMul { k, lhs, lhs_stats, rhs } = &spec.anchor else {
         return Err(TemplateError::unsupported(spec, "no matmul"));
     };
-    if spec.partials.is_some() {
-        return Err(TemplateError::unsupported(spec, "statistics of tiles of few rows"));
+    if spec.partials.as_ref().is_some_and(|p| p.columns != FEW_PARTIAL_COLUMNS || rhs.len() > 1) {
+        return Err(TemplateError::unsupported(spec, "statistics of tiles that no workgroup has of few rows"));
     }
     let rank = spec.domain.len();
     let runs: Vec<(ArgId, Dim)> = rhs.iter().filter_map(|r| contiguous_rows(spec, *r, rank)).collect();
@@ -40,6 +41,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     let held = left_row::length(k, caps).filter(|_| !plain);
     let (lanes, columns) = match caps.tier {
         Tier::Gpu | Tier::Cuda if run.is_some() => (16u32, 16u32),
+        Tier::Cpu if spec.partials.is_some() => (8, FEW_PARTIAL_COLUMNS),
         Tier::Cpu if held.is_some() || run.is_some() => (8, 16),
         Tier::Cpu => (8, 4),
         Tier::Gpu | Tier::Cuda => (16, COLUMNS),
@@ -60,6 +62,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
     };
     let sums = shared("sums", width);
     let kept = run.map_or_else(Vec::new, |run| shared("kept", run));
+    let results = spec.partials.as_ref().map(|p| (p, b.workgroup("results", Type::F32, FEW_PARTIAL_COLUMNS)));
     let passes = block_columns.div_ceil(columns);
     let group = b.let_("group", ctx.group(&groups));
     b.if_(b.lt(group, ctx.extent(&groups)), |b| {
@@ -80,7 +83,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
         }
         let row = held.map(|k| left_row::hold(&ctx, &scope, (*lhs, rank), k, (me, width)));
         let first = b.mul(block, block_columns);
-        let start = if run.is_some() { b.let_("start", first) } else { first };
+        let start = if run.is_some() || results.is_some() { b.let_("start", first) } else { first };
         let last = match run {
             Some(run) => b.let_("last", b.add(start, run - 1)),
             None => b.sub(ctx.extent(n), 1),
@@ -137,11 +140,18 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
             b.if_(b.and(b.eq(lane, 0), b.le(column, last)), |b| {
                 let found: Vec<Val> = sums.iter().map(|s| b.load(*s, me)).collect();
                 if run.is_none() {
-                    return ctx.store_all(&scope.with(rank - 1, column).with_accs(found), &stores);
+                    let mut here = scope.with(rank - 1, column).with_accs(found);
+                    if let Some((p, results)) = results {
+                        b.store(results, b.sub(column, start), ctx.expr(&mut here, p.value));
+                    }
+                    return ctx.store_all(&here, &stores);
                 }
                 let at = b.sub(column, start);
                 kept.iter().zip(found).for_each(|(array, sum)| b.store(*array, at, sum));
             });
+            if let Some((p, results)) = results {
+                ctx.store_tile_of_workgroup(p, (me, rank - 1), (start, ctx.extent(n)), results, &scope);
+            }
         };
         let Some(run) = run else { return product(b.u32(0)) };
         match passes {

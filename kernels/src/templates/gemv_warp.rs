@@ -16,11 +16,15 @@ use super::{KernelCtx, Rendered, Scope, TemplateError, dispatch, left_row};
 use crate::dim::{Dim, Sym, product};
 use crate::dtype::Storage;
 use crate::ir::{ArrayRef, Type, Val, Var};
-use crate::spec::{ArgId, ExprId, KernelSpec, Space, Stat, Store};
+use crate::spec::{ArgId, ExprId, FEW_PARTIAL_COLUMNS, KernelSpec, Space, Stat, Store};
 use crate::target::Capabilities;
 
 /// Subgroups of a workgroup.
 const WARPS: u32 = 4;
+/// Columns of a subgroup, of one right side.
+const COLUMNS: u32 = 2;
+
+const _: () = assert!(COLUMNS * WARPS == FEW_PARTIAL_COLUMNS);
 
 /// Chunks of a lane, of all columns and right sides together, up to which a row is written out: four registers each.
 const MOST_CHUNKS: u32 = 16;
@@ -67,7 +71,8 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities, p: &Product<'_>) ->
     let me = b.let_("me", b.local_x());
     let lane = b.let_("lane", b.bit_and(me, WARP - 1));
     let group = b.let_("group", ctx.group(&groups));
-    let kernel = Kernel { ctx: &ctx, p, n, row_axes, shape: &shape, me, lane, group, blocks: &blocks };
+    let results = spec.partials.as_ref().map(|_| b.workgroup("results", Type::F32, FEW_PARTIAL_COLUMNS));
+    let kernel = Kernel { ctx: &ctx, p, n, row_axes, shape: &shape, me, lane, group, blocks: &blocks, results };
     match shape.short {
         Some(k) => kernel.short_rows(k, &groups),
         None => kernel.long_rows(&groups),
@@ -99,7 +104,7 @@ struct Shape {
 
 impl Shape {
     fn new(spec: &KernelSpec, p: &Product<'_>, n: &Dim) -> Shape {
-        let columns = if p.runs.len() == 1 { 2 } else { 1 };
+        let columns = if p.runs.len() == 1 { COLUMNS } else { 1 };
         let constant = p.k.as_const().and_then(|k| u32::try_from(k).ok());
         let wanted = chunk_of(spec, &p.runs);
         let chunk = constant.filter(|k| k.is_multiple_of(wanted)).map_or(1, |_| wanted);
@@ -165,6 +170,8 @@ struct Kernel<'k, 'a> {
     group: Val,
     /// Workgroups of a row.
     blocks: &'k Dim,
+    /// Where results go of which statistics are wanted.
+    results: Option<ArrayRef>,
 }
 
 impl Kernel<'_, '_> {
@@ -251,7 +258,7 @@ impl Kernel<'_, '_> {
                 kept = warp_row::elements(ctx, &scope, (p.lhs, ctx.spec.domain.len()), &places, shape.chunk, &kept);
             }
             let take = |columns: &Columns, words: &[Words]| {
-                let sum = Sum::new(ctx, p, shape.chunk, columns, row);
+                let sum = Sum::new(ctx, p, shape.chunk, columns, row, self.results);
                 for (u, place) in places.iter().enumerate() {
                     let product = || sum.take(&scope, place.at, kept.get(u), words.get(u));
                     match place.inside {
@@ -260,6 +267,7 @@ impl Kernel<'_, '_> {
                     }
                 }
                 sum.store(&scope, self.lane, columns);
+                self.store_partials(&scope, columns);
             };
             let own;
             let (columns, words) = match &ahead {
@@ -303,7 +311,7 @@ impl Kernel<'_, '_> {
                     &own
                 }
             };
-            let sum = Sum::new(ctx, p, shape.chunk, columns, row);
+            let sum = Sum::new(ctx, p, shape.chunk, columns, row, self.results);
             for (place, words) in ahead.iter().flat_map(|a| a.3.iter().zip(&a.4)) {
                 sum.take(&scope, place.at, None, Some(words));
             }
@@ -322,7 +330,18 @@ impl Kernel<'_, '_> {
                 b.for_("k", b.add(b.u32(shape.whole), from), depth, step, |_, at| sum.take(&scope, at, None, None));
             }
             sum.store(&scope, self.lane, columns);
+            self.store_partials(&scope, columns);
         });
+    }
+
+    /// Writes the statistics of this pass's columns, if they are wanted, from the results that the subgroups left.
+    fn store_partials(&self, scope: &Scope, columns: &Columns) {
+        let (Some(p), Some(results)) = (&self.ctx.spec.partials, self.results) else { return };
+        let b = &self.ctx.b;
+        let warp = b.shr(self.me, WARP.trailing_zeros());
+        let start = b.let_("start", b.sub(columns.first, b.mul(warp, self.shape.columns)));
+        let n = self.ctx.extent(self.n);
+        self.ctx.store_tile_of_workgroup(p, (self.me, self.row_axes.len()), (start, n), results, scope);
     }
 }
 
@@ -361,6 +380,8 @@ struct Sum<'k, 'a> {
     accs: Vec<Vec<Var>>,
     /// The left side in workgroup memory.
     row: Option<ArrayRef>,
+    /// Where results go of which statistics are wanted.
+    results: Option<ArrayRef>,
 }
 
 impl<'k, 'a> Sum<'k, 'a> {
@@ -370,10 +391,11 @@ impl<'k, 'a> Sum<'k, 'a> {
         chunk: u32,
         columns: &'k Columns,
         row: Option<ArrayRef>,
+        results: Option<ArrayRef>,
     ) -> Sum<'k, 'a> {
         let acc = |_| ctx.b.var("acc", Type::F32, 0.0);
         let accs = columns.starts.iter().map(|s| s.iter().map(acc).collect()).collect();
-        Sum { ctx, p, chunk, starts: &columns.starts, accs, row }
+        Sum { ctx, p, chunk, starts: &columns.starts, accs, row, results }
     }
     /// Adds the products of the chunk at `at`, of which the left side or the weights may have been loaded already.
     fn take(&self, scope: &Scope, at: Val, kept: Option<&Kept>, loaded: Option<&Words>) {
@@ -423,7 +445,11 @@ impl<'k, 'a> Sum<'k, 'a> {
             let column = b.let_("column", b.add(columns.first, i as u32));
             b.if_(b.and(b.eq(lane, 0), b.le(column, columns.last)), |_| {
                 let axis = ctx.spec.domain.len() - 1;
-                ctx.store_all(&scope.with(axis, column).with_accs(found), &stores);
+                let mut here = scope.with(axis, column).with_accs(found);
+                if let Some((p, results)) = ctx.spec.partials.as_ref().zip(self.results) {
+                    b.store(results, b.rem(column, FEW_PARTIAL_COLUMNS), ctx.expr(&mut here, p.value));
+                }
+                ctx.store_all(&here, &stores);
             });
         }
     }

@@ -13,7 +13,7 @@ use super::stats::Team;
 use super::{Part, Rendered, TemplateError, View, uses_gemv};
 use crate::dim::Sym;
 use crate::ir::{ArrayRef, Builder, Builtin, Collective, Type, Val, Var};
-use crate::spec::{ArgId, Expr, ExprId, KernelSpec, PARTIAL_COLUMNS, Partials, Store};
+use crate::spec::{ArgId, Expr, ExprId, KernelSpec, Partials, Store};
 use crate::target::Capabilities;
 
 /// Invocations of a workgroup.
@@ -101,11 +101,11 @@ fn tile(p: &Problem<'_>) -> Option<Tile> {
     if k / LANES > MOST_HELD {
         passes = 1;
     }
-    if p.spec.partials.is_some() {
+    if let Some(partials) = &p.spec.partials {
         // Whole tiles of statistics.
-        let tile = PARTIAL_COLUMNS / LANES;
+        let tile = partials.columns / LANES;
         columns = (columns / tile).max(1) * tile;
-        if rows == 1 || p.rhs.len() > 1 {
+        if p.rhs.len() > 1 {
             return None;
         }
     }
@@ -421,8 +421,17 @@ fn write(
                 let stores: Vec<&Store> = free.iter().collect();
                 b.if_(inside, |b| {
                     let accs = |i: Val| found.iter().map(|a| b.let_("found", b.load(*a, i))).collect();
+                    let keep = |i: Val, here: &mut Scope| {
+                        if let Some((partials, kept)) = &kept
+                            && stores.iter().any(|s| s.value == partials.value)
+                        {
+                            b.store(*kept, i, ctx.expr(here, partials.value));
+                        }
+                    };
                     if only_row.is_some() {
-                        return ctx.store_all(&scope.with_accs(accs(c)), &stores);
+                        let mut here = scope.with_accs(accs(c));
+                        keep(c, &mut here);
+                        return ctx.store_all(&here, &stores);
                     }
                     if alike.is_some() {
                         ctx.load_here(&mut scope, &values(&stores));
@@ -432,11 +441,7 @@ fn write(
                         b.if_(b.lt(m, rows), |b| {
                             let i = b.add(b.mul(r, tile.columns), c);
                             let mut here = at_row(&scope, r, m).with_accs(accs(i));
-                            if let Some((partials, kept)) = &kept
-                                && stores.iter().any(|s| s.value == partials.value)
-                            {
-                                b.store(*kept, i, ctx.expr(&mut here, partials.value));
-                            }
+                            keep(i, &mut here);
                             ctx.store_all(&here, &stores);
                         });
                     });
@@ -460,19 +465,20 @@ fn write_partials(
 ) {
     let b = &ctx.b;
     let (rows, columns) = (ctx.extent(&p.rows()), ctx.extent(&p.columns()));
-    let own = PARTIAL_COLUMNS / LANES;
+    let own = partials.columns / LANES;
     b.for_("r", 0, tile.rows, 1, |b, r| {
         let m = b.let_("m", b.add(row, r));
-        for t in 0..tile.columns / own {
-            let first = b.let_("first", b.add(column, t * PARTIAL_COLUMNS));
-            let number = b.let_("tile", b.div(first, PARTIAL_COLUMNS));
-            let values: Vec<(Val, Val)> = (0..own)
+        let write = |t: Val| {
+            let first = b.let_("first", b.add(column, b.mul(t, partials.columns)));
+            let number = b.let_("tile", b.div(first, partials.columns));
+            let values: Vec<(Val, Val, Val)> = (0..own)
                 .map(|c| {
-                    let at = b.add(b.mul(r, tile.columns), t * own + c);
-                    (b.let_("kept", b.load(kept, at)), b.lt(b.add(b.add(first, c * LANES), lane), columns))
+                    let at = b.add(b.mul(r, tile.columns), b.add(b.mul(t, own), c));
+                    let column = b.add(b.add(first, c * LANES), lane);
+                    (b.let_("kept", b.load(kept, at)), column, b.lt(column, columns))
                 })
                 .collect();
-            let count = ctx.partial_count(columns, number);
+            let count = ctx.partial_count(partials.columns, columns, number);
             let numbers = ctx.joined_partials(partials.kind, LANES, &values, count);
             let exists = b.and(b.lt(m, rows), b.lt(first, columns));
             b.if_(b.and(b.eq(lane, 0), exists), |_| {
@@ -480,6 +486,10 @@ fn write_partials(
                 ctx.unravel(&mut scope, p.first, p.extents(p.first, p.m + 1), m);
                 ctx.store_partials(partials, &scope, p.n(), number, &numbers);
             });
+        };
+        match own {
+            1 => b.for_("t", 0, tile.columns, 1, |_, t| write(t)),
+            _ => (0..tile.columns / own).for_each(|t| write(b.u32(t))),
         }
     });
 }

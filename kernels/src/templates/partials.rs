@@ -4,12 +4,18 @@ use super::KernelCtx;
 use super::common::Scope;
 use super::has_few_rows;
 use super::reduce::WARP;
+use super::stats::initial;
 use crate::dim::Dim;
 use crate::dtype::Storage;
-use crate::ir::{Builder, Val};
-use crate::spec::{PARTIAL_COLUMNS, PartialKind, Partials};
+use crate::ir::{ArrayRef, Builder, Collective, Scalar, Type, Val};
+use crate::spec::{FEW_PARTIAL_COLUMNS, MOST_COUNTED, PARTIAL_COLUMNS, PartialKind, Partials, ReduceOp};
 
 const _: () = assert!(PARTIAL_COLUMNS == WARP);
+
+/// Whether the kernels of a product of few rows write statistics of its result on every target.
+pub fn writes_partials_of_few(rows: &Dim) -> bool {
+    has_few_rows(rows)
+}
 
 /// Whether the kernels of a product with a weight of that storage write statistics of their result on every target:
 /// those of many rows do, where k is a multiple of what is read at once.
@@ -19,11 +25,12 @@ pub fn writes_partials(rows: &Dim, k: Option<u64>, weight: Storage) -> bool {
 }
 
 impl KernelCtx<'_> {
-    /// Elements of tile `tile` of a row of `columns`, as a float; at least 1 past the last tile, whose numbers nobody stores.
-    pub(super) fn partial_count(&self, columns: Val, tile: Val) -> Val {
+    /// Elements of tile `tile` of `width` columns of a row of `columns`, as a float; at least 1 past the last tile, whose
+    /// numbers nobody stores.
+    pub(super) fn partial_count(&self, width: u32, columns: Val, tile: Val) -> Val {
         let b = &self.b;
-        let left = b.sub(columns, b.mul(tile, PARTIAL_COLUMNS));
-        b.let_("count", b.cast(crate::ir::Scalar::F32, b.max(b.min(left, PARTIAL_COLUMNS), 1)))
+        let left = b.sub(columns, b.mul(tile, width));
+        b.let_("count", b.cast(Scalar::F32, b.max(b.min(left, width), 1)))
     }
     /// Writes the numbers of a tile. `row` has the row axes bound, `n` is the axis of columns.
     pub(super) fn store_partials(&self, p: &Partials, row: &Scope, n: usize, tile: Val, numbers: &[Val]) {
@@ -38,6 +45,33 @@ impl KernelCtx<'_> {
             None => b.error(format!("store to argument {}", p.arg.0)),
         }
     }
+    /// Writes the numbers of the tile that begins at column `start`, whose elements lie in `kept` in workgroup memory: one
+    /// invocation joins them. `row` has the row axes bound. Contains barriers.
+    pub(super) fn store_tile_of_workgroup(
+        &self,
+        p: &Partials,
+        (me, n): (Val, usize),
+        (start, columns): (Val, Val),
+        kept: ArrayRef,
+        row: &Scope,
+    ) {
+        let b = &self.b;
+        b.barrier();
+        b.if_(b.and(b.eq(me, 0), b.lt(start, columns)), |b| {
+            let tile = b.let_("tile", b.div(start, FEW_PARTIAL_COLUMNS));
+            let last = b.let_("last", b.sub(b.sub(columns, 1), start));
+            let own: Vec<(Val, Val, Val)> = (0..FEW_PARTIAL_COLUMNS)
+                .map(|i| {
+                    let kept = b.let_("kept", b.load(kept, b.min(b.u32(i), last)));
+                    (kept, b.add(start, i), b.le(i, last))
+                })
+                .collect();
+            let count = self.partial_count(FEW_PARTIAL_COLUMNS, columns, tile);
+            let numbers = self.joined_partials(p.kind, 1, &own, count);
+            self.store_partials(p, row, n, tile, &numbers);
+        });
+        b.barrier();
+    }
     /// Writes the numbers of a tile whose elements are spread over a subgroup: `value` at column `at` of `columns`. `place`
     /// gives the scope with the row axes bound, where the row exists. Must be reached by whole subgroups.
     pub(super) fn store_tile_of_subgroup(
@@ -51,21 +85,27 @@ impl KernelCtx<'_> {
         let b = &self.b;
         let start = b.sub(at, lane);
         let tile = b.let_("tile", b.div(start, PARTIAL_COLUMNS));
-        let count = self.partial_count(columns, tile);
-        let numbers = self.joined_partials(p.kind, WARP, &[(value, b.lt(at, columns))], count);
+        let count = self.partial_count(PARTIAL_COLUMNS, columns, tile);
+        let numbers = self.joined_partials(p.kind, WARP, &[(value, at, b.lt(at, columns))], count);
         let writes = b.and(b.eq(lane, 0), b.and(exists, b.lt(start, columns)));
         b.if_(writes, |_| self.store_partials(p, &place(), n, tile, &numbers));
     }
     /// The numbers of a tile whose elements are spread over `lanes` invocations of a subgroup, each of which has some of
-    /// them with whether they exist. Must be reached by whole workgroups.
-    pub(super) fn joined_partials(&self, kind: PartialKind, lanes: u32, own: &[(Val, Val)], count: Val) -> Vec<Val> {
+    /// them with their columns and whether they exist. Must be reached by whole workgroups where there are several.
+    pub(super) fn joined_partials(
+        &self,
+        kind: PartialKind,
+        lanes: u32,
+        own: &[(Val, Val, Val)],
+        count: Val,
+    ) -> Vec<Val> {
         let b = &self.b;
         let total = |terms: Vec<Val>| {
             let mine = terms.into_iter().reduce(|s, v| b.add(s, v)).unwrap_or_else(|| b.f32(0.0));
             b.let_("total", self.across(lanes, b.let_("mine", mine), |b, x, y| b.add(x, y)))
         };
         let of = |f: &dyn Fn(&Builder, Val) -> Val| {
-            own.iter().map(|(v, exists)| b.select(*exists, f(b, *v), b.f32(0.0))).collect::<Vec<Val>>()
+            own.iter().map(|(v, _, exists)| b.select(*exists, f(b, *v), b.f32(0.0))).collect::<Vec<Val>>()
         };
         match kind {
             PartialKind::Squares => vec![total(of(&|b, v| b.mul(v, v)))],
@@ -76,6 +116,26 @@ impl KernelCtx<'_> {
                     b.mul(d, d)
                 };
                 vec![mean, total(of(&apart))]
+            }
+            PartialKind::Largest => {
+                let least = initial(ReduceOp::ArgMax);
+                let (value, place) =
+                    (b.var("largest", Type::F32, least), b.var("place", Type::F32, MOST_COUNTED as f32));
+                let take = |v: Val, at: Val| {
+                    let earlier = b.and(b.eq(v, value), b.lt(at, place));
+                    b.set(place, b.select(b.or(b.gt(v, value), earlier), at, place));
+                    b.set(value, b.max(value, v));
+                };
+                for (v, at, exists) in own {
+                    take(b.select(*exists, *v, b.f32(least)), b.cast(Scalar::F32, *at));
+                }
+                let mut mask = lanes / 2;
+                while mask > 0 {
+                    let [v, at] = [value, place].map(|x| b.collective("other", Collective::ShuffleXor(mask), b.get(x)));
+                    take(v, at);
+                    mask /= 2;
+                }
+                vec![b.get(value), b.get(place)]
             }
         }
     }

@@ -311,7 +311,7 @@ pub fn forwarding((rows, columns, k): (i64, u64, u64), storage: Storage, kind: P
     s.store(y, &at, value);
     s.alias(y, r, AliasKind::SameElement);
     let index = dim(&format!("{}*i0 + {numbers}*i1", tiles * numbers));
-    s.spec.partials = Some(Partials { value, kind, arg: t, index });
+    s.spec.partials = Some(Partials { value, kind, columns: PARTIAL_COLUMNS, arg: t, index });
     filled(s.done(), &[("S", rows)], 41)
 }
 
@@ -381,7 +381,8 @@ pub fn statistics_scale_the_sums(check: &dyn Fn(&Case)) {
             let tiles = (columns as usize).div_ceil(PARTIAL_COLUMNS as usize);
             let t = s.out("squares", Space::Arena, Storage::F32, &format!("{tiles}*S"));
             let index = dim(&format!("{tiles}*i0 + i1"));
-            s.spec.partials = Some(Partials { value, kind: PartialKind::Squares, arg: t, index });
+            s.spec.partials =
+                Some(Partials { value, kind: PartialKind::Squares, columns: PARTIAL_COLUMNS, arg: t, index });
         }
         check(&filled(s.done(), &[("S", rows)], 47));
     }

@@ -2,10 +2,12 @@
 
 use super::gemm::filled;
 use crate::support::Case;
+use crate::support::blocks::Data;
 use crate::support::build::{SpecBuilder, dim};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{
-    Anchor, ArgId, BinaryOp, ColumnStats, ExprId, KernelSpec, LeftStore, ReduceOp, Space, Stat, UnaryOp,
+    Anchor, ArgId, BinaryOp, ColumnStats, ExprId, FEW_PARTIAL_COLUMNS, KernelSpec, LeftStore, PartialKind, Partials,
+    ReduceOp, Space, Stat, UnaryOp,
 };
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates::render;
@@ -116,6 +118,65 @@ pub fn rows_kept_for_several_passes(check: &dyn Fn(&Case)) {
         case.tolerance = 1e-4;
         let lanes = render(&case.spec, &Capabilities::webgpu(Tier::Cpu)).unwrap();
         assert!(lanes.tile.iter().any(|(name, n)| name == "passes" && *n > 1), "{:?}", lanes.tile);
+        check(&case);
+    }
+}
+
+/// Statistics of the results of few rows beside them, with tiles that end inside, equal largest elements, and rows in several
+/// passes.
+pub fn statistics_of_few_rows_by_tiles(check: &dyn Fn(&Case)) {
+    for (rows, k, n, storage, is_normed) in [
+        (1i64, 8u64, 5u64, Storage::F32, false),
+        (2, 64, 40, Storage::Q8_0, true),
+        (3, 96, 1003, Storage::Q4_1, true),
+        (1, 37, 19, Storage::F32, false),
+        (2, 2048, 5001, Storage::Bf16, true),
+        (1, 1100, 33, Storage::F16, false),
+    ] {
+        for kind in [PartialKind::Largest, PartialKind::Squares, PartialKind::Moments] {
+            let (numbers, tiles) = (u64::from(kind.numbers()), n.div_ceil(u64::from(FEW_PARTIAL_COLUMNS)));
+            let mut s = SpecBuilder::new("tiles", &["B", "1", &n.to_string()], &["B"]);
+            let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*B"));
+            let w = s.arg("w", Space::Weight, storage, &(n * k).to_string());
+            let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
+            let y = s.out("y", Space::Arena, Storage::F32, &format!("{n}*B"));
+            let t = s.out("t", Space::Arena, Storage::F32, &format!("{}*B", tiles * numbers));
+            let (lhs, lhs_stats) = match is_normed {
+                true => normed(&mut s, (x, gain), k, "i3"),
+                false => (s.load(x, &format!("{k}*i0 + i3")), Vec::new()),
+            };
+            let rhs = vec![s.load(w, &format!("{k}*i2 + i3"))];
+            s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };
+            let (acc, most) = (s.acc(0), s.f(0.25));
+            let value = s.bin(BinaryOp::Min, acc, most);
+            s.store(y, &format!("{n}*i0 + i2"), value);
+            let index = dim(&format!("{}*i0 + {numbers}*i2", tiles * numbers));
+            s.spec.partials = Some(Partials { value, kind, columns: FEW_PARTIAL_COLUMNS, arg: t, index });
+            let mut case = filled(s.done(), &[("B", rows)], k + n);
+            case.tolerance = 1e-4;
+            check(&case);
+        }
+    }
+}
+
+/// The other end: the place of the largest element of a row, from those of its tiles.
+pub fn a_place_of_tiles(check: &dyn Fn(&Case)) {
+    for (rows, tiles) in [(1i64, 1u64), (3, 40), (2, 700)] {
+        let mut s = SpecBuilder::new("place", &["B", &tiles.to_string()], &["B"]);
+        let t = s.arg("t", Space::Arena, Storage::F32, &format!("{}*B", 2 * tiles));
+        let y = s.out("y", Space::Ints, Storage::I32, "B");
+        let value = s.load(t, &format!("{}*i0 + 2*i1", 2 * tiles));
+        s.spec.anchor = Anchor::Row { stats: vec![Stat { op: ReduceOp::ArgMax, value, finish: None }] };
+        let best = s.stat(0, Scalar::I32);
+        let place = s.load_at(t, dim(&format!("{}*i0 + 2*v{} + 1", 2 * tiles, best.0)));
+        let place = s.spec.exprs.cast(Scalar::I32, place);
+        s.store(y, "i0", place).per_row = true;
+        let mut case = filled(s.done(), &[("B", rows)], tiles);
+        let Data::F32(v) = &mut case.data[0] else { panic!() };
+        for (i, pair) in v.chunks_mut(2).enumerate() {
+            pair[0] = ((i * 7) % 23) as f32;
+            pair[1] = (8 * i + i % 5) as f32;
+        }
         check(&case);
     }
 }

@@ -5,8 +5,7 @@ use super::blocks::elements;
 use frit_kernels::dim::{Dim, Sym};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{
-    Anchor, Attention, BinaryOp, Expr, ExprId, KernelSpec, Literal, PARTIAL_COLUMNS, PartialKind, ReduceOp, Stat,
-    UnaryOp,
+    Anchor, Attention, BinaryOp, Expr, ExprId, KernelSpec, Literal, PartialKind, ReduceOp, Stat, UnaryOp,
 };
 
 /// One coordinate with what is known there.
@@ -72,7 +71,7 @@ pub fn evaluate_rounded(case: &Case, round: fn(f64) -> f64) -> Vec<Vec<f64>> {
             }
         }
         if let Some(s) = &spec.partials {
-            let (n, width) = (extents.len() - 1, i64::from(PARTIAL_COLUMNS));
+            let (n, width) = (extents.len() - 1, i64::from(s.columns));
             row.push(e.value(s.value, p));
             let (at, end) = (p.axes[n], p.axes[n] + 1 == extents[n]);
             if end || (at + 1) % width == 0 {
@@ -81,6 +80,11 @@ pub fn evaluate_rounded(case: &Case, round: fn(f64) -> f64) -> Vec<Vec<f64>> {
                 let numbers = match s.kind {
                     PartialKind::Squares => vec![row.iter().map(|v| v * v).sum()],
                     PartialKind::Moments => vec![mean, row.iter().map(|v| (v - mean).powi(2)).sum()],
+                    PartialKind::Largest => {
+                        let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                        let place = row.iter().position(|v| *v == largest).unwrap();
+                        vec![largest, ((at / width) * width) as f64 + place as f64]
+                    }
                 };
                 let mut tile = p.clone();
                 tile.axes[n] = at / width;

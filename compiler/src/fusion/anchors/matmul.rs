@@ -197,7 +197,7 @@ fn weighted(site: &Site<'_>, g: &MatMulGroup) -> Result<(KernelSpec, Vec<Operand
         let row = lane.at.get(..lane.at.len().saturating_sub(1)).unwrap_or_default();
         let index = f.index(graph, row, &Dim::axis(1), &b.bounds);
         let arg = b.written(Operand::RowStats(f));
-        b.partials = Some(Partials { value: lane.expr, kind: f.kind, arg, index });
+        b.partials = Some(Partials { value: lane.expr, kind: f.kind, columns: f.tile as u32, arg, index });
     }
     Ok(b.finish(kernel_name(site), domain, Anchor::MatMul { k, lhs: left, lhs_stats, rhs }, stores))
 }

@@ -6,7 +6,7 @@ use crate::fusion::coords;
 use crate::fusion::row_stats::RowStats;
 use crate::fusion::spec_builder::{Fault, Operand, SpecBuilder};
 use crate::graph::{NormKind, Op, ValueId};
-use frit_kernels::dim::{Dim, product};
+use frit_kernels::dim::{Dim, Sym, product};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{
     Anchor, BinaryOp, Expr, ExprId, Exprs, KernelSpec, PartialKind, ReduceOp, Stat, Store, UnaryOp,
@@ -143,6 +143,8 @@ pub(super) fn forwarded(
             let stats = vec![Stat { op: ReduceOp::Sum, value: x, finish: Some(mean) }, squares(e, apart)];
             (stats, vec![raw, stat(e, 1)])
         }
+        // No row kernel is asked for them.
+        PartialKind::Largest => (Vec::new(), Vec::new()),
     }
 }
 
@@ -164,6 +166,32 @@ pub(super) fn forward(
     }
 }
 
+/// The place of the largest element of each row, from those of its tiles.
+fn place_of_largest(
+    site: &Site<'_>,
+    v: ValueId,
+    tiles: RowStats,
+    rows: &[Dim],
+) -> Result<(KernelSpec, Vec<Operand>), Fault> {
+    let Op::Reduce { keep, .. } = site.graph.op(v) else { return Err("tiles of no reduction".into()) };
+    let domain = vec![product(rows), Dim::from(tiles.tiles(site.graph))];
+    let mut b = SpecBuilder::new(site.graph, site.tables, site.stored, &domain);
+    let bounds = b.bounds.clone();
+    let row = coords::delinear(&Dim::axis(0), tiles.lead(site.graph), &bounds);
+    let arg = b.arg(Operand::RowStats(tiles));
+    let value = b.load_arg(arg, tiles.index(site.graph, &row, &Dim::axis(1), &bounds));
+    let best = b.exprs.add(Expr::Stat(0), Scalar::I32);
+    let place = tiles.index(site.graph, &row, &Dim::sym(Sym::Value(best.0)), &bounds) + Dim::one();
+    let place = b.load_arg(arg, place);
+    let place = b.exprs.cast(Scalar::I32, place);
+    let at = coords::delinear(&Dim::axis(0), rows, &bounds).into_iter().chain(keep.then(Dim::zero)).collect();
+    let lane = Lane { at, expr: place };
+    let tracked = HashMap::from([(v, Tracked { lanes: vec![lane], when: None, per_row: true })]);
+    let epilogue::Stored { stores, .. } = epilogue::run(&mut b, site, tracked, 1)?;
+    let stats = vec![Stat { op: ReduceOp::ArgMax, value, finish: None }];
+    Ok(b.finish(kernel_name(site), domain, Anchor::Row { stats }, stores))
+}
+
 pub(super) fn build(site: &Site<'_>, v: ValueId) -> Result<(KernelSpec, Vec<Operand>), Fault> {
     let graph = site.graph;
     let op = graph.op(v);
@@ -178,6 +206,9 @@ pub(super) fn build(site: &Site<'_>, v: ValueId) -> Result<(KernelSpec, Vec<Oper
         shape.iter().enumerate().filter(|(i, _)| axes.contains(i) == inside).map(|(_, d)| d.clone()).collect()
     };
     let (kept, reduced) = (pick(false), pick(true));
+    if let Some(tiles) = site.region.tiles {
+        return place_of_largest(site, v, tiles, &kept);
+    }
     let domain = vec![product(&kept), product(&reduced)];
     let mut b = SpecBuilder::new(graph, site.tables, site.stored, &domain);
     let bounds = b.bounds.clone();

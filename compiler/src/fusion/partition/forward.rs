@@ -4,7 +4,7 @@ use super::Partitioner;
 use crate::fusion::region::{MatMulForm, RegionAnchor};
 use crate::fusion::row_stats::{RowStats, kind_of};
 use crate::graph::{Op, ValueId};
-use frit_kernels::dtype::Scalar;
+use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::PARTIAL_COLUMNS;
 use frit_kernels::templates::writes_partials;
 
@@ -55,28 +55,31 @@ impl Partitioner<'_> {
         self.scope.as_ref().and_then(|s| s.given.get(&v)).copied()
     }
     /// Whether `x` is the result of anchor `a` of region `id`, element for element.
-    fn in_place_of(&self, id: usize, a: ValueId, x: ValueId) -> bool {
+    pub(super) fn in_place_of(&self, id: usize, a: ValueId, x: ValueId) -> bool {
         let region = &self.regions[id];
         let inside = region.epilogue.iter().copied().chain([a]).collect();
         let own = x == a || region.epilogue.contains(&x);
         own && self.graph.ty(x) == self.graph.ty(a) && self.frame(id, &inside, x).1.is_empty()
     }
-    /// Whether the kernel of product `m` writes statistics of its result on every kind of device.
-    fn of_product(&self, m: ValueId) -> Result<(), String> {
+    /// The steps along k and the storage of product `m`, whose weight is one binding.
+    pub(super) fn binds_whole(&self, m: ValueId) -> Result<(Option<u64>, Storage), String> {
         let weight =
             self.rhs_weight(m).and_then(|w| self.tables.weight_info(w)).ok_or("a product of two activations")?;
         let number = |i: usize| weight.shape.get(i).and_then(|d| d.as_const()).and_then(|n| u64::try_from(n).ok());
         let (n, k) = (number(0), number(1));
         let bytes = n.zip(k).and_then(|(n, k)| weight.storage.size_bytes(n.saturating_mul(k)));
-        if bytes.is_none_or(|b| b > self.options.limit_binding_bytes) {
-            return Err("its product is split by the size of a binding".into());
+        match bytes {
+            Some(b) if b <= self.options.limit_binding_bytes => Ok((k, weight.storage)),
+            _ => Err("its product is split by the size of a binding".into()),
         }
+    }
+    /// Whether the kernel of product `m` writes statistics of its result on every kind of device.
+    fn of_product(&self, m: ValueId) -> Result<(), String> {
+        let (k, storage) = self.binds_whole(m)?;
         let rows = self.rows(m);
-        match writes_partials(&rows, k, weight.storage) {
+        match writes_partials(&rows, k, storage) {
             true => Ok(()),
-            false => {
-                Err(format!("products of {rows} rows and {} steps have no tiles to write", number(1).unwrap_or(0)))
-            }
+            false => Err(format!("products of {rows} rows and {} steps have no tiles to write", k.unwrap_or(0))),
         }
     }
     /// Has the kernel that makes the rows write these statistics.

@@ -9,6 +9,7 @@ mod epilogue;
 mod exact;
 mod forward;
 mod head_norms;
+mod largest;
 mod maps;
 mod movement;
 mod norm_pairs;
@@ -189,6 +190,7 @@ impl<'a> Partitioner<'a> {
         self.absorb_norm_pairs();
         self.absorb_chains();
         self.absorb_conv_chains();
+        self.forward_largest();
         self.assign_maps();
         self.collect_outputs();
         self.launch_order();

@@ -5,10 +5,12 @@ use super::lower::{Builder, Refused};
 use super::memory::Run;
 use super::ops::Arg;
 use super::program::{ACCS, CHUNK, Env, Fault, Frame, Int, Program, Value};
-use frit_kernels::spec::{PARTIAL_COLUMNS, PartialKind, Partials};
+use frit_kernels::spec::{FEW_PARTIAL_COLUMNS, MOST_COUNTED, PARTIAL_COLUMNS, PartialKind, Partials};
 
-/// Columns of a tile; blocks of columns are multiples of it.
+/// Columns that whole tiles of any width have; blocks of columns are multiples of it.
 pub const TILE: usize = PARTIAL_COLUMNS as usize;
+/// Tiles of a chunk at most.
+const TILES: usize = CHUNK / FEW_PARTIAL_COLUMNS as usize;
 
 /// Compiled [`Partials`].
 #[derive(Debug)]
@@ -16,6 +18,7 @@ pub struct PartialsCode {
     value: Program,
     index: Program,
     kind: PartialKind,
+    columns: usize,
     arg: u16,
 }
 
@@ -23,7 +26,7 @@ impl PartialsCode {
     /// For a matmul whose columns are axis `n_axis`.
     pub fn new(b: &mut Builder<'_>, p: &Partials, n_axis: usize) -> Result<Self, Refused> {
         let (value, index) = (b.values(&[p.value], Some(n_axis))?, b.index(&p.index, n_axis)?);
-        Ok(PartialsCode { value, index, kind: p.kind, arg: p.arg.0 })
+        Ok(PartialsCode { value, index, kind: p.kind, columns: p.columns as usize, arg: p.arg.0 })
     }
     /// Writes the statistics of columns `[lo, hi)` of the row in the frame; `lo` begins a tile, and the accumulators begin
     /// at `lo`.
@@ -42,7 +45,7 @@ impl PartialsCode {
             self.value.begin(frame, l.read)?;
             let env = Env { views: l.read, accs: accs.map(|s| s.get(a - lo..).unwrap_or_default()) };
             self.value.run(frame, &env, a as i64, n)?;
-            let mut numbers = [[0f32; 2]; CHUNK / TILE];
+            let mut numbers = [[0f32; 2]; TILES];
             let (each, same);
             let v: &[f32] = match self.value.f32(frame, 0, n) {
                 Arg::Each(v) => {
@@ -54,11 +57,11 @@ impl PartialsCode {
                     same.get(..n).unwrap_or_default()
                 }
             };
-            for (to, v) in numbers.iter_mut().zip(v.chunks(TILE)) {
-                *to = statistics(self.kind, v);
+            for (i, (to, v)) in numbers.iter_mut().zip(v.chunks(self.columns)).enumerate() {
+                *to = statistics(self.kind, v, a + i * self.columns);
             }
             self.index.begin(frame, l.read)?;
-            let (first, tiles) = (a / TILE, n.div_ceil(TILE));
+            let (first, tiles) = (a / self.columns, n.div_ceil(self.columns));
             for (t, found) in numbers.iter().take(tiles).enumerate() {
                 let start = self.at(frame, l, (first + t) as i64)?;
                 let view = l.write.get(self.arg as usize).ok_or(fault)?;
@@ -86,13 +89,23 @@ impl PartialsCode {
     }
 }
 
-fn statistics(kind: PartialKind, v: &[f32]) -> [f32; 2] {
+/// The numbers of a tile that begins at column `first`.
+fn statistics(kind: PartialKind, v: &[f32], first: usize) -> [f32; 2] {
     let sum = |f: &dyn Fn(f64) -> f64| v.iter().map(|v| f(f64::from(*v))).sum::<f64>();
     match kind {
         PartialKind::Squares => [sum(&|v| v * v) as f32, 0.0],
         PartialKind::Moments => {
             let mean = sum(&|v| v) / v.len().max(1) as f64;
             [mean as f32, sum(&|v| (v - mean) * (v - mean)) as f32]
+        }
+        PartialKind::Largest => {
+            let mut found = [f32::MIN, MOST_COUNTED as f32];
+            for (i, v) in v.iter().enumerate() {
+                if *v > found[0] || (*v == found[0] && found[1] == MOST_COUNTED as f32) {
+                    found = [*v, (first + i) as f32];
+                }
+            }
+            found
         }
     }
 }
