@@ -46,19 +46,23 @@ impl Partitioner<'_> {
         if !by_rows || !(LEAST..=MOST_COUNTED as u64).contains(&width) {
             return None;
         }
-        let x = self.rows_of(read);
+        // What is stored, and what it is a rearrangement of.
+        let x = self.rows_of(read, |v| !self.owner.contains_key(&v));
         let maker = self.owner.get(&x).copied()?;
+        let made = self.rows_of(x, |v| self.owner.get(&v) == Some(&maker));
         let region = &self.regions[maker];
         let RegionAnchor::MatMul(g) = &region.anchor else { return None };
         let [m] = g.members.as_slice() else { return None };
-        let fits = g.form == MatMulForm::Concat && region.forwards.is_none() && self.in_place_of(maker, *m, x);
+        let fits = g.form == MatMulForm::Concat && region.forwards.is_none() && self.in_place_of(maker, *m, made);
         let whole = self.binds_whole(*m).is_ok() && writes_partials_of_few(&self.rows(*m));
         let tile = u64::from(FEW_PARTIAL_COLUMNS);
         (fits && whole).then_some((maker, RowStats { of: x, kind: PartialKind::Largest, tile }))
     }
-    /// The value whose rows, in another arrangement, are those of `x`.
-    fn rows_of(&self, mut x: ValueId) -> ValueId {
-        while let (Op::Reshape(_), Some(from)) = (self.graph.op(x), self.graph.operands(x).first().copied()) {
+    /// The first value with the rows of `x`, in any arrangement of them, that is not `passed`; or the last one.
+    fn rows_of(&self, mut x: ValueId, passed: impl Fn(ValueId) -> bool) -> ValueId {
+        while let (true, Op::Reshape(_), Some(from)) =
+            (passed(x), self.graph.op(x), self.graph.operands(x).first().copied())
+        {
             if self.graph.ty(from).last() != self.graph.ty(x).last() {
                 break;
             }
