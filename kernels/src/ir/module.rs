@@ -28,7 +28,7 @@ pub enum Access {
 pub enum Texture {
     /// As a storage texture that is only read: a place, its bounds and four loads.
     Storage,
-    /// As a sampled texture, of which software drivers look the level up for each lane: slower than all the rest of a fetch.
+    /// As a sampled texture, of which software drivers look the level up for each lane.
     Sampled,
 }
 

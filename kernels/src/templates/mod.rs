@@ -47,7 +47,7 @@ mod warp_row;
 
 pub use common::{KernelCtx, Scope, dispatch};
 pub use load::{Part, View};
-pub use partials::{writes_partials, writes_partials_of_few};
+pub use partials::writes_partials;
 
 use crate::dim::{Dim, Sym};
 use crate::dtype::Storage;

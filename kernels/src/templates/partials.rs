@@ -4,18 +4,13 @@ use super::KernelCtx;
 use super::common::Scope;
 use super::has_few_rows;
 use super::reduce::WARP;
-use super::stats::initial;
+use super::stats::{initial, take_larger};
 use crate::dim::Dim;
 use crate::dtype::Storage;
 use crate::ir::{ArrayRef, Builder, Collective, Scalar, Type, Val};
 use crate::spec::{FEW_PARTIAL_COLUMNS, MOST_COUNTED, PARTIAL_COLUMNS, PartialKind, Partials, ReduceOp};
 
 const _: () = assert!(PARTIAL_COLUMNS == WARP);
-
-/// Whether the kernels of a product of few rows write statistics of its result on every target.
-pub fn writes_partials_of_few(rows: &Dim) -> bool {
-    has_few_rows(rows)
-}
 
 /// Whether the kernels of a product with a weight of that storage write statistics of their result on every target:
 /// those of many rows do, where k is a multiple of what is read at once.
@@ -121,11 +116,7 @@ impl KernelCtx<'_> {
                 let least = initial(ReduceOp::ArgMax);
                 let (value, place) =
                     (b.var("largest", Type::F32, least), b.var("place", Type::F32, MOST_COUNTED as f32));
-                let take = |v: Val, at: Val| {
-                    let earlier = b.and(b.eq(v, value), b.lt(at, place));
-                    b.set(place, b.select(b.or(b.gt(v, value), earlier), at, place));
-                    b.set(value, b.max(value, v));
-                };
+                let take = |v: Val, at: Val| take_larger(b, (value, place), (v, at));
                 for (v, at, exists) in own {
                     take(b.select(*exists, *v, b.f32(least)), b.cast(Scalar::F32, *at));
                 }

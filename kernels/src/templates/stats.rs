@@ -233,13 +233,19 @@ pub(super) fn initial(op: ReduceOp) -> f32 {
 
 /// Takes one more value into a reduction. Of equal largest values the one at the smaller place stays.
 fn fold(b: &Builder, s: &Slot, v: Val, place: Option<(Var, Val)>) {
-    let so_far = b.get(s.value);
-    if let (ReduceOp::ArgMax, Some((var, at))) = (s.stat.op, place) {
-        let earlier = b.and(b.eq(v, so_far), b.lt(at, var));
-        let better = b.or(b.gt(v, so_far), earlier);
-        b.set(var, b.select(better, at, var));
+    match (s.stat.op, place) {
+        (ReduceOp::ArgMax, Some((var, at))) => take_larger(b, (s.value, var), (v, at)),
+        (op, _) => b.set(s.value, combine(b, op, b.get(s.value), v)),
     }
-    b.set(s.value, combine(b, s.stat.op, so_far, v));
+}
+
+/// Takes one more value at its place into the largest so far and its place, the smallest among those of equal ones.
+pub(super) fn take_larger(b: &Builder, (largest, place): (Var, Var), (v, at): (Val, Val)) {
+    let so_far = b.get(largest);
+    let earlier = b.and(b.eq(v, so_far), b.lt(at, place));
+    let better = b.or(b.gt(v, so_far), earlier);
+    b.set(place, b.select(better, at, place));
+    b.set(largest, b.max(so_far, v));
 }
 
 /// Two values of a reduction as one; of an arg-reduction, the value without its place.

@@ -92,6 +92,21 @@ pub fn a_norm_of_the_rows_in_front(check: &dyn Fn(&Case)) {
     }
 }
 
+/// A row a sequence, bare or normalised, times a weight of `n` rows: everything but what is stored.
+fn rows_by_weight(k: u64, n: u64, storage: Storage, is_normed: bool) -> SpecBuilder {
+    let mut s = SpecBuilder::new("rows", &["B", "1", &n.to_string()], &["B"]);
+    let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*B"));
+    let w = s.arg("w", Space::Weight, storage, &(n * k).to_string());
+    let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
+    let (lhs, lhs_stats) = match is_normed {
+        true => normed(&mut s, (x, gain), k, "i3"),
+        false => (s.load(x, &format!("{k}*i0 + i3")), Vec::new()),
+    };
+    let rhs = vec![s.load(w, &format!("{k}*i2 + i3"))];
+    s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };
+    s
+}
+
 /// Rows, bare and normalised, of which a workgroup of a software driver takes several widths of columns, the last of them cut
 /// short and with passes behind the end.
 pub fn rows_kept_for_several_passes(check: &dyn Fn(&Case)) {
@@ -101,17 +116,8 @@ pub fn rows_kept_for_several_passes(check: &dyn Fn(&Case)) {
         (1, 96, 5001, Storage::Q8_0, false),
         (2, 40, 3333, Storage::F16, false),
     ] {
-        let mut s = SpecBuilder::new("passes", &["B", "1", &n.to_string()], &["B"]);
-        let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*B"));
-        let w = s.arg("w", Space::Weight, storage, &(n * k).to_string());
-        let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
+        let mut s = rows_by_weight(k, n, storage, is_normed);
         let y = s.out("y", Space::Arena, Storage::F32, &format!("{n}*B"));
-        let (lhs, lhs_stats) = match is_normed {
-            true => normed(&mut s, (x, gain), k, "i3"),
-            false => (s.load(x, &format!("{k}*i0 + i3")), Vec::new()),
-        };
-        let rhs = vec![s.load(w, &format!("{k}*i2 + i3"))];
-        s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };
         let acc = s.acc(0);
         s.store(y, &format!("{n}*i0 + i2"), acc);
         let mut case = filled(s.done(), &[("B", rows)], k + n);
@@ -135,18 +141,9 @@ pub fn statistics_of_few_rows_by_tiles(check: &dyn Fn(&Case)) {
     ] {
         for kind in [PartialKind::Largest, PartialKind::Squares, PartialKind::Moments] {
             let (numbers, tiles) = (u64::from(kind.numbers()), n.div_ceil(u64::from(FEW_PARTIAL_COLUMNS)));
-            let mut s = SpecBuilder::new("tiles", &["B", "1", &n.to_string()], &["B"]);
-            let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*B"));
-            let w = s.arg("w", Space::Weight, storage, &(n * k).to_string());
-            let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
+            let mut s = rows_by_weight(k, n, storage, is_normed);
             let y = s.out("y", Space::Arena, Storage::F32, &format!("{n}*B"));
             let t = s.out("t", Space::Arena, Storage::F32, &format!("{}*B", tiles * numbers));
-            let (lhs, lhs_stats) = match is_normed {
-                true => normed(&mut s, (x, gain), k, "i3"),
-                false => (s.load(x, &format!("{k}*i0 + i3")), Vec::new()),
-            };
-            let rhs = vec![s.load(w, &format!("{k}*i2 + i3"))];
-            s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats, rhs };
             let (acc, most) = (s.acc(0), s.f(0.25));
             let value = s.bin(BinaryOp::Min, acc, most);
             s.store(y, &format!("{n}*i0 + i2"), value);

@@ -7,6 +7,8 @@ use crate::support::{Case, SpecBuilder};
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{AliasKind, BinaryOp, Space, UnaryOp};
+use frit_kernels::target::{Capabilities, Tier};
+use frit_kernels::templates::render;
 
 pub fn map_of_any_rank(check: &dyn Fn(&Case)) {
     let mut r = Random::new(1);
@@ -66,7 +68,11 @@ pub fn maps_of_few_and_many_weights(check: &dyn Fn(&Case)) {
         let each: Vec<_> = args.into_iter().map(|w| s.load(w, "i0")).collect();
         let sum = each.into_iter().reduce(|a, b| s.bin(BinaryOp::Add, a, b)).unwrap();
         s.store(y, "i0", sum);
-        check(&filled(s.done(), &[], weights));
+        let case = filled(s.done(), &[], weights);
+        let text = render(&case.spec, &Capabilities::webgpu(Tier::Cpu)).unwrap().text;
+        let [stored, sampled] = [": texture_storage_2d", ": texture_2d"].map(|ty| text.matches(ty).count() as u64);
+        assert_eq!((stored, sampled), if weights <= 4 { (weights, 0) } else { (0, weights) }, "{text}");
+        check(&case);
     }
 }
 

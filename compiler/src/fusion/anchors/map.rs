@@ -37,7 +37,7 @@ pub(super) fn build(site: &Site<'_>) -> Result<(KernelSpec, Vec<Operand>), Fault
     let mut anchor = Anchor::Map;
     if let Some(f) = site.region.forwards {
         let (mut stats, n) = (Vec::new(), domain.get(1).cloned().unwrap_or_else(Dim::one));
-        forward(&mut b, (f, Lane { at, expr: value }), &n, &mut stats, &mut stores);
+        forward(&mut b, (f, Lane { at, expr: value }), &n, &mut stats, &mut stores)?;
         anchor = Anchor::Row { stats };
     }
     Ok(b.finish(kernel_name(site), domain, anchor, stores))

@@ -127,14 +127,14 @@ pub(super) fn forwarded(
     n: &Dim,
     x: ExprId,
     first: usize,
-) -> (Vec<Stat>, Vec<ExprId>) {
+) -> Result<(Vec<Stat>, Vec<ExprId>), Fault> {
     let stat = |e: &mut Exprs, i: usize| e.add(Expr::Stat((first + i) as u8), Scalar::F32);
     let squares = |e: &mut Exprs, v: ExprId| {
         let value = e.binary(BinaryOp::Mul, v, v);
         Stat { op: ReduceOp::Sum, value, finish: None }
     };
     let raw = stat(e, 0);
-    match kind {
+    Ok(match kind {
         PartialKind::Squares => (vec![squares(e, x)], vec![raw]),
         PartialKind::Moments => {
             let len = count(e, n);
@@ -143,9 +143,8 @@ pub(super) fn forwarded(
             let stats = vec![Stat { op: ReduceOp::Sum, value: x, finish: Some(mean) }, squares(e, apart)];
             (stats, vec![raw, stat(e, 1)])
         }
-        // No row kernel is asked for them.
-        PartialKind::Largest => (Vec::new(), Vec::new()),
-    }
+        PartialKind::Largest => return Err("the largest of rows that a row kernel makes".into()),
+    })
 }
 
 /// Adds what a row kernel over `n` elements a row writes of the rows of a forwarded value.
@@ -155,8 +154,8 @@ pub(super) fn forward(
     n: &Dim,
     stats: &mut Vec<Stat>,
     stores: &mut Vec<Store>,
-) {
-    let (more, values) = forwarded(&mut b.exprs, row_stats.kind, n, lane.expr, stats.len());
+) -> Result<(), Fault> {
+    let (more, values) = forwarded(&mut b.exprs, row_stats.kind, n, lane.expr, stats.len())?;
     stats.extend(more);
     let row = lane.at.get(..lane.at.len().saturating_sub(1)).unwrap_or_default();
     let index = row_stats.index(b.graph, row, &Dim::zero(), &b.bounds);
@@ -164,6 +163,7 @@ pub(super) fn forward(
     for (i, value) in values.into_iter().enumerate() {
         stores.push(Store { arg, index: index.clone() + Dim::from(i as u64), value, when: None, per_row: true });
     }
+    Ok(())
 }
 
 /// The place of the largest element of each row, from those of its tiles.
@@ -254,7 +254,7 @@ pub(super) fn build(site: &Site<'_>, v: ValueId) -> Result<(KernelSpec, Vec<Oper
     let epilogue::Stored { mut stores, forwarded } = epilogue::run(&mut b, site, tracked, 1)?;
     if let Some(f) = forwarded {
         let n = domain.get(1).cloned().unwrap_or_else(Dim::one);
-        forward(&mut b, f, &n, &mut stats, &mut stores);
+        forward(&mut b, f, &n, &mut stats, &mut stores)?;
     }
     Ok(b.finish(kernel_name(site), domain, Anchor::Row { stats }, stores))
 }

@@ -7,27 +7,25 @@ use crate::fusion::row_stats::RowStats;
 use crate::graph::{Op, ValueId};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{FEW_PARTIAL_COLUMNS, MOST_COUNTED, PartialKind, ReduceOp};
-use frit_kernels::templates::writes_partials_of_few;
+use frit_kernels::templates::has_few_rows;
 
 /// Elements of a row from which on it is worth it: shorter ones are a load or two of each invocation.
 const LEAST: u64 = 1024;
 
 impl Partitioner<'_> {
-    /// Has products of few rows write the largest element of each tile of columns, where all that reads them finds the place of
-    /// the largest.
+    /// Has products of few rows write the largest element of each tile of columns for the search for the place of the largest.
     pub(super) fn forward_largest(&mut self) {
         for id in 0..self.regions.len() {
             let RegionAnchor::Row(v) = self.regions[id].anchor else { continue };
             let Some((maker, stats)) = self.tiles_in_front(v) else { continue };
             let x = stats.of;
-            if !self.options.forward_largest {
-                let (code, detail) =
-                    self.options.refused_by_switch("argmax-tiles", "the largest of tiles is switched off");
+            let allowed = match self.options.forward_largest {
+                true => self.permitted(x, v),
+                false => Err(self.options.refused_by_switch("argmax-tiles", "the largest of tiles is switched off")),
+            };
+            if let Err((code, detail)) = allowed {
+                // That they are no single kernel stands there already, and says less.
                 self.refused.retain(|r| (r.from, r.to) != (x, v));
-                self.refuse(x, v, code, detail);
-                continue;
-            }
-            if let Err((code, detail)) = self.permitted(x, v) {
                 self.refuse(x, v, code, detail);
                 continue;
             }
@@ -54,7 +52,7 @@ impl Partitioner<'_> {
         let RegionAnchor::MatMul(g) = &region.anchor else { return None };
         let [m] = g.members.as_slice() else { return None };
         let fits = g.form == MatMulForm::Concat && region.forwards.is_none() && self.in_place_of(maker, *m, made);
-        let whole = self.binds_whole(*m).is_ok() && writes_partials_of_few(&self.rows(*m));
+        let whole = self.binds_whole(*m).is_ok() && has_few_rows(&self.rows(*m));
         let tile = u64::from(FEW_PARTIAL_COLUMNS);
         (fits && whole).then_some((maker, RowStats { of: x, kind: PartialKind::Largest, tile }))
     }

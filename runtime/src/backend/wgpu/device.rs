@@ -13,9 +13,9 @@ use std::time::Duration;
 /// Overrides the choice of the adapter: a part of its name, driver or API, in any case.
 pub const ADAPTER_VARIABLE: &str = "FRIT_WGPU_ADAPTER";
 
-/// Bytes of a row of a texture of weights.
 /// Format of textures of weights.
 pub(super) const TEXELS: wgpu::TextureFormat = wgpu::TextureFormat::Rgba32Uint;
+/// Bytes of a row of a texture of weights.
 pub(super) const ROW_BYTES: u64 = TEXELS_PER_ROW as u64 * 16;
 
 /// Which adapter to use. [`ADAPTER_VARIABLE`] goes before `Best` and `Hardware`.
