@@ -26,3 +26,21 @@ fn sums_do_not_depend_on_the_number_of_rows() {
         assert_eq!(a.args[2][..40], b.args[2], "{tier:?}");
     }
 }
+
+/// A software driver's sums are bit for bit the same in kernels for one row, which read pairs of blocks, and for eight.
+#[test]
+fn sums_of_one_row_are_those_of_many() {
+    for storage in [Storage::Q4_1, Storage::Q8_0, Storage::Q4K, Storage::F16] {
+        let (n, k) = (24u64, 256u64);
+        let all = filled(plain((n, k), storage), &[("S", 11)], 29);
+        let mut one = filled(cases::gemv::plain(1, n, k, storage), &[], 29);
+        let Data::F32(x) = &all.data[0] else { panic!() };
+        one.data[0] = Data::F32(x[..k as usize].to_vec());
+        one.data[1] = all.data[1].clone();
+        let run = |case: &support::Case| {
+            support::gpu::run(case, &render(&case.spec, &Capabilities::webgpu(Tier::Cpu)).unwrap(), 1)
+        };
+        let (Some(a), Some(b)) = (run(&all), run(&one)) else { return };
+        assert_eq!(a.args[2][..n as usize], b.args[2], "{storage:?}");
+    }
+}

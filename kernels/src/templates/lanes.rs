@@ -5,12 +5,10 @@
 //!
 //! A sum over k is one chain in ascending order of blocks, the same for any number of rows.
 
-use std::collections::HashMap;
-
 use super::common::{Held, KernelCtx, Scope, dispatch};
 use super::product::{Problem, Right};
 use super::stats::Team;
-use super::{Part, Rendered, TemplateError, View, uses_gemv};
+use super::{Part, Quad, Rendered, TemplateError, View, uses_gemv};
 use crate::dim::Sym;
 use crate::ir::{ArrayRef, Builder, Builtin, Collective, Type, Val, Var};
 use crate::spec::{ArgId, Expr, ExprId, KernelSpec, Partials, Store};
@@ -23,6 +21,8 @@ const MOST_HELD: u32 = 4096;
 /// Columns whose weights are read one after the other before the first is decoded: reads are long chains of instructions, which
 /// a processor then works on at once.
 const AHEAD: usize = 4;
+/// Sums that a lane makes side by side, and of one row at once: more are a longer text than a processor keeps at hand.
+const SUMS: usize = 8;
 /// Most often that a workgroup takes columns, for one row of the left side that its lanes keep.
 const MOST_PASSES: u32 = 8;
 
@@ -97,7 +97,7 @@ fn tile(p: &Problem<'_>) -> Option<Tile> {
         _ => 8,
     };
     let all = p.columns().as_const().and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
-    let (mut columns, mut passes) = columns_of(rows, p.rhs.len() as u32, is_quantised, all);
+    let (mut columns, mut passes) = columns_of(rows, p.rhs.len() as u32, is_quantised, !p.stats.is_empty(), all);
     if k / LANES > MOST_HELD {
         passes = 1;
     }
@@ -111,6 +111,7 @@ fn tile(p: &Problem<'_>) -> Option<Tile> {
     }
     let fits = |n: u32| k.is_multiple_of(n);
     let chunk = match (is_quantised, rows) {
+        (true, 1) if k.is_multiple_of(64) => 64,
         (true, _) => 32,
         (false, 1..=2) if fits(32) => 32,
         (false, 1..=4) if fits(16) => 16,
@@ -120,9 +121,9 @@ fn tile(p: &Problem<'_>) -> Option<Tile> {
 }
 
 /// Columns of a lane, of a product with `sides` right sides and `all` columns, and how often a workgroup takes so many.
-fn columns_of(rows: u32, sides: u32, is_quantised: bool, all: u32) -> (u32, u32) {
+fn columns_of(rows: u32, sides: u32, is_quantised: bool, has_norm: bool, all: u32) -> (u32, u32) {
     if rows == 1 {
-        return columns_of_one_row(sides.max(1), is_quantised, all);
+        return columns_of_one_row(sides.max(1), is_quantised, has_norm, all);
     }
     let mut columns = if sides * rows > 8 || is_quantised { 4 } else { 8 };
     if sides > 2 {
@@ -142,25 +143,26 @@ fn columns_of(rows: u32, sides: u32, is_quantised: bool, all: u32) -> (u32, u32)
 }
 
 /// Columns of a lane where there is one row, and how often a workgroup takes them: what has the least work in turns of 2, 4
-/// and 8 cores together. A workgroup brings its row at the price of so many columns: a loop over lanes a word, where weights
-/// come four words at a time. Every time it hands the row round among its lanes.
-fn columns_of_one_row(sides: u32, is_quantised: bool, all: u32) -> (u32, u32) {
-    const HANDED: u32 = 8;
-    let row: u32 = if is_quantised { 24 } else { 8 };
+/// and 8 cores together. Work is counted in columns. A workgroup brings its row, and the gains of a norm in front, at the
+/// price of so many: a load from a buffer is a loop over lanes, where weights come four words at a time. Every time it hands
+/// the row round among its lanes.
+fn columns_of_one_row(sides: u32, is_quantised: bool, has_norm: bool, all: u32) -> (u32, u32) {
+    let (row, handed) = if is_quantised { (26, 5) } else { (13, 2) };
+    let row = if has_norm { 2 * row } else { row };
     let work = |(columns, passes): &(u32, u32)| -> u64 {
         let width = LANES * columns;
         let groups = u64::from(all.div_ceil(width * passes));
         let turns: u64 = [2, 4, 8].map(|cores| cores * groups.div_ceil(cores)).iter().sum();
-        turns * u64::from(row + passes * (HANDED + sides * width))
+        turns * u64::from(row + passes * (handed + sides * width))
     };
-    let most = (24 / sides).clamp(2, 16);
+    let most = (SUMS as u32 / sides).max(2);
     let widths = || (1..=most / 2).rev().map(|pairs| 2 * pairs).chain([1]);
     (1..=MOST_PASSES).flat_map(|passes| widths().map(move |w| (w, passes))).min_by_key(work).unwrap_or((1, 1))
 }
 
-/// Columns of a workgroup.
+/// Columns of a workgroup of a product behind a norm.
 pub(super) fn columns_of_group(few_rows: bool, sides: u32, is_quantised: bool, all: u32) -> u32 {
-    let (columns, passes) = columns_of(if few_rows { 1 } else { 8 }, sides, is_quantised, all);
+    let (columns, passes) = columns_of(if few_rows { 1 } else { 8 }, sides, is_quantised, true, all);
     LANES * columns * passes
 }
 
@@ -225,36 +227,26 @@ fn sums(
     let own: Vec<Scope> =
         (0..tile.columns).map(|c| p.column_scope(ctx, base, b.add(b.add(column, c * LANES), lane))).collect();
     let starts: Vec<Vec<Val>> = p.rhs.iter().map(|r| own.iter().map(|s| p.run_start(ctx, s, r)).collect()).collect();
+    let in_place = !ctx.is_split() && p.rhs.iter().any(|r| matches!(r, Right::Runs { arg, .. } if ctx.has_bytes(*arg)));
+    let units = in_place.then(|| b.let_("units", ctx.units_in_place(lane)));
     b.for_("k", 0, ctx.extent(p.k), tile.chunk, |b, k| {
-        let rows = broadcast(p, ctx, base, left, (k, lane), tile.chunk);
-        let mut totals: Vec<HashMap<(usize, usize), Val>> = rows.iter().map(|_| HashMap::new()).collect();
+        let mut rows = left_chunks(p, ctx, base, left, (k, lane, units), tile.chunk);
+        // So many sums are made side by side.
+        let together = (SUMS / rows.len()).max(1);
         for ((right, starts), accs) in p.rhs.iter().zip(&starts).zip(&accs) {
             let Right::Runs { arg, .. } = right else { continue };
             for (group, starts) in starts.chunks(AHEAD).enumerate() {
                 let read = |start: &Val| ctx.row_chunk(*arg, b.add(*start, k), tile.chunk);
                 let read: Vec<Vec<Part>> = starts.iter().map(read).collect();
-                for (c, parts) in read.into_iter().enumerate() {
-                    let c = group * AHEAD + c;
-                    let parts = named(b, parts);
+                for (i, read) in read.chunks(together).enumerate() {
+                    let first = group * AHEAD + i * together;
+                    let accs: Vec<Vec<Var>> = (0..read.len())
+                        .map(|c| accs.iter().filter_map(|a| a.get(first + c)).copied().collect())
+                        .collect();
                     if ctx.is_split() {
-                        let quads: Vec<Vec<Val>> = ctx.values(&parts).into_iter().map(|q| ctx.parts(q)).collect();
-                        for (xs, acc) in rows.iter().zip(accs) {
-                            let Some(acc) = acc.get(c) else { continue };
-                            add_split(ctx, *acc, xs, &quads);
-                        }
-                        continue;
-                    }
-                    for ((xs, acc), totals) in rows.iter().zip(accs).zip(&mut totals) {
-                        let (Some(acc), Some(xs)) = (acc.get(c), xs.first()) else { continue };
-                        let mut from = 0;
-                        for part in &parts {
-                            let len = 4 * part.quants.len();
-                            let xs = xs.get(from..from + len).unwrap_or_default();
-                            add_part(b, *acc, xs, part, || {
-                                *totals.entry((from, len)).or_insert_with(|| b.let_("total", sum(b, xs)))
-                            });
-                            from += len;
-                        }
+                        add_split(ctx, &accs, &rows, read);
+                    } else {
+                        add(ctx, &accs, &mut rows, read);
                     }
                 }
             }
@@ -263,15 +255,45 @@ fn sums(
     accs
 }
 
-/// `chunk` elements from `k` on of every row of the left side, part by part, the same in every lane.
-fn broadcast(
+/// `chunk` elements of a row of the left side: those this lane brings, every eighth, and all of them, the same in every
+/// lane.
+struct LeftChunk {
+    own: Vec<Val>,
+    /// Part by part, where elements are split.
+    plain: Vec<Vec<Val>>,
+    /// As [`KernelCtx::bytes_in_place`] wants them; empty where no right side has bytes.
+    in_place: Vec<Val>,
+    totals: Vec<(usize, usize, Val)>,
+}
+
+impl LeftChunk {
+    /// The sum of `len` elements from `from` on.
+    fn total(&mut self, b: &Builder, from: usize, len: usize) -> Val {
+        if let Some((.., total)) = self.totals.iter().find(|t| (t.0, t.1) == (from, len)) {
+            return *total;
+        }
+        let lanes = LANES as usize;
+        let own = self.own.get(from / lanes..(from + len) / lanes).unwrap_or_default();
+        let mut total = sum(b, own);
+        for mask in [4, 2, 1] {
+            let named = b.let_("total", total);
+            total = b.add(named, b.collective("other", Collective::ShuffleXor(mask), named));
+        }
+        let total = b.let_("total", total);
+        self.totals.push((from, len, total));
+        total
+    }
+}
+
+/// `chunk` elements from `k` on of every row of the left side.
+fn left_chunks(
     p: &Problem<'_>,
     ctx: &KernelCtx<'_>,
     base: &Scope,
     left: &[Scope],
-    (k, lane): (Val, Val),
+    (k, lane, units): (Val, Val, Option<Val>),
     chunk: u32,
-) -> Vec<Vec<Vec<Val>>> {
+) -> Vec<LeftChunk> {
     let b = &ctx.b;
     let places: Vec<Val> = (0..chunk / LANES).map(|j| b.let_("at", b.add(b.add(k, j * LANES), lane))).collect();
     // What depends on k alone is computed once for all rows.
@@ -286,6 +308,10 @@ fn broadcast(
             scope
         })
         .collect();
+    let all = |own: &[Val]| -> Vec<Val> {
+        own.iter().flat_map(|v| (0..LANES).map(|l| b.collective("x", Collective::Broadcast(l), *v))).collect()
+    };
+    let has_floats = p.rhs.iter().any(|r| !matches!(r, Right::Runs { arg, .. } if ctx.has_bytes(*arg)));
     left.iter()
         .map(|row| {
             let own = places.iter().zip(&shared).map(|(at, shared)| {
@@ -293,65 +319,92 @@ fn broadcast(
                 scope.exprs.extend(shared.exprs.iter().map(|(e, v)| (*e, *v)));
                 b.let_("own", ctx.expr(&mut scope, p.lhs))
             });
-            let own: Vec<Vec<Val>> = own.map(|v| ctx.parts(v)).collect();
-            let count = own.first().map_or(0, Vec::len);
-            let part = |i: usize| {
-                let part = own.iter().filter_map(|v| v.get(i));
-                part.flat_map(|v| (0..LANES).map(|l| b.collective("x", Collective::Broadcast(l), *v))).collect()
+            let own: Vec<Val> = own.collect();
+            let plain = match (ctx.is_split(), has_floats) {
+                (true, _) => {
+                    let split: Vec<Vec<Val>> = own.iter().map(|v| ctx.parts(*v)).collect();
+                    let count = split.first().map_or(0, Vec::len);
+                    (0..count)
+                        .map(|i| all(&split.iter().filter_map(|v| v.get(i).copied()).collect::<Vec<_>>()))
+                        .collect()
+                }
+                (false, true) => vec![all(&own)],
+                (false, false) => Vec::new(),
             };
-            (0..count).map(part).collect()
+            let in_place = units.map(|u| all(&own.iter().map(|v| b.let_("placed", b.mul(*v, u))).collect::<Vec<_>>()));
+            LeftChunk { own, plain, in_place: in_place.unwrap_or_default(), totals: Vec::new() }
         })
         .collect()
 }
 
-/// Parts whose values are computed once.
-fn named(b: &Builder, parts: Vec<Part>) -> Vec<Part> {
-    let name = |p: Part| Part {
-        quants: p.quants.into_iter().map(|q| b.let_("w", q)).collect(),
-        scale: p.scale.map(|s| b.let_("scale", s)),
-        min: p.min.map(|m| b.let_("low", m)),
-    };
-    parts.into_iter().map(name).collect()
-}
-
-/// Adds the products of `xs` with a part; `total` is the sum of `xs`.
-fn add_part(b: &Builder, acc: Var, xs: &[Val], part: &Part, total: impl FnOnce() -> Val) {
-    let chain = |first: Val| {
-        let mut so_far = first;
-        for (x, w) in xs.chunks_exact(4).zip(&part.quants) {
-            let mut quad = so_far;
-            for (i, x) in x.iter().enumerate() {
-                quad = b.fma(*x, b.lane(*w, i as u32), quad);
-            }
-            so_far = b.let_("sum", quad);
+/// Adds to `accs[c][r]` the products of row r's elements with what was read of column c. Every sum is a chain in ascending
+/// order of k; the links of all of them alternate, since a link waits for the one in front of it.
+fn add(ctx: &KernelCtx<'_>, accs: &[Vec<Var>], rows: &mut [LeftChunk], columns: &[Vec<Part>]) {
+    let b = &ctx.b;
+    let mut from = 0;
+    for i in 0..columns.first().map_or(0, Vec::len) {
+        let parts: Vec<Part> = columns.iter().filter_map(|c| c.get(i)).map(|p| with_scale(b, p)).collect();
+        let len = parts.first().map_or(0, |p| 4 * p.quads.len());
+        let mut sums: Vec<Vec<Val>> = Vec::new();
+        for (part, accs) in parts.iter().zip(accs) {
+            let start = |acc: &Var| if part.is_plain() { b.get(*acc) } else { b.f32(0.0) };
+            sums.push(accs.iter().map(start).collect());
         }
-        so_far
-    };
-    match (part.scale, part.min) {
-        (None, None) => b.set(acc, chain(b.get(acc))),
-        (scale, min) => {
-            let before = match min {
-                Some(m) => b.fma(total(), m, b.get(acc)),
-                None => b.get(acc),
-            };
-            let before = b.let_("before", before);
-            let products = chain(b.f32(0.0));
-            match scale {
-                Some(s) => b.set(acc, b.fma(products, s, before)),
-                None => b.set(acc, b.add(products, before)),
+        for q in 0..len / 4 {
+            for (part, sums) in parts.iter().zip(&mut sums) {
+                let Some(quad) = part.quads.get(q) else { continue };
+                let w = match quad {
+                    Quad::Bytes(w) => ctx.bytes_in_place(*w),
+                    Quad::Floats(v) => *v,
+                };
+                let w = b.let_("w", w);
+                for (sum, row) in sums.iter_mut().zip(rows.iter()) {
+                    let all = match quad {
+                        Quad::Bytes(_) => Some(&row.in_place),
+                        Quad::Floats(_) => row.plain.first(),
+                    };
+                    let xs = all.and_then(|xs| xs.get(from + 4 * q..from + 4 * q + 4)).unwrap_or_default();
+                    let next = (0u32..).zip(xs).fold(*sum, |sum, (i, x)| b.fma(*x, b.lane(w, i), sum));
+                    *sum = b.let_("sum", next);
+                }
             }
         }
+        for ((part, sums), accs) in parts.iter().zip(&sums).zip(accs) {
+            for ((sum, acc), row) in sums.iter().zip(accs).zip(rows.iter_mut()) {
+                let before = match part.min {
+                    Some(m) => b.fma(row.total(b, from, len), m, b.get(*acc)),
+                    None => b.get(*acc),
+                };
+                match part.scale {
+                    _ if part.is_plain() => b.set(*acc, *sum),
+                    Some(s) => b.set(*acc, b.fma(*sum, s, before)),
+                    None => b.set(*acc, b.add(*sum, before)),
+                }
+            }
+        }
+        from += len;
     }
 }
 
-/// Adds the products of a row's elements, by their parts, with quads of weights by theirs.
-fn add_split(ctx: &KernelCtx<'_>, acc: Var, xs: &[Vec<Val>], quads: &[Vec<Val>]) {
+/// The part, its scale and minimum computed once.
+fn with_scale(b: &Builder, p: &Part) -> Part {
+    Part { quads: p.quads.clone(), scale: p.scale.map(|s| b.let_("scale", s)), min: p.min.map(|m| b.let_("low", m)) }
+}
+
+/// [`add`] for elements that are sums of parts.
+fn add_split(ctx: &KernelCtx<'_>, accs: &[Vec<Var>], rows: &[LeftChunk], columns: &[Vec<Part>]) {
     let b = &ctx.b;
-    for (q, w) in quads.iter().enumerate() {
-        for i in 0..4usize {
-            let x: Vec<Val> = xs.iter().filter_map(|part| part.get(4 * q + i)).copied().collect();
-            let w: Vec<Val> = w.iter().map(|w| b.lane(*w, i as u32)).collect();
-            ctx.multiply_parts(acc, &x, &w);
+    for (accs, parts) in accs.iter().zip(columns) {
+        let named: Vec<Part> = parts.iter().map(|p| with_scale(b, p)).collect();
+        let quads: Vec<Vec<Val>> = ctx.values(&named).into_iter().map(|q| ctx.parts(b.let_("w", q))).collect();
+        for (xs, acc) in rows.iter().zip(accs) {
+            for (q, w) in quads.iter().enumerate() {
+                for i in 0..4usize {
+                    let x: Vec<Val> = xs.plain.iter().filter_map(|part| part.get(4 * q + i)).copied().collect();
+                    let w: Vec<Val> = w.iter().map(|w| b.lane(*w, i as u32)).collect();
+                    ctx.multiply_parts(*acc, &x, &w);
+                }
+            }
         }
     }
 }

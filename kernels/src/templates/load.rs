@@ -1,6 +1,7 @@
 //! Reading arguments in every storage: one element at any place, or a run of consecutive elements at once.
 
 use super::common::KernelCtx;
+use super::parts::{Part, Quad};
 use crate::dtype::{FP4_CODES, IQ4_CODES, Storage};
 use crate::ir::{self, Type, Val};
 use crate::spec::{ArgId, Space};
@@ -35,17 +36,6 @@ impl View {
     }
 }
 
-/// Consecutive elements that share a scale: element i is `quants[i]·scale + min`.
-#[derive(Clone, Debug)]
-pub struct Part {
-    /// `vec4<f32>` each.
-    pub quants: Vec<Val>,
-    /// `f32`; `None` is 1.
-    pub scale: Option<Val>,
-    /// `f32`; `None` is 0.
-    pub min: Option<Val>,
-}
-
 pub(super) const NIBBLES: u32 = 0x0f0f_0f0f;
 
 impl KernelCtx<'_> {
@@ -71,14 +61,20 @@ impl KernelCtx<'_> {
             _ => self.quant(arg, at),
         }
     }
-    /// The run of `n` elements from `at` on, `at` being a multiple of `n`, and `n` one of 4, 8, 16, 32. `at` counts
-    /// from the start of the buffer. Only for what loads as F32.
+    /// The run of `n` elements from `at` on, `at` being a multiple of `n`, and `n` one of 4, 8, 16, 32, or 64 of
+    /// quantised storage, of which what two blocks or groups have in common is read once. `at` counts from the start of
+    /// the buffer. Only for what loads as F32.
     pub fn row_chunk(&self, arg: ArgId, at: Val, n: u32) -> Vec<Part> {
         let b = &self.b;
         let (Some(a), Some(buffer)) = (self.arg(arg), self.buffer(arg)) else {
             return Vec::new();
         };
-        let plain = |quants| vec![Part { quants, scale: None, min: None }];
+        if n == 64 && a.storage.is_quantised() {
+            return self.two_runs(arg, a.storage, at);
+        }
+        let plain = |quads: Vec<Val>| {
+            vec![Part { quads: quads.into_iter().map(Quad::Floats).collect(), scale: None, min: None }]
+        };
         match a.storage {
             Storage::F32 if matches!(self.view(arg), View::Texels { .. }) => {
                 let words = self.words(arg, at, n);
@@ -101,6 +97,24 @@ impl KernelCtx<'_> {
             Storage::Q6K => self.q6k(arg, at, n),
             Storage::Iq4Xs => vec![self.iq4_xs(arg, at, n)],
             s => vec![self.small_block(arg, s, at, n)],
+        }
+    }
+    /// [`row_chunk`](Self::row_chunk) of 64.
+    fn two_runs(&self, arg: ArgId, s: Storage, at: Val) -> Vec<Part> {
+        let b = &self.b;
+        match s {
+            Storage::Q4_0 | Storage::Q4_1 | Storage::Q5_0 | Storage::Q5_1 | Storage::Q8_0 | Storage::Iq4Nl => {
+                let at = b.let_("at", at);
+                let heads = self.two_heads(arg, s, b.shr(at, 5));
+                let part = |(i, head)| {
+                    let at = b.add(at, i);
+                    self.block_part(arg, s, (at, b.shr(at, 5), b.u32(0)), 32, head)
+                };
+                [0, 32].into_iter().zip(heads).map(part).collect()
+            }
+            Storage::Q4K => self.two_q4k(arg, at),
+            Storage::Q6K => self.q6k(arg, at, 64),
+            _ => [0, 32].into_iter().flat_map(|i| self.row_chunk(arg, b.add(at, i), 32)).collect(),
         }
     }
     /// What lies in memory of a run of plain storage: floats, or words of two elements.
@@ -130,17 +144,6 @@ impl KernelCtx<'_> {
                 raw.chunks_exact(2).map(pair).collect()
             }
         }
-    }
-    /// The elements of a run as plain values, `vec4<f32>` each.
-    pub fn values(&self, parts: &[Part]) -> Vec<Val> {
-        let b = &self.b;
-        let value = |p: &Part, q: Val| match (p.scale, p.min) {
-            (Some(d), Some(m)) => b.fma(q, d, m),
-            (Some(d), None) => b.mul(q, d),
-            (None, Some(m)) => b.add(q, m),
-            (None, None) => q,
-        };
-        parts.iter().flat_map(|p| p.quants.iter().map(move |q| value(p, *q))).collect()
     }
     /// The most elements that [`row_chunk`](Self::row_chunk) can give of rows that start on multiples of `row`.
     pub fn chunk_for(&self, row: u64) -> u32 {
@@ -198,6 +201,20 @@ impl KernelCtx<'_> {
         }
         (0..n).map(|i| self.word(arg, b.add(at, i))).collect()
     }
+    /// Words `at` and `at + 1`, `at` being even.
+    fn two_words(&self, arg: ArgId, at: Val) -> (Val, Val) {
+        let b = &self.b;
+        match (self.view(arg), self.buffer(arg)) {
+            (View::Vec4 | View::Texels { .. }, Some(buffer)) => {
+                let at = b.let_("word", at);
+                let quad = b.let_("quad", b.load(buffer, b.shr(at, 2)));
+                let is_high = b.ne(b.bit_and(at, 2), 0);
+                let pick = |low, high| b.select(is_high, b.lane(quad, high), b.lane(quad, low));
+                (pick(0, 2), pick(1, 3))
+            }
+            _ => (self.word(arg, at), self.word(arg, b.add(at, 1))),
+        }
+    }
     /// The f16 at 16-bit unit `at` behind word `plane`.
     pub(super) fn half(&self, arg: ArgId, plane: u32, at: Val) -> Val {
         let b = &self.b;
@@ -211,10 +228,6 @@ impl KernelCtx<'_> {
         let w = self.word(arg, b.add(b.shr(at, 1), plane));
         let bits = b.shl(b.shr(w, b.shl(b.bit_and(at, 1), 4)), 16);
         b.bitcast(ir::Scalar::F32, bits)
-    }
-    /// Four unsigned bytes as floats.
-    pub(super) fn bytes(&self, w: Val) -> Val {
-        self.b.cast(ir::Scalar::F32, self.b.unpack_u8(w))
     }
     /// Scale and minimum of block `block` in a plane of f16 pairs.
     pub(super) fn pair(&self, arg: ArgId, plane: u32, block: Val) -> (Val, Val) {
@@ -235,21 +248,49 @@ impl KernelCtx<'_> {
         let b = &self.b;
         let block = b.shr(at, 5);
         let inside = if n == 32 { b.u32(0) } else { b.bit_and(at, 31) };
-        let (scale, min) = match s {
+        let head = match s {
             Storage::Q4_1 => self.pair(arg, self.plane(arg, s, 1), block),
             Storage::Q5_1 => self.pair(arg, self.plane(arg, s, 2), block),
             Storage::Q4F | Storage::Q8F => self.wide_pair(arg, self.plane(arg, s, 1), block),
             Storage::Fp4 => (b.let_("scale", self.bf16(arg, self.plane(arg, s, 1), block)), b.f32(0.0)),
-            _ => {
-                let d = self.half(arg, self.plane(arg, s, s.planes().len() - 1), block);
-                let d = b.let_("scale", d);
-                (d, b.mul(d, if s == Storage::Q4_0 { -8.0 } else { -16.0 }))
-            }
+            _ => self.with_offset(s, self.half(arg, self.plane(arg, s, s.planes().len() - 1), block)),
         };
+        self.block_part(arg, s, (at, block, inside), n, head)
+    }
+    /// Scales and minima of blocks `block` and `block + 1`, `block` being even, of storage with 16-bit scales.
+    fn two_heads(&self, arg: ArgId, s: Storage, block: Val) -> [(Val, Val); 2] {
+        let b = &self.b;
+        let plane = self.plane(arg, s, s.planes().len() - 1);
+        if matches!(s, Storage::Q4_1 | Storage::Q5_1) {
+            let (first, second) = self.two_words(arg, b.add(block, plane));
+            return [first, second].map(|w| {
+                let p = b.let_("scale_min", b.unpack_2x16_float(w));
+                (b.lane(p, 0), b.lane(p, 1))
+            });
+        }
+        let both = b.let_("scales", b.unpack_2x16_float(self.word(arg, b.add(b.shr(block, 1), plane))));
+        [0, 1].map(|i| self.with_offset(s, b.lane(both, i)))
+    }
+    /// A scale with the minimum that unsigned quants have for it.
+    fn with_offset(&self, s: Storage, scale: Val) -> (Val, Val) {
+        let b = &self.b;
+        let d = b.let_("scale", scale);
+        (d, b.mul(d, if s == Storage::Q4_0 { -8.0 } else { -16.0 }))
+    }
+    /// The run from `at` on: from element `inside` of a block of 32 on, whose scale and minimum are known.
+    fn block_part(
+        &self,
+        arg: ArgId,
+        s: Storage,
+        (at, block, inside): (Val, Val, Val),
+        n: u32,
+        (scale, min): (Val, Val),
+    ) -> Part {
+        let b = &self.b;
         if matches!(s, Storage::Q8_0 | Storage::Q8F) {
             let words = self.words(arg, b.shr(at, 2), n / 4);
-            let quants = words.iter().map(|w| b.cast(ir::Scalar::F32, b.unpack_i8(*w))).collect();
-            return Part { quants, scale: Some(scale), min: (s == Storage::Q8F).then_some(min) };
+            let quads = words.iter().map(|w| Quad::Floats(b.cast(ir::Scalar::F32, b.unpack_i8(*w)))).collect();
+            return Part { quads, scale: Some(scale), min: (s == Storage::Q8F).then_some(min) };
         }
         let codes = match s {
             Storage::Iq4Nl => Some(&IQ4_CODES),
@@ -266,32 +307,36 @@ impl KernelCtx<'_> {
         let halves: Vec<Val> = if n == 32 { vec![b.u32(0), b.u32(4)] } else { vec![b.shl(b.shr(inside, 4), 2)] };
         let high = matches!(s, Storage::Q5_0 | Storage::Q5_1)
             .then(|| b.let_("high_bits", self.word(arg, b.add(block, self.plane(arg, s, 1)))));
-        let mut quants = Vec::new();
+        let mut quads = Vec::new();
         for shift in &halves {
             for w in &words {
                 let mut q = b.bit_and(b.shr(*w, *shift), NIBBLES);
                 if let Some(h) = high {
-                    let from = b.add(inside, 4 * quants.len() as u32);
+                    let from = b.add(inside, 4 * quads.len() as u32);
                     let four = b.bit_and(b.shr(h, from), 15);
                     // Bit i of the four goes to bit 4 of byte i.
                     let spread = b.bit_and(b.mul(four, 0x0020_4081), 0x0101_0101);
                     q = b.bit_or(q, b.shl(spread, 4));
                 }
-                quants.push(match codes {
-                    Some(codes) => self.coded(q, codes),
-                    None => self.bytes(q),
+                quads.push(match codes {
+                    Some(codes) => Quad::Floats(self.coded(q, codes)),
+                    None => Quad::Bytes(q),
                 });
             }
         }
-        Part { quants, scale: Some(scale), min: codes.is_none().then_some(min) }
+        Part { quads, scale: Some(scale), min: codes.is_none().then_some(min) }
     }
     /// 6-bit scale and minimum of group `j` of a Q4K or Q5K block, as floats; `plane` is where the groups lie.
     pub(super) fn q4k_group(&self, arg: ArgId, plane: u32, block: Val, j: Val) -> (Val, Val) {
         let b = &self.b;
         let first = b.add(b.mul(block, 3), plane);
+        self.q4k_scales([0, 1, 2].map(|i| self.word(arg, b.add(first, i))), j)
+    }
+    /// Scale and minimum `j` of the three words of a block's groups.
+    fn q4k_scales(&self, words: [Val; 3], j: Val) -> (Val, Val) {
+        let b = &self.b;
         let shift = b.shl(b.bit_and(j, 3), 3);
-        let byte = |i: u32| b.let_("group", b.shr(self.word(arg, b.add(first, i)), shift));
-        let (low, mid, top) = (byte(0), byte(1), byte(2));
+        let [low, mid, top] = words.map(|w| b.let_("group", b.shr(w, shift)));
         let is_low = b.lt(j, 4);
         let upper = |x: Val| b.bit_and(b.shr(x, 2), 0x30);
         let scale = b.select(is_low, b.bit_and(low, 63), b.bit_or(b.bit_and(top, 15), upper(low)));
@@ -308,8 +353,24 @@ impl KernelCtx<'_> {
         let first = if n == 32 { row } else { b.add(row, b.bit_and(b.shr(at, 2), 7)) };
         let shift = b.shl(b.bit_and(j, 1), 2);
         let words = self.words(arg, first, n / 4);
-        let quants = words.iter().map(|w| self.bytes(b.bit_and(b.shr(*w, shift), NIBBLES))).collect();
-        Part { quants, scale: Some(b.mul(d, sc)), min: Some(b.neg(b.mul(dmin, mn))) }
+        let quads = words.iter().map(|w| Quad::Bytes(b.bit_and(b.shr(*w, shift), NIBBLES))).collect();
+        Part { quads, scale: Some(b.mul(d, sc)), min: Some(b.neg(b.mul(dmin, mn))) }
+    }
+    /// Groups 2i and 2i + 1 of a block lie in the low and the high nibbles of the same bytes.
+    fn two_q4k(&self, arg: ArgId, at: Val) -> Vec<Part> {
+        let b = &self.b;
+        let block = b.let_("block", b.shr(at, 8));
+        let j = b.let_("j", b.bit_and(b.shr(at, 5), 7));
+        let (d, dmin) = self.pair(arg, self.plane(arg, Storage::Q4K, 1), block);
+        let words = self.words(arg, b.add(b.shl(block, 5), b.shl(j, 2)), 8);
+        let first = b.add(b.mul(block, 3), self.plane(arg, Storage::Q4K, 2));
+        let groups = [0, 1, 2].map(|i| b.let_("groups", self.word(arg, b.add(first, i))));
+        let part = |i: u32| {
+            let (sc, mn) = self.q4k_scales(groups, b.add(j, i));
+            let quads = words.iter().map(|w| Quad::Bytes(b.bit_and(b.shr(*w, 4 * i), NIBBLES))).collect();
+            Part { quads, scale: Some(b.mul(d, sc)), min: Some(b.neg(b.mul(dmin, mn))) }
+        };
+        vec![part(0), part(1)]
     }
     fn q6k(&self, arg: ArgId, at: Val, n: u32) -> Vec<Part> {
         let b = &self.b;
@@ -317,30 +378,31 @@ impl KernelCtx<'_> {
         let block = b.shr(at, 8);
         let half = b.bit_and(b.shr(at, 7), 1);
         let quarter = b.let_("quarter", b.bit_and(b.shr(at, 5), 3));
-        let inside = if n == 32 { b.u32(0) } else { b.bit_and(b.shr(at, 2), 7) };
+        let inside = if n >= 32 { b.u32(0) } else { b.bit_and(b.shr(at, 2), 7) };
         let low_at = b.add(b.add(b.shl(block, 5), b.shl(half, 4)), b.add(b.shl(b.bit_and(quarter, 1), 3), inside));
         let high_at = b.add(b.add(b.shl(block, 4), b.shl(half, 3)), b.add(inside, self.plane(arg, s, 1)));
         let (low_shift, high_shift) = (b.shl(b.shr(quarter, 1), 2), b.shl(quarter, 1));
-        let (low, high) = (self.words(arg, low_at, n / 4), self.words(arg, high_at, n / 4));
-        let quants: Vec<Val> = low
-            .iter()
-            .zip(&high)
-            .map(|(l, h)| {
+        // The high bits of all quarters lie in the same bytes.
+        let (low, high) = (self.words(arg, low_at, n / 4), self.words(arg, high_at, n.min(32) / 4));
+        let quads: Vec<Quad> = (0u32..)
+            .zip(low.iter().zip(high.iter().cycle()))
+            .map(|(i, (l, h))| {
+                let high_shift = if i < 8 { high_shift } else { b.add(high_shift, 2) };
                 let l = b.bit_and(b.shr(*l, low_shift), NIBBLES);
                 let h = b.bit_and(b.shr(*h, high_shift), 0x0303_0303);
-                self.bytes(b.bit_or(l, b.shl(h, 4)))
+                Quad::Bytes(b.bit_or(l, b.shl(h, 4)))
             })
             .collect();
         let d = b.let_("scale", self.half(arg, self.plane(arg, s, 3), block));
         let group = b.shr(at, 4);
         let scales = b.let_("groups", self.word(arg, b.add(b.shr(group, 2), self.plane(arg, s, 2))));
-        let step = quants.len().min(4).max(1);
-        let parts = quants.chunks(step).enumerate().map(|(i, q)| {
+        let step = quads.len().min(4).max(1);
+        let parts = quads.chunks(step).enumerate().map(|(i, q)| {
             let byte = b.add(b.bit_and(group, 3), i as u32);
             let signed = b.bitcast(ir::Scalar::I32, b.shl(b.shr(scales, b.shl(byte, 3)), 24));
             let sc = b.cast(ir::Scalar::F32, b.shr(signed, 24));
             let scale = b.let_("group_scale", b.mul(d, sc));
-            Part { quants: q.to_vec(), scale: Some(scale), min: Some(b.mul(scale, -32.0)) }
+            Part { quads: q.to_vec(), scale: Some(scale), min: Some(b.mul(scale, -32.0)) }
         });
         parts.collect()
     }
@@ -349,10 +411,10 @@ impl KernelCtx<'_> {
         let b = &self.b;
         let at = b.let_("at", at);
         let parts = self.row_chunk(arg, b.bit_and(at, !3), 4);
-        let found = parts.first().and_then(|p| p.quants.first().map(|q| (p, *q)));
-        let Some((part, quants)) = found else { return b.f32(0.0) };
-        let q = self.pick(quants, b.bit_and(at, 3));
-        let only = Part { quants: vec![q], scale: part.scale, min: part.min };
+        let found = parts.first().and_then(|p| p.quads.first().map(|q| (p, *q)));
+        let Some((part, quad)) = found else { return b.f32(0.0) };
+        let q = self.pick(self.floats(quad), b.bit_and(at, 3));
+        let only = Part { quads: vec![Quad::Floats(q)], scale: part.scale, min: part.min };
         self.values(&[only]).first().copied().unwrap_or_else(|| b.f32(0.0))
     }
 }

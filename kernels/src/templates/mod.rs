@@ -36,6 +36,7 @@ mod load;
 mod lower_expr;
 mod map;
 mod partials;
+mod parts;
 mod precision;
 mod product;
 mod reduce;
@@ -46,8 +47,9 @@ mod super_blocks;
 mod warp_row;
 
 pub use common::{KernelCtx, Scope, dispatch};
-pub use load::{Part, View};
+pub use load::View;
 pub use partials::writes_partials;
+pub use parts::{Part, Quad};
 
 use crate::dim::{Dim, Sym};
 use crate::dtype::Storage;

@@ -3,7 +3,8 @@
 //! Elements lie in rows of 32: those of a row at consecutive bytes, several rows in the bits of the same bytes.
 
 use super::common::KernelCtx;
-use super::load::{NIBBLES, Part};
+use super::load::NIBBLES;
+use super::parts::{Part, Quad};
 use crate::dtype::{IQ4_CODES, Storage};
 use crate::ir::{self, Val};
 use crate::spec::ArgId;
@@ -39,12 +40,12 @@ impl KernelCtx<'_> {
         b.bit_and(b.shr(word, b.shl(b.bit_and(j, 3), 3)), 0xff)
     }
     /// The run in parts of up to 16 elements, which share a scale: what `group` gives for the number of 16 in the block.
-    fn sixteens(&self, at: Val, quants: &[Val], group: impl Fn(Val) -> (Val, Val)) -> Vec<Part> {
+    fn sixteens(&self, at: Val, quads: &[Quad], group: impl Fn(Val) -> (Val, Val)) -> Vec<Part> {
         let b = &self.b;
         let first = b.bit_and(b.shr(at, 4), 15);
-        let parts = quants.chunks(quants.len().clamp(1, 4)).enumerate().map(|(i, q)| {
+        let parts = quads.chunks(quads.len().clamp(1, 4)).enumerate().map(|(i, q)| {
             let (scale, min) = group(b.let_("group", b.add(first, i as u32)));
-            Part { quants: q.to_vec(), scale: Some(scale), min: Some(min) }
+            Part { quads: q.to_vec(), scale: Some(scale), min: Some(min) }
         });
         parts.collect()
     }
@@ -54,10 +55,10 @@ impl KernelCtx<'_> {
         let p = self.place(at, n);
         let shift = b.shl(b.bit_and(p.row, 3), 1);
         let words = self.crumbs(arg, &p, n);
-        let quants: Vec<Val> = words.iter().map(|w| self.bytes(b.bit_and(b.shr(*w, shift), PAIRS))).collect();
+        let quads: Vec<Quad> = words.iter().map(|w| Quad::Bytes(b.bit_and(b.shr(*w, shift), PAIRS))).collect();
         let (d, dmin) = self.pair(arg, self.plane(arg, s, 1), p.block);
         let groups = b.add(b.shl(p.block, 2), self.plane(arg, s, 2));
-        self.sixteens(at, &quants, |j| {
+        self.sixteens(at, &quads, |j| {
             let byte = b.let_("scales", self.byte_of(arg, groups, j));
             let float = |v: Val| b.cast(ir::Scalar::F32, v);
             let min = b.neg(b.mul(dmin, float(b.shr(byte, 4))));
@@ -74,12 +75,12 @@ impl KernelCtx<'_> {
         let high = self.words(arg, high_at, n / 4);
         let quant = |(l, h): (&Val, &Val)| {
             let third = b.bit_and(b.shr(*h, p.row), BITS);
-            self.bytes(b.bit_or(b.bit_and(b.shr(*l, shift), PAIRS), b.shl(third, 2)))
+            Quad::Bytes(b.bit_or(b.bit_and(b.shr(*l, shift), PAIRS), b.shl(third, 2)))
         };
-        let quants: Vec<Val> = low.iter().zip(&high).map(quant).collect();
+        let quads: Vec<Quad> = low.iter().zip(&high).map(quant).collect();
         let d = b.let_("scale", self.half(arg, self.plane(arg, s, 3), p.block));
         let groups = b.add(b.mul(p.block, 3), self.plane(arg, s, 2));
-        self.sixteens(at, &quants, |j| {
+        self.sixteens(at, &quads, |j| {
             // Scale j: its low four bits are a nibble of byte j mod 8, the other two lie in byte 8 + j mod 4.
             let byte = b.shl(b.bit_and(j, 3), 3);
             let nibble = b.add(byte, b.shl(b.shr(j, 3), 2));
@@ -101,12 +102,12 @@ impl KernelCtx<'_> {
         let shift = b.shl(b.bit_and(p.row, 1), 2);
         let quant = |(l, h): (&Val, &Val)| {
             let fifth = b.bit_and(b.shr(*h, p.row), BITS);
-            self.bytes(b.bit_or(b.bit_and(b.shr(*l, shift), NIBBLES), b.shl(fifth, 4)))
+            Quad::Bytes(b.bit_or(b.bit_and(b.shr(*l, shift), NIBBLES), b.shl(fifth, 4)))
         };
-        let quants = low.iter().zip(&high).map(quant).collect();
+        let quads = low.iter().zip(&high).map(quant).collect();
         let (d, dmin) = self.pair(arg, self.plane(arg, s, 2), p.block);
         let (sc, mn) = self.q4k_group(arg, self.plane(arg, s, 3), p.block, p.row);
-        Part { quants, scale: Some(b.mul(d, sc)), min: Some(b.neg(b.mul(dmin, mn))) }
+        Part { quads, scale: Some(b.mul(d, sc)), min: Some(b.neg(b.mul(dmin, mn))) }
     }
 
     pub(super) fn iq4_xs(&self, arg: ArgId, at: Val, n: u32) -> Part {
@@ -114,14 +115,14 @@ impl KernelCtx<'_> {
         let p = self.place(at, n);
         // Group g has 16 bytes: elements i and 16 + i of it in byte i.
         let bytes = b.add(b.shl(p.block, 5), b.shl(p.row, 2));
-        let quants = if n == 32 {
+        let quads = if n == 32 {
             let words = self.words(arg, bytes, 4);
             let halves = [0u32, 4].into_iter().flat_map(|shift| words.iter().map(move |w| (*w, shift)));
-            halves.map(|(w, shift)| self.coded(b.bit_and(b.shr(w, shift), NIBBLES), &IQ4_CODES)).collect()
+            halves.map(|(w, shift)| Quad::Floats(self.coded(b.bit_and(b.shr(w, shift), NIBBLES), &IQ4_CODES))).collect()
         } else {
             let words = self.words(arg, b.add(bytes, b.bit_and(p.word, 3)), n / 4);
             let shift = b.shl(b.shr(p.word, 2), 2);
-            words.iter().map(|w| self.coded(b.bit_and(b.shr(*w, shift), NIBBLES), &IQ4_CODES)).collect()
+            words.iter().map(|w| Quad::Floats(self.coded(b.bit_and(b.shr(*w, shift), NIBBLES), &IQ4_CODES))).collect()
         };
         let head = b.let_("head", self.word(arg, b.add(p.block, self.plane(arg, s, 1))));
         let low = self.word(arg, b.add(p.block, self.plane(arg, s, 2)));
@@ -129,7 +130,7 @@ impl KernelCtx<'_> {
         let high = b.bit_and(b.shr(head, b.add(b.shl(p.row, 1), 16)), 3);
         let six = b.cast(ir::Scalar::F32, b.bit_or(low, b.shl(high, 4)));
         let d = b.lane(b.unpack_2x16_float(head), 0);
-        Part { quants, scale: Some(b.let_("group_scale", b.mul(d, b.sub(six, 32.0)))), min: None }
+        Part { quads, scale: Some(b.let_("group_scale", b.mul(d, b.sub(six, 32.0)))), min: None }
     }
 
     /// What four 4-bit codes, one in each byte, stand for, as floats: the table lies in four words, each code picks a

@@ -12,7 +12,7 @@ use frit_kernels::spec::{
 use frit_kernels::target::{Capabilities, Tier};
 use frit_kernels::templates::render;
 
-fn plain(m: u64, n: u64, k: u64, storage: Storage) -> KernelSpec {
+pub fn plain(m: u64, n: u64, k: u64, storage: Storage) -> KernelSpec {
     let mut s = SpecBuilder::new("vector", &[&m.to_string(), &n.to_string()], &[]);
     let x = s.arg("x", Space::Arena, Storage::F32, &(m * k).to_string());
     let w = s.arg("w", Space::Weight, storage, &(n * k).to_string());
@@ -124,6 +124,35 @@ pub fn rows_kept_for_several_passes(check: &dyn Fn(&Case)) {
         case.tolerance = 1e-4;
         let lanes = render(&case.spec, &Capabilities::webgpu(Tier::Cpu)).unwrap();
         assert!(lanes.tile.iter().any(|(name, n)| name == "passes" && *n > 1), "{:?}", lanes.tile);
+        check(&case);
+    }
+}
+
+/// Two products of the same rows whose weights are stored in different ways: quants that software drivers convert where they
+/// lie, and others; rows that are whole pairs of blocks, and such that are not.
+pub fn sides_of_different_storage(check: &dyn Fn(&Case)) {
+    for (rows, k, first, second) in [
+        ("1", 128u64, Storage::Q4_1, Storage::Q8_0),
+        ("B", 256, Storage::Q6K, Storage::F32),
+        ("1", 96, Storage::Bf16, Storage::Q5_0),
+        ("9", 512, Storage::Q4K, Storage::Iq4Nl),
+        ("9", 64, Storage::Q8_0, Storage::Q4_0),
+    ] {
+        let n = 43u64;
+        let mut s = SpecBuilder::new("sides", &[rows, &n.to_string()], &["B"]);
+        let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*{rows}"));
+        let rhs = [("u", first), ("v", second)].map(|(name, storage)| {
+            let w = s.arg(name, Space::Weight, storage, &(n * k).to_string());
+            s.load(w, &format!("{k}*i1 + i2"))
+        });
+        let y = s.out("y", Space::Arena, Storage::F32, &format!("{n}*{rows}"));
+        let lhs = s.load(x, &format!("{k}*i0 + i2"));
+        s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats: Vec::new(), rhs: rhs.to_vec() };
+        let (u, v) = (s.acc(0), s.acc(1));
+        let value = s.bin(BinaryOp::Sub, u, v);
+        s.store(y, &format!("{n}*i0 + i1"), value);
+        let mut case = filled(s.done(), &[("B", 3)], k + n);
+        case.tolerance = 1e-4;
         check(&case);
     }
 }
