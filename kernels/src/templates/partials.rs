@@ -8,7 +8,7 @@ use super::stats::{initial, take_larger};
 use crate::dim::Dim;
 use crate::dtype::Storage;
 use crate::ir::{ArrayRef, Builder, Collective, Scalar, Type, Val};
-use crate::spec::{FEW_PARTIAL_COLUMNS, MOST_COUNTED, PARTIAL_COLUMNS, PartialKind, Partials, ReduceOp};
+use crate::spec::{FEW_PARTIAL_COLUMNS, PARTIAL_COLUMNS, PartialKind, Partials, ReduceOp};
 
 const _: () = assert!(PARTIAL_COLUMNS == WARP);
 
@@ -114,8 +114,9 @@ impl KernelCtx<'_> {
             }
             PartialKind::Largest => {
                 let least = initial(ReduceOp::ArgMax);
-                let (value, place) =
-                    (b.var("largest", Type::F32, least), b.var("place", Type::F32, MOST_COUNTED as f32));
+                // Where no element is larger, the first place is the smallest of equal ones.
+                let first = own.first().map_or(b.f32(0.0), |(_, at, _)| b.cast(Scalar::F32, *at));
+                let (value, place) = (b.var("largest", Type::F32, least), b.var("place", Type::F32, first));
                 let take = |v: Val, at: Val| take_larger(b, (value, place), (v, at));
                 for (v, at, exists) in own {
                     take(b.select(*exists, *v, b.f32(least)), b.cast(Scalar::F32, *at));

@@ -24,7 +24,7 @@ pub(super) struct Team {
 /// Elements that an invocation asks for at once.
 pub(super) const AHEAD: u32 = 8;
 
-/// Stands for the empty row of an arg-reduction.
+/// Stands for the place where no element was larger than the least: then it is the first.
 const NOWHERE: i32 = i32::MAX;
 
 struct Slot<'s> {
@@ -127,7 +127,10 @@ impl KernelCtx<'_> {
                 _ => b.get(var),
             };
             let raw = match s.place {
-                Some(place) => own(s.places, place),
+                Some(place) => {
+                    let place = b.let_("place", own(s.places, place));
+                    b.select(b.eq(place, b.i32(NOWHERE)), b.i32(0), place)
+                }
                 None => own(s.values, s.value),
             };
             let finished = self.finished(scope, s.stat, raw);

@@ -203,6 +203,10 @@ pub fn a_place_of_tiles(check: &dyn Fn(&Case)) {
             pair[0] = ((i * 7) % 23) as f32;
             pair[1] = (8 * i + i % 5) as f32;
         }
+        // Of a row without numbers above the least float, the first tile has the first place.
+        for (i, pair) in v.chunks_mut(2).take(tiles as usize).enumerate() {
+            (pair[0], pair[1]) = (f32::MIN, 8.0 * i as f32);
+        }
         check(&case);
     }
 }

@@ -116,6 +116,23 @@ pub fn argmax_takes_the_first_of_equals(check: &dyn Fn(&Case)) {
     }
 }
 
+/// Rows that have no element above the least float: their place is the first, as it is of equal ones.
+pub fn argmax_of_rows_of_minus_infinity(check: &dyn Fn(&Case)) {
+    for n in [1u64, 40, 1000] {
+        let mut s = SpecBuilder::new("argmax", &["S", &n.to_string()], &["S"]);
+        let x = s.arg("x", Space::Arena, Storage::F32, &format!("{n}*S"));
+        let id = s.out("id", Space::Ints, Storage::I32, "S");
+        let value = s.load(x, &format!("{n}*i0 + i1"));
+        s.spec.anchor = Anchor::Row { stats: vec![Stat { op: ReduceOp::ArgMax, value, finish: None }] };
+        let place = s.stat(0, Scalar::I32);
+        s.store(id, "i0", place).per_row = true;
+        let mut x = vec![f32::NEG_INFINITY; 2 * n as usize];
+        *x.last_mut().unwrap() = 1.0;
+        let mut r = Random::new(n);
+        check(&Case::new(s.done(), &[("S", 2)], vec![Data::F32(x), r.ints(2, 3)]));
+    }
+}
+
 pub fn row_with_gather_and_statistic_of_a_product(check: &dyn Fn(&Case)) {
     let mut r = Random::new(13);
     let mut s = SpecBuilder::new("gather_norm", &["S", "96"], &["S"]);

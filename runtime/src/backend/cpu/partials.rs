@@ -5,7 +5,7 @@ use super::lower::{Builder, Refused};
 use super::memory::Run;
 use super::ops::Arg;
 use super::program::{ACCS, CHUNK, Env, Fault, Frame, Int, Program, Value};
-use frit_kernels::spec::{FEW_PARTIAL_COLUMNS, MOST_COUNTED, PARTIAL_COLUMNS, PartialKind, Partials};
+use frit_kernels::spec::{FEW_PARTIAL_COLUMNS, PARTIAL_COLUMNS, PartialKind, Partials};
 
 /// Columns that whole tiles of any width have; blocks of columns are multiples of it.
 pub const TILE: usize = PARTIAL_COLUMNS as usize;
@@ -99,9 +99,9 @@ fn statistics(kind: PartialKind, v: &[f32], first: usize) -> [f32; 2] {
             [mean as f32, sum(&|v| (v - mean) * (v - mean)) as f32]
         }
         PartialKind::Largest => {
-            let mut found = [f32::MIN, MOST_COUNTED as f32];
+            let mut found = [f32::MIN, first as f32];
             for (i, v) in v.iter().enumerate() {
-                if *v > found[0] || (*v == found[0] && found[1] == MOST_COUNTED as f32) {
+                if *v > found[0] {
                     found = [*v, (first + i) as f32];
                 }
             }
