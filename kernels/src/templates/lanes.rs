@@ -363,7 +363,10 @@ fn add(ctx: &KernelCtx<'_>, accs: &[Vec<Var>], rows: &mut [LeftChunk], columns: 
                         Quad::Bytes(_) => Some(&row.in_place),
                         Quad::Floats(_) => row.plain.first(),
                     };
-                    let xs = all.and_then(|xs| xs.get(from + 4 * q..from + 4 * q + 4)).unwrap_or_default();
+                    let Some(xs) = all.and_then(|xs| xs.get(from + 4 * q..from + 4 * q + 4)) else {
+                        b.error("elements of the left side in another form than the weights'");
+                        continue;
+                    };
                     let next = (0u32..).zip(xs).fold(*sum, |sum, (i, x)| b.fma(*x, b.lane(w, i), sum));
                     *sum = b.let_("sum", next);
                 }
