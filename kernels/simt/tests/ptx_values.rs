@@ -78,6 +78,12 @@ fn integers() {
         c.wrapping_add(dot as u32)
     });
     check_int("setp.lt.s32 %p1, %a, %b; selp.b32 %d, %a, %c, %p1;", |a, b, c| if s(a) < s(b) { a } else { c });
+    check_int(
+        "and.b32 %r1, %a, 1; setp.eq.s32 %p1, %r1, 1; selp.b32 %d, %b, %c, %p1;",
+        |a, b, c| {
+            if a % 2 == 1 { b } else { c }
+        },
+    );
     let both = "setp.eq.u32 %p4, %c, 0; setp.lt.and.u32 %p1|%p2, %a, %b, !%p4;
         selp.u32 %r1, 1, 0, %p1; selp.u32 %r2, 2, 0, %p2; add.u32 %d, %r1, %r2;";
     check_int(both, |a, b, c| u32::from(a < b && c != 0) + 2 * u32::from(a >= b && c != 0));
