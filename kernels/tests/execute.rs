@@ -7,7 +7,7 @@ mod support;
 use cases::gemm::{filled, plain};
 use frit_kernels::dtype::Storage;
 use frit_kernels::target::{Capabilities, Tier};
-use frit_kernels::templates::render;
+use frit_kernels::templates::{Rendered, render};
 use support::blocks::Data;
 
 for_each_case!(|case: &crate::support::Case| case.check());
@@ -37,10 +37,11 @@ fn sums_of_one_row_are_those_of_many() {
         let Data::F32(x) = &all.data[0] else { panic!() };
         one.data[0] = Data::F32(x[..k as usize].to_vec());
         one.data[1] = all.data[1].clone();
-        let run = |case: &support::Case| {
-            support::gpu::run(case, &render(&case.spec, &Capabilities::webgpu(Tier::Cpu)).unwrap(), 1)
-        };
-        let (Some(a), Some(b)) = (run(&all), run(&one)) else { return };
+        let [many, single] = [&all, &one].map(|c| render(&c.spec, &Capabilities::webgpu(Tier::Cpu)).unwrap());
+        let rows = |r: &Rendered| r.tile.iter().find(|t| t.0 == "rows").map(|t| t.1);
+        assert_eq!((rows(&many), rows(&single)), (Some(8), Some(1)), "{storage:?}");
+        let run = |case: &support::Case, r: &Rendered| support::gpu::run(case, r, 1);
+        let (Some(a), Some(b)) = (run(&all, &many), run(&one, &single)) else { return };
         assert_eq!(a.args[2][..n as usize], b.args[2], "{storage:?}");
     }
 }
