@@ -385,12 +385,18 @@ fn prefill_takes_five_launches_a_layer() {
 fn few_rows_have_a_program_of_their_own_where_it_differs() {
     let names = |plan: &Plan| plan.programs.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
     let plan = norm_and_product(100_000, 6600);
-    assert_eq!(names(&plan), ["forward", "forward@8"]);
+    assert_eq!(names(&plan), ["forward", "forward@8", "forward@1"]);
     let few: Vec<&str> = plan.report.phases[1].regions.iter().map(|r| r.kind.as_str()).collect();
     assert_eq!(few, ["matmul"]);
-    assert_eq!([1, 8, 9, 600].map(|rows| plan.fitting(0, &[rows], Tier::Gpu)), [1, 1, 0, 0]);
-    assert_eq!(names(&norm_and_product(100_000, 100)), ["forward"]);
-    assert_eq!(names(&norm_and_product(8, 6600)), ["forward"]);
+    assert_eq!([1, 2, 8, 9, 600].map(|rows| plan.fitting(0, &[rows], Tier::Gpu)), [2, 1, 1, 0, 0]);
+    // One row is a product of a matrix and a vector, however it is divided.
+    assert_eq!(names(&norm_and_product(100_000, 100)), ["forward", "forward@1"]);
+    assert_eq!(names(&norm_and_product(8, 6600)), ["forward", "forward@1"]);
+    let product = |program: usize| {
+        let of = |s: &frit_plan::Step| plan.kernels[s.kernel as usize].variant(Tier::Gpu).unwrap().schedule.template.clone();
+        plan.programs[program].steps.iter().map(of).next_back().unwrap()
+    };
+    assert_eq!([0, 1, 2].map(product), ["gemm_staged", "gemm_staged", "gemv"]);
 
     let model = norm_and_product_model(100_000, 6600);
     for backend in [BackendChoice::Cpu, BackendChoice::Wgpu] {

@@ -207,7 +207,13 @@ impl Lowering<'_> {
         copy_source_outputs(&mut graph);
         let tables = &self.model.tables;
         let short = self.short(&graph);
-        let whole = Within { at_most: g.at_most.clone(), limits: g.limits.clone() };
+        let bounds_sequences = |g: &ModelGraph| g.at_most.iter().any(|(name, _)| name == sizes::BATCH);
+        let for_few = |o: &ModelGraph| o.fixed == g.fixed && bounds_sequences(o);
+        let whole = Within {
+            at_most: g.at_most.clone(),
+            limits: g.limits.clone(),
+            many_sequences: !bounds_sequences(g) && self.model.graphs.iter().any(for_few),
+        };
         let options = &self.options.fusion;
         let seen = short.as_ref().map_or(&graph, |s| &s.graph);
         let buckets = fusion::buckets::divide(seen, tables, &whole, options);

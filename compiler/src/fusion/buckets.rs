@@ -1,6 +1,8 @@
 //! Programs for few rows. What pays depends on the number of rows, so a program that takes any number of them is divided
-//! again for at most 64, 8 and 1. Where that changes nothing, the program for more rows serves.
+//! again for at most 64, 8 and 1. Where that changes nothing, the program for more rows serves; so it does where only the
+//! schedule of products changes and the rows are tokens that attention reads, of which one alone is what decoding is for.
 
+use super::region::Region;
 use super::{FusionOptions, Partition, Within, partition};
 use crate::graph::{Graph, Op, Tables};
 use frit_kernels::dim::{Dim, product};
@@ -53,14 +55,22 @@ pub fn divide(graph: &Graph, tables: &Tables, within: &Within, options: &FusionO
     let whole = divide(within);
     let Some(rows) = rows(graph) else { return Buckets { whole, few: Vec::new(), work: 0 } };
     let (mut few, mut work): (Vec<Bucket>, u64) = (Vec::new(), 0);
+    let counts_tokens = graph.values().any(|v| graph.op(v).attention().is_some());
     for most in AT_MOST {
         let narrow = Within {
             at_most: within.at_most.clone(),
             limits: within.limits.iter().cloned().chain([(rows.clone(), most)]).collect(),
+            many_sequences: within.many_sequences,
         };
         let partition = divide(&narrow);
         let more = few.last().map_or(&whole.regions, |b| &b.partition.regions);
-        if partition.regions == *more {
+        let same = |a: &Region, b: &Region| match counts_tokens {
+            true => Region { few_rows: b.few_rows, ..a.clone() } == *b,
+            false => a == b,
+        };
+        let is_new =
+            more.len() != partition.regions.len() || more.iter().zip(&partition.regions).any(|(a, b)| !same(a, b));
+        if !is_new {
             work += partition.work;
         } else {
             few.push(Bucket { most, within: narrow, partition });

@@ -229,6 +229,8 @@ pub struct Within {
     pub at_most: Vec<(String, u64)>,
     /// Expressions of sizes bounded from above, such as B·S ≤ 64.
     pub limits: Vec<(Dim, u64)>,
+    /// They have many sequences: for few there is another program.
+    pub many_sequences: bool,
 }
 
 /// Splits a graph into regions. Operations in `apart` are not fused: kernels that held them were found wrong.

@@ -321,6 +321,7 @@ impl Shift<'_> {
             tiles: self.row_stats(r.tiles)?,
             gained: self.values(&r.gained)?,
             rows: r.rows,
+            few_rows: r.few_rows,
         })
     }
     fn built(&self, b: &Built) -> Option<Built> {

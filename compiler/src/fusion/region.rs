@@ -116,6 +116,8 @@ pub struct Region {
     pub gained: Vec<ValueId>,
     /// Only this row range of the packed weight (a weight too large for one binding).
     pub rows: Option<(u64, u64)>,
+    /// Whether its kernel is made for few rows; see [`KernelSpec::few_rows`](frit_kernels::spec::KernelSpec::few_rows).
+    pub few_rows: bool,
 }
 
 impl Region {
@@ -130,6 +132,7 @@ impl Region {
             tiles: None,
             gained: Vec::new(),
             rows: None,
+            few_rows: false,
         }
     }
     /// The anchor's own operations.

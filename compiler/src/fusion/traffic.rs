@@ -459,6 +459,7 @@ mod tests {
             columns: None,
             stats_over: None,
             partials: None,
+            few_rows: false,
             precision: frit_kernels::spec::MatmulPrecision::Auto,
             aliases: Vec::new(),
             sizes: Vec::new(),

@@ -49,6 +49,7 @@ impl Lowering<'_> {
                 fault: format!("{}: {fault}", anchors::describe(&site)),
             };
             let (mut spec, operands) = anchors::build(&site).map_err(broken)?;
+            spec.few_rows = region.few_rows;
             if matches!(spec.anchor, Anchor::MatMul { .. }) {
                 spec.precision = self.options.fusion.matmul_precision;
             }

@@ -281,6 +281,9 @@ pub struct Alias {
     pub kind: AliasKind,
 }
 
+/// Most rows that are few: each of them is multiplied with a weight by itself.
+pub const FEW_ROWS: u64 = 4;
+
 /// A dynamic size a kernel reads, and its place in the session's table of sizes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SizeSlot {
@@ -299,6 +302,10 @@ pub struct KernelSpec {
     pub domain: Vec<Dim>,
     /// The operation it is built around.
     pub anchor: Anchor,
+    /// Whether it is made for few rows: a product for [`FEW_ROWS`] or not many more, other kernels for those of so many
+    /// tokens. Of how few they are no kernel relies on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub few_rows: bool,
     /// Tensors it reads and writes.
     pub args: Vec<Arg>,
     /// All expressions.

@@ -55,7 +55,7 @@ use crate::dim::{Dim, Sym};
 use crate::dtype::Storage;
 use crate::emit::{Language, ptx};
 use crate::ir;
-use crate::spec::{Anchor, ArgId, Expr, ExprId, KernelSpec};
+use crate::spec::{Anchor, ArgId, Expr, ExprId, FEW_ROWS, KernelSpec};
 use crate::target::{Architecture, Capabilities, Tier};
 
 /// A kernel in the form a target runs.
@@ -174,10 +174,7 @@ pub fn pays(spec: &KernelSpec, caps: &Capabilities) -> bool {
 /// Whether a launch is for one token of each sequence: apart from sequences, its rows are no more than the heads of one.
 fn does_little(spec: &KernelSpec) -> bool {
     const HEADS: i64 = 64;
-    let is_few = |d: &Dim| match d.as_const() {
-        Some(n) => n <= HEADS,
-        None => d.symbols().iter().all(|s| matches!(s, Sym::Size(n) if **n == *"B")),
-    };
+    let is_few = |d: &Dim| d.as_const().map_or(spec.few_rows, |n| n <= HEADS);
     let axes = spec.domain.len().saturating_sub(1);
     match spec.anchor {
         Anchor::Attention(_) => spec.domain.get(2).is_some_and(|rows| rows.is(1)),
@@ -199,12 +196,13 @@ fn matmul(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateEr
 
 /// Whether a matmul is rendered as matrix-vector products.
 ///
-/// True iff every right side is a load with k-contiguous rows, and M is a constant ≤ 4 or depends on no size but the
-/// number of sequences `B`: one token each.
+/// True iff every right side is a load with k-contiguous rows, and the kernel is made for few rows or has a constant number
+/// of at most [`FEW_ROWS`].
 pub fn uses_gemv(spec: &KernelSpec) -> bool {
-    let Anchor::MatMul { rhs, .. } = &spec.anchor else { return false };
-    let Some(m) = spec.domain.len().checked_sub(2).and_then(|i| spec.domain.get(i)) else { return false };
-    has_few_rows(m) && rhs.iter().all(|r| contiguous_rows(spec, *r, spec.k_axis()).is_some())
+    let (Anchor::MatMul { rhs, .. }, Ok(problem)) = (&spec.anchor, product::Problem::new(spec)) else { return false };
+    let number = problem.rows().as_const().and_then(|n| u64::try_from(n).ok());
+    let few = spec.few_rows || number.is_some_and(|n| n <= FEW_ROWS);
+    few && rhs.iter().all(|r| contiguous_rows(spec, *r, spec.k_axis()).is_some())
 }
 
 /// Columns of each accumulator that a workgroup computes: what precedes a product is computed again for every such tile.
@@ -216,14 +214,6 @@ pub fn column_tile(tier: Tier, few_rows: bool, sides: usize, is_quantised: bool,
         Tier::Gpu | Tier::Cuda if few_rows => gemv::COLUMNS,
         Tier::Gpu | Tier::Cuda => gemm::staged_columns(sides),
     })
-}
-
-/// Whether that many rows suit matrix-vector products.
-pub fn has_few_rows(m: &Dim) -> bool {
-    match m.as_const() {
-        Some(v) => v <= 4,
-        None => m.symbols().iter().all(|s| matches!(s, Sym::Size(n) if **n == *"B")),
-    }
 }
 
 /// The argument and row start of a load whose index is `row + axis`, with `row` free of the axis. Quantised rows must

@@ -2,10 +2,8 @@
 
 use super::KernelCtx;
 use super::common::Scope;
-use super::has_few_rows;
 use super::reduce::WARP;
 use super::stats::{initial, take_larger};
-use crate::dim::Dim;
 use crate::dtype::Storage;
 use crate::ir::{ArrayRef, Builder, Collective, Scalar, Type, Val};
 use crate::spec::{FEW_PARTIAL_COLUMNS, PARTIAL_COLUMNS, PartialKind, Partials, ReduceOp};
@@ -14,9 +12,9 @@ const _: () = assert!(PARTIAL_COLUMNS == WARP);
 
 /// Whether the kernels of a product with a weight of that storage write statistics of their result on every target:
 /// those of many rows do, where k is a multiple of what is read at once.
-pub fn writes_partials(rows: &Dim, k: Option<u64>, weight: Storage) -> bool {
+pub fn writes_partials(few_rows: bool, k: Option<u64>, weight: Storage) -> bool {
     let step = if weight.is_quantised() { 32 } else { 8 };
-    !has_few_rows(rows) && k.is_some_and(|k| k > 0 && k.is_multiple_of(step))
+    !few_rows && k.is_some_and(|k| k > 0 && k.is_multiple_of(step))
 }
 
 impl KernelCtx<'_> {

@@ -94,7 +94,7 @@ pub fn a_norm_of_the_rows_in_front(check: &dyn Fn(&Case)) {
 
 /// A row a sequence, bare or normalised, times a weight of `n` rows: everything but what is stored.
 fn rows_by_weight(k: u64, n: u64, storage: Storage, is_normed: bool) -> SpecBuilder {
-    let mut s = SpecBuilder::new("rows", &["B", "1", &n.to_string()], &["B"]);
+    let mut s = SpecBuilder::new("rows", &["B", "1", &n.to_string()], &["B"]).few_rows();
     let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*B"));
     let w = s.arg("w", Space::Weight, storage, &(n * k).to_string());
     let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
@@ -140,6 +140,7 @@ pub fn sides_of_different_storage(check: &dyn Fn(&Case)) {
     ] {
         let n = 43u64;
         let mut s = SpecBuilder::new("sides", &[rows, &n.to_string()], &["B"]);
+        s.spec.few_rows = rows == "B";
         let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*{rows}"));
         let rhs = [("u", first), ("v", second)].map(|(name, storage)| {
             let w = s.arg(name, Space::Weight, storage, &(n * k).to_string());
@@ -215,7 +216,7 @@ pub fn a_place_of_tiles(check: &dyn Fn(&Case)) {
 /// workgroup takes them in several passes; rows that end inside a chunk of lanes, and rows of one chunk each.
 pub fn norms_in_front_of_few_and_many_columns(check: &dyn Fn(&Case)) {
     for (rows, k, n, sides) in [(2i64, 72u64, 21u64, 2u64), (1, 256, 9, 1), (1, 2048, 2501, 2), (2, 2048, 6400, 1)] {
-        let mut s = SpecBuilder::new("normed", &["B", "1", &n.to_string()], &["B"]);
+        let mut s = SpecBuilder::new("normed", &["B", "1", &n.to_string()], &["B"]).few_rows();
         let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*B"));
         let w = s.arg("w", Space::Weight, Storage::Bf16, &(sides * n * k).to_string());
         let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
@@ -239,7 +240,7 @@ pub fn norms_in_front_of_few_and_many_columns(check: &dyn Fn(&Case)) {
 /// of lanes, of more than a workgroup keeps, and such that end inside a chunk.
 pub fn a_norm_in_front_of_a_norm(check: &dyn Fn(&Case)) {
     for (rows, k, n) in [(1i64, 256u64, 20u64), (3, 72, 9), (2, 1100, 33), (1, 5000, 17)] {
-        let mut s = SpecBuilder::new("pair", &["B", "1", &n.to_string()], &["B"]);
+        let mut s = SpecBuilder::new("pair", &["B", "1", &n.to_string()], &["B"]).few_rows();
         let [x, y] = ["x", "y"].map(|name| s.arg(name, Space::Arena, Storage::F32, &format!("{k}*B")));
         let w = s.arg("w", Space::Weight, Storage::Bf16, &(n * k).to_string());
         let [inner, outer] = ["inner", "outer"].map(|name| s.arg(name, Space::Side, Storage::F32, &k.to_string()));
@@ -268,7 +269,7 @@ pub fn norms_of_heads_behind_a_product(check: &dyn Fn(&Case)) {
     for (rows, k, width, sides) in [(1i64, 64u64, 5u64, 2u64), (2, 33, 24, 1), (3, 136, 40, 2), (1, 96, 256, 1)] {
         let (runs, normed_in_front) = (5, width != 24);
         let n = runs * width;
-        let mut s = SpecBuilder::new("heads", &["B", "1", &n.to_string()], &["B"]);
+        let mut s = SpecBuilder::new("heads", &["B", "1", &n.to_string()], &["B"]).few_rows();
         let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*B"));
         let w = s.arg("w", Space::Weight, Storage::F16, &(sides * n * k).to_string());
         let gain = s.arg("gain", Space::Side, Storage::F32, &k.to_string());
@@ -317,7 +318,7 @@ pub fn norms_of_heads_behind_a_product(check: &dyn Fn(&Case)) {
 
 pub fn gate_and_up_meet_in_one_lane(check: &dyn Fn(&Case)) {
     let (n, k) = (35u64, 64u64);
-    let mut s = SpecBuilder::new("gated", &["B", "1", &n.to_string()], &["B"]);
+    let mut s = SpecBuilder::new("gated", &["B", "1", &n.to_string()], &["B"]).few_rows();
     let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*B"));
     let w = s.arg("w", Space::Weight, Storage::Q4_0, &(2 * n * k).to_string());
     let y = s.out("y", Space::Arena, Storage::F32, &format!("{n}*B"));

@@ -27,6 +27,7 @@ impl SpecBuilder {
                 name: name.into(),
                 domain: domain.iter().map(|d| dim(d)).collect(),
                 anchor: Anchor::Map,
+                few_rows: false,
                 args: Vec::new(),
                 exprs: Exprs::default(),
                 stores: Vec::new(),
@@ -39,6 +40,11 @@ impl SpecBuilder {
                 sizes,
             },
         }
+    }
+    /// Says that every run has few rows.
+    pub fn few_rows(mut self) -> Self {
+        self.spec.few_rows = true;
+        self
     }
     /// An argument that is read.
     pub fn arg(&mut self, name: &str, space: Space, storage: Storage, len: &str) -> ArgId {

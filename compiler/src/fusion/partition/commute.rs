@@ -8,7 +8,6 @@ use crate::fusion::region::RegionAnchor;
 use crate::fusion::row_stats::RowStats;
 use crate::graph::{NormKind, Op, ValueId};
 use frit_kernels::dtype::Storage;
-use frit_kernels::templates::has_few_rows;
 
 impl Partitioner<'_> {
     /// The gain of norm `v`.
@@ -36,7 +35,7 @@ impl Partitioner<'_> {
         if kept {
             return refuse("the normalised rows are read elsewhere as well");
         }
-        if has_few_rows(&self.rows(v)) {
+        if self.few(&self.rows(v)) {
             return refuse("there are few rows");
         }
         let RegionAnchor::MatMul(g) = &self.regions[target].anchor else { return refuse("no product reads it") };

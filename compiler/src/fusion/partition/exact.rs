@@ -7,7 +7,7 @@
 //! rows that the kernels in front of it write; [`search`](super::search) puts the regions together. Windows that are alike are searched once.
 
 use super::search::{LARGEST, Problem};
-use super::{Given, NORM_PROLOGUE_ROWS, Partition, Partitioner, is_anchor};
+use super::{Given, Partition, Partitioner, is_anchor};
 use crate::fusion::anchors::{self, Site};
 use crate::fusion::cost::{self, MANY_ROWS};
 use crate::fusion::outline::{Shape, shape_of};
@@ -163,7 +163,7 @@ impl<'a> Partitioner<'a> {
         match (self.graph.op(u), self.graph.op(v)) {
             (Op::Norm { .. }, Op::MatMul { .. }) => true,
             (from, Op::MatMul { .. }) => {
-                let few = self.most(&self.rows(v)).is_some_and(|m| m <= NORM_PROLOGUE_ROWS);
+                let few = self.at_most_few(&self.rows(v));
                 few && !is_anchor(from)
             }
             (_, to) => !is_anchor(to),

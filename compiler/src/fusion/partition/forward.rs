@@ -77,7 +77,7 @@ impl Partitioner<'_> {
     fn of_product(&self, m: ValueId) -> Result<(), String> {
         let (k, storage) = self.binds_whole(m)?;
         let rows = self.rows(m);
-        match writes_partials(&rows, k, storage) {
+        match writes_partials(self.few(&rows), k, storage) {
             true => Ok(()),
             false => Err(format!("products of {rows} rows and {} steps have no tiles to write", k.unwrap_or(0))),
         }

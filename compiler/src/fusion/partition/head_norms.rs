@@ -3,13 +3,12 @@
 //! For few rows a workgroup of a matrix-vector product may take the columns of a whole head, and has then all that the norm
 //! reads. Tiles of matrix products own no heads.
 
-use super::{NORM_PROLOGUE_ROWS, Partitioner};
+use super::Partitioner;
 use crate::fusion::legality::Refusal;
 use crate::fusion::region::{MatMulForm, RegionAnchor};
 use crate::graph::{Op, ValueId};
 use crate::numeric::ProofClass;
 use frit_kernels::spec::{ColumnStats, MatmulPrecision};
-use frit_kernels::templates::has_few_rows;
 
 /// Norms behind a projection at most, of queries and of keys: with a pair of norms in front, a kernel has eight statistics.
 const MOST_NORMS: usize = 2;
@@ -60,7 +59,7 @@ impl Partitioner<'_> {
         let heads = |m: &ValueId| width(*m).filter(|w| w.is_multiple_of(columns)).map(|w| w / columns);
         let heads: Option<u64> = members.iter().map(heads).sum();
         let rows = members.first().map(|m| self.rows(*m)).unwrap_or_default();
-        let few = has_few_rows(&rows) && self.most(&rows).is_some_and(|m| m <= NORM_PROLOGUE_ROWS);
+        let few = self.at_most_few(&rows);
         // One head alone would be one workgroup.
         if cut || !members.contains(&at) || !few || heads.is_none_or(|n| n < 2) {
             return Err(not_owned(last.to_string()));

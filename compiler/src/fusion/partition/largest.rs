@@ -7,7 +7,6 @@ use crate::fusion::row_stats::RowStats;
 use crate::graph::{Op, ValueId};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{FEW_PARTIAL_COLUMNS, MOST_COUNTED, PartialKind, ReduceOp};
-use frit_kernels::templates::has_few_rows;
 
 /// Elements of a row from which on it is worth it: shorter ones are a load or two of each invocation.
 const LEAST: u64 = 1024;
@@ -52,7 +51,7 @@ impl Partitioner<'_> {
         let RegionAnchor::MatMul(g) = &region.anchor else { return None };
         let [m] = g.members.as_slice() else { return None };
         let fits = g.form == MatMulForm::Concat && region.forwards.is_none() && self.in_place_of(maker, *m, made);
-        let whole = self.binds_whole(*m).is_ok() && has_few_rows(&self.rows(*m));
+        let whole = self.binds_whole(*m).is_ok() && self.few(&self.rows(*m));
         let tile = u64::from(FEW_PARTIAL_COLUMNS);
         (fits && whole).then_some((maker, RowStats { of: x, kind: PartialKind::Largest, tile }))
     }

@@ -1,7 +1,7 @@
 //! Pointwise operations that no epilogue took: expanded where they are read, or values with a region of their own.
 
 use super::movement::Reach;
-use super::{NORM_PROLOGUE_ROWS, Partitioner, is_anchor};
+use super::{Partitioner, is_anchor};
 use crate::fusion::legality::Refusal;
 use crate::fusion::region::{Region, RegionAnchor};
 use crate::graph::{Op, ValueId};
@@ -110,7 +110,7 @@ impl Partitioner<'_> {
         let once = |is: bool| if is { Reach::Anything } else { Reach::Never };
         match self.graph.op(u) {
             Op::MatMul { .. } if port != 0 => Reach::Never,
-            Op::MatMul { .. } if self.most(&self.rows(u)).is_some_and(|m| m <= NORM_PROLOGUE_ROWS) => Reach::Anything,
+            Op::MatMul { .. } if self.at_most_few(&self.rows(u)) => Reach::Anything,
             Op::MatMul { .. } => Reach::Movement,
             Op::Attention(_) | Op::AttentionParts { .. } => once(port == 0),
             Op::Norm { .. } => once(!in_matmul || port != 0),

@@ -22,12 +22,13 @@ mod windows;
 use super::cost::MANY_ROWS;
 use super::guards::guarded_selects;
 use super::legality::Refusal;
-use super::region::Region;
+use super::region::{Region, RegionAnchor};
 use super::report::is_launch;
 use super::spec_builder::size_bounds;
-use super::{FusionOptions, Refused, RowStats, Within};
+use super::{FusionOptions, Refused, RowStats, Within, buckets};
 use crate::graph::{Graph, Op, Tables, ValueId, WeightId};
 use frit_kernels::dim::{Bounds, Dim, Sym, product};
+use frit_kernels::spec::FEW_ROWS;
 use frit_plan::{ExactSearch, sizes};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -48,9 +49,6 @@ pub struct Partition {
     pub exact: ExactSearch,
 }
 
-/// Largest number of rows for which a norm is computed inside the matmul that reads it.
-const NORM_PROLOGUE_ROWS: u64 = 4;
-
 /// Statistics of rows that kernels write for norms, and whether these are commuted.
 type Given = Rc<HashMap<ValueId, (RowStats, bool)>>;
 
@@ -69,6 +67,7 @@ pub(super) struct Partitioner<'a> {
     bounds: Bounds,
     /// Expressions of sizes that are bounded from above.
     limits: &'a [(Dim, u64)],
+    many_sequences: bool,
     order: Vec<ValueId>,
     position: Rc<HashMap<ValueId, usize>>,
     users: Rc<HashMap<ValueId, Vec<ValueId>>>,
@@ -138,6 +137,7 @@ impl<'a> Partitioner<'a> {
             options,
             bounds,
             limits: &within.limits,
+            many_sequences: within.many_sequences,
             order,
             position: Rc::new(position),
             users: Rc::new(users),
@@ -193,6 +193,7 @@ impl<'a> Partitioner<'a> {
         self.forward_largest();
         self.assign_maps();
         self.collect_outputs();
+        self.mark_few_rows();
         self.launch_order();
         self.split_large_weights();
         let together: Vec<HashSet<ValueId>> = self.regions.iter().map(|r| r.members().into_iter().collect()).collect();
@@ -205,6 +206,18 @@ impl<'a> Partitioner<'a> {
             refused: self.refused,
             work: self.work.get(),
             exact: ExactSearch::default(),
+        }
+    }
+
+    /// Notes which kernels have few rows. Attention has one by its shape.
+    fn mark_few_rows(&mut self) {
+        let tokens = buckets::rows(self.graph).is_some_and(|rows| self.few(&rows));
+        for id in 0..self.regions.len() {
+            self.regions[id].few_rows = match &self.regions[id].anchor {
+                RegionAnchor::MatMul(g) => g.members.iter().all(|m| self.few(&self.rows(*m))),
+                RegionAnchor::Attention(_) => false,
+                _ => tokens,
+            };
         }
     }
 
@@ -272,6 +285,16 @@ impl<'a> Partitioner<'a> {
         let proved = [1, 2, 4, 8, 16, 32, 64, 128, 256, MANY_ROWS];
         let bound = proved.into_iter().find(|n| self.bounds.le(rows, &Dim::from(*n)));
         limit.into_iter().chain(bound).min()
+    }
+    /// Whether no run of the program has more than few of them.
+    fn at_most_few(&self, rows: &Dim) -> bool {
+        self.most(rows).is_some_and(|m| m <= FEW_ROWS)
+    }
+    /// Whether products are scheduled for few of them: for sure, or because each sequence has a number of them that is
+    /// fixed, and no other program is for few sequences.
+    fn few(&self, rows: &Dim) -> bool {
+        let of_sequences = || rows.symbols().iter().all(|s| matches!(s, Sym::Size(n) if **n == *sizes::BATCH));
+        self.at_most_few(rows) || !self.many_sequences && rows.as_const().is_none() && of_sequences()
     }
     fn rows(&self, m: ValueId) -> Dim {
         let s = &self.graph.ty(m).shape;

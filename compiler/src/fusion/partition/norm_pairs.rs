@@ -4,7 +4,7 @@
 //! The kernel that would compute the inner norm goes into the matmul: each of its workgroups finds both statistics, and one
 //! of them writes the sum, which the next residual reads.
 
-use super::{NORM_PROLOGUE_ROWS, Partitioner};
+use super::Partitioner;
 use crate::fusion::legality::Refusal;
 use crate::fusion::region::RegionAnchor;
 use crate::graph::{Op, ValueId};
@@ -74,7 +74,7 @@ impl Partitioner<'_> {
             ));
         }
         let rows = self.rows(outer);
-        if self.most(&rows).is_none_or(|m| m > NORM_PROLOGUE_ROWS) {
+        if !self.at_most_few(&rows) {
             let detail = format!("{rows} rows: every column tile would find the statistics of both norms");
             return Err((Refusal::Recompute, detail));
         }

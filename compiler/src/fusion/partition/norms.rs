@@ -1,6 +1,6 @@
 //! Norms computed inside the matmul that reads them.
 
-use super::{NORM_PROLOGUE_ROWS, Partitioner};
+use super::Partitioner;
 use crate::fusion::cost::{self, MANY_ROWS, NormChoice, NormForm};
 use crate::fusion::legality::Refusal;
 use crate::fusion::region::{MatMulForm, MatMulGroup, RegionAnchor};
@@ -9,7 +9,7 @@ use crate::graph::{Op, ValueId};
 use crate::numeric::ProofClass;
 use frit_kernels::dim::Dim;
 use frit_kernels::target::Tier;
-use frit_kernels::templates::{column_tile, has_few_rows};
+use frit_kernels::templates::column_tile;
 use std::collections::BTreeSet;
 
 impl Partitioner<'_> {
@@ -105,14 +105,13 @@ impl Partitioner<'_> {
     }
     /// How norm `v` is computed in every column tile of region `target`, where that is worth it on every kind of device: with
     /// statistics of each tile's own, with those that the kernel writes which makes the rows, or commuted through the product.
-    /// Of forms that pay, the first unless a later one is worth it. At most [`NORM_PROLOGUE_ROWS`] rows are a matter of
-    /// launches alone.
+    /// Of forms that pay, the first unless a later one is worth it. Few rows are a matter of launches alone.
     fn norm_form(&self, v: ValueId, target: usize, kept: bool) -> Result<Inside, (Refusal, String)> {
         let refuse = |detail: String| (Refusal::Recompute, detail);
         let RegionAnchor::MatMul(g) = &self.regions[target].anchor else { return Err(refuse("no matmul".into())) };
         let rows = self.rows(v);
         let most = self.most(&rows);
-        if most.is_some_and(|m| m <= NORM_PROLOGUE_ROWS) {
+        if self.at_most_few(&rows) {
             return Ok(Inside::default());
         }
         let Some(product) = self.tiled(g) else {
@@ -125,7 +124,7 @@ impl Partitioner<'_> {
         let choice = NormChoice { rows: most.unwrap_or(MANY_ROWS).min(MANY_ROWS), width, kept };
         let each = |form: NormForm| {
             let on = |tier: &Tier| {
-                let tiles = product.tiles(*tier, has_few_rows(&rows));
+                let tiles = product.tiles(*tier, self.few(&rows));
                 let (own, inside) = choice.times_us(*tier, tiles, form);
                 Priced { own, inside, tiles, tier: *tier }
             };
@@ -202,7 +201,7 @@ impl Partitioner<'_> {
                 sums: product.columns.saturating_mul(product.sides as u64),
             },
         };
-        let tiles = product.tiles(tier, has_few_rows(&rows));
+        let tiles = product.tiles(tier, self.few(&rows));
         NormChoice { rows: most, width, kept: false }.times_us(tier, tiles, form).1
     }
     /// What a group's columns are to its column tiles.

@@ -18,6 +18,7 @@ impl SpecBuilder<'_> {
             name,
             domain,
             anchor,
+            few_rows: false,
             args: self.args,
             exprs: self.exprs,
             stores,

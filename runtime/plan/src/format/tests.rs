@@ -45,6 +45,7 @@ fn model() -> (Plan, Tensors) {
         name: "scale".into(),
         domain: vec![d("B"), d("S")],
         anchor: Anchor::Map,
+        few_rows: false,
         args: vec![
             arg("x", Space::Arena, "B*S", false),
             arg("gain", Space::Side, "4", false),

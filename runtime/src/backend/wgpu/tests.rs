@@ -29,6 +29,7 @@ fn kernel(name: &str, args: Vec<Arg>, wgsl: &str) -> Kernel {
         name: name.into(),
         domain: vec![d("B")],
         anchor: Anchor::Map,
+        few_rows: false,
         args,
         exprs: Exprs::default(),
         stores: Vec::new(),

@@ -109,6 +109,7 @@ impl Case {
             name: "test".into(),
             domain: domain.iter().map(|s| d(s)).collect(),
             anchor: Anchor::Map,
+            few_rows: false,
             args: Vec::new(),
             exprs: Exprs::default(),
             stores: Vec::new(),
