@@ -2,6 +2,7 @@
 
 mod arith;
 mod matmul;
+mod rows;
 mod views;
 
 use super::rewrite::{Rule, sweep};
@@ -13,7 +14,7 @@ use crate::graph::Graph;
 ///
 /// Pre: types are inferred. Post, unless the context says that the bound was hit: views are composed and none is
 /// without effect; broadcasts that elementwise functions do by themselves are gone; a constant stands on the right of a
-/// commutative function; `x − c` is `x + (−c)`; squares, roots and reciprocals are spelled `mul`, `sqrt`, `rsqrt`,
+/// commutative function; rows are cut in front of the product or norm that makes them; `x − c` is `x + (−c)`; squares, roots and reciprocals are spelled `mul`, `sqrt`, `rsqrt`,
 /// `recip`; no matmul reads a transpose of its last two axes. Rules name their equations.
 ///
 /// ```text
@@ -29,7 +30,7 @@ impl Canonicalize {
 }
 
 pub(super) fn rules() -> Vec<Rule> {
-    [views::RULES, arith::RULES, matmul::RULES].concat()
+    [views::RULES, arith::RULES, matmul::RULES, rows::RULES].concat()
 }
 
 impl Pass for Canonicalize {
