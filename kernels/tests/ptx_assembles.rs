@@ -75,6 +75,7 @@ fn warpgroups_work_apart() {
     }
     for (_, r) in of_warpgroups(&ODD) {
         ptxas.assemble(&r.text, "sm_90a");
+        older.assemble(&r.text, "sm_90a");
     }
     if ptxas.is_of_goldens() {
         insta::assert_snapshot!("registers_of_warpgroups", table);
@@ -113,9 +114,15 @@ fn texts_ask_for_the_lowest_version() {
 
 #[test]
 fn kernels_of_odd_sizes_assemble() {
-    let ptxas = Ptxas::find();
+    let (ptxas, older) = (Ptxas::find(), Ptxas::find_older());
     for (_, r) in rendered(&ODD) {
         ptxas.assemble(&r.text, "sm_80");
+        older.assemble(&r.text, "sm_80");
+        ptxas.assemble(&r.text, "sm_120");
+    }
+    for (_, r) in rendered_for(&ODD, &Capabilities::cuda_overlapping()) {
+        ptxas.assemble(&r.text, "sm_90");
+        older.assemble(&r.text, "sm_90");
     }
 }
 
@@ -166,7 +173,9 @@ fn weights_are_asked_for_before_the_launch_in_front_has_ended() {
         assert_eq!(r.text.matches("griddepcontrol.launch_dependents;").count(), 1, "{name}");
         assert!(r.text.contains("\n.version 7.8\n.target sm_90\n"), "{name}");
         let used = ptxas.assemble(&r.text, "sm_90");
-        ptxas.assemble(&r.text, "sm_120");
+        for later in ["sm_90a", "sm_100", "sm_120"] {
+            ptxas.assemble(&r.text, later);
+        }
         older.assemble(&r.text, "sm_90");
         if !r.text.contains("ld.relaxed") {
             continue;

@@ -14,6 +14,9 @@ use crate::target::{Capabilities, Tier};
 /// Rows of a staged tile along k.
 const DEPTH: u32 = 16;
 
+/// Threads of a multiprocessor that staged tiles leave room for: twice as many leave registers for most kernels only.
+const RESIDENT: u32 = 256;
+
 pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, TemplateError> {
     let problem = Problem::new(spec)?;
     if spec.partials.as_ref().is_some_and(|p| p.columns != PARTIAL_COLUMNS || p.kind == PartialKind::Largest) {
@@ -156,6 +159,7 @@ fn staged<'a>(p: &Problem<'a>, caps: &'a Capabilities) -> Result<Rendered, Templ
     let (rows, columns) = (4 * down, 4 * across);
     let ctx = p.context(caps, [across, down, 1])?;
     let b = &ctx.b;
+    b.share_multiprocessor(RESIDENT);
     let left = b.workgroup("left", Type::VEC4_F32, DEPTH * (down + 1));
     let right: Vec<_> = p.rhs.iter().map(|_| b.workgroup("right", Type::VEC4_F32, DEPTH * (across + 1))).collect();
     p.in_block(&ctx, rows, columns, |b, scope, row, column| {

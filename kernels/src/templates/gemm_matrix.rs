@@ -18,13 +18,18 @@ use super::reduce::WARP;
 use super::{Rendered, TemplateError};
 use crate::dtype::Storage;
 use crate::ir::{ArrayRef, Builder, HalfFormat, Type, Val, Var};
-use crate::spec::{ArgId, MatmulPrecision, Store};
+use crate::spec::{ArgId, Expr, MatmulPrecision, Store};
 use crate::target::Capabilities;
 
 /// Elements of a tile along k, in units of eight.
 const DEPTH: u32 = 4;
 /// Pairs of floats between rows of the sums' staging area, of 32 columns: half a subgroup meets every bank once.
 const PITCH: u32 = 20;
+/// Threads of a multiprocessor that kernels leave room for whose registers are many: of several products each sum, or of
+/// values that take many loads.
+const RESIDENT: u32 = 256;
+/// Loads of a value of the left side from which on units are made one after the other: a norm has three.
+const LONG: usize = 4;
 /// The largest `f16`.
 const F16_MAX: f32 = 65504.0;
 
@@ -91,6 +96,9 @@ pub(super) fn render<'a>(
     };
     let ctx = p.context(caps, [shape.threads(), 1, 1])?;
     let b = &ctx.b;
+    if p.spec.precision.parts() > 0 || is_long(p) {
+        b.share_multiprocessor(RESIDENT);
+    }
     let tiles = |name: &str, rows: u32, count: usize| -> Vec<ArrayRef> {
         (0..count).map(|_| b.workgroup(name, Type::VEC4_U32, stages * rows * DEPTH)).collect()
     };
@@ -118,6 +126,12 @@ pub(super) fn render<'a>(
     ];
     let grid = dispatch(&p.groups(shape.rows(), shape.columns()));
     ctx.finish("gemm_matrix", &tile, grid)
+}
+
+/// Whether a value of the left side takes many loads.
+fn is_long(p: &Problem<'_>) -> bool {
+    let made_of = p.spec.exprs.reachable(&[p.lhs]);
+    made_of.iter().filter(|e| matches!(p.spec.exprs.get(**e), Expr::Load { .. })).count() >= LONG
 }
 
 /// What a thread brings into a tile: one unit of eight elements at a time.
@@ -195,6 +209,16 @@ impl Kernel<'_, '_> {
             (scope, starts)
         });
         let k = p.k.as_const().and_then(|k| u32::try_from(k).ok()).unwrap_or(0);
+        let (ahead, behind): (&[Unit], &[Unit]) = if is_long(p) { (&[], &left) } else { (&left, &[]) };
+        let make = |at: Val, stage: Val| {
+            for unit in behind {
+                let unit = std::slice::from_ref(unit);
+                // Loads of one unit are not asked for while another holds registers.
+                b.barrier();
+                let values = self.read(unit, &[], k, at);
+                self.keep(unit, &[], values, stage);
+            }
+        };
         let copies = p.rhs.iter().any(|r| copied(p, self.format, r).is_some());
         for stage in 0..stages - 1 {
             let at = b.u32(stage * 8 * DEPTH);
@@ -202,8 +226,9 @@ impl Kernel<'_, '_> {
             if copies {
                 b.commit_copies();
             }
-            let units = self.read(&left, &right, k, at);
-            self.keep(&left, &right, units, b.u32(stage));
+            let units = self.read(ahead, &right, k, at);
+            self.keep(ahead, &right, units, b.u32(stage));
+            make(at, b.u32(stage));
         }
         let here = b.var("stage", Type::U32, 0);
         b.for_("k", 0, k, 8 * DEPTH, |b, at| {
@@ -217,9 +242,10 @@ impl Kernel<'_, '_> {
             if copies {
                 b.commit_copies();
             }
-            let units = self.read(&left, &right, k, next);
+            let units = self.read(ahead, &right, k, next);
             self.multiply(&accs, b.get(here));
-            self.keep(&left, &right, units, free);
+            self.keep(ahead, &right, units, free);
+            make(next, free);
             b.set(here, b.select(b.eq(here, stages - 1), 0, b.add(here, 1)));
         });
         if copies {
