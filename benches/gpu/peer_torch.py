@@ -21,8 +21,9 @@ import torch
 parser = argparse.ArgumentParser()
 parser.add_argument("--weights", required=True)
 parser.add_argument("--device", default="cuda")
+parser.add_argument("--seed", type=int, default=1)
 options = parser.parse_args()
-torch.manual_seed(1)
+torch.manual_seed(options.seed)
 torch.set_float32_matmul_precision("high")
 ready = {}
 
@@ -32,9 +33,19 @@ def wait():
         torch.cuda.synchronize()
 
 
-def timed(step, rounds, parts=1):
+def timed(step, rounds, parts=1, clock="host"):
+    """Milliseconds of a part: by the device's clock where `frit bench` goes by it, else by the host's, waits and all."""
     wait()
     times = []
+    if clock == "device" and options.device == "cuda":
+        for _ in range(rounds):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            step()
+            end.record()
+            wait()
+            times.append(start.elapsed_time(end) / parts)
+        return times
     for _ in range(rounds):
         start = time.perf_counter()
         step()
@@ -71,7 +82,7 @@ def in_mode(mode, f):
 
 
 def folder(shape):
-    return sorted(pathlib.Path(options.weights).glob(f"{shape}-*"))[0]
+    return sorted(pathlib.Path(options.weights).glob(f"{shape}-*-{options.seed}"))[0]
 
 
 def model(kind, shape):
@@ -196,7 +207,7 @@ WORKLOADS = {"gemm": gemm, "encoder": encoder, "prefill": prefill, "decode": dec
 
 
 def answer(r):
-    key = json.dumps({k: v for k, v in r.items() if k != "rounds"}, sort_keys=True)
+    key = json.dumps({k: v for k, v in r.items() if k not in ("rounds", "clock")}, sort_keys=True)
     made = time.perf_counter()
     if key not in ready:
         step, parts = WORKLOADS[r["workload"]](r["mode"], r)
@@ -206,8 +217,11 @@ def answer(r):
         ready[key] = (step, parts)
     step, parts = ready[key]
     made = time.perf_counter() - made
-    times = timed(step, r.get("rounds", 5), parts)
-    return {"median_ms": statistics.median(times), "torch": torch.__version__, "mode": r["mode"], "made_seconds": made}
+    clock = r.get("clock", "host")
+    times = sorted(timed(step, r.get("rounds", 5), parts, clock))
+    p10, p90 = (times[round((len(times) - 1) * part)] for part in (0.1, 0.9))
+    said = {"median_ms": statistics.median(times), "p10_ms": p10, "p90_ms": p90, "clock": clock, "mode": r["mode"]}
+    return {**said, "torch": torch.__version__, "made_seconds": made}
 
 
 with torch.inference_mode():

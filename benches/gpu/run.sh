@@ -5,7 +5,7 @@
 #
 # In this order: correctness against the CPU and float64 goldens (no figure is printed before), the stream rate of the device,
 # then decode, prefill, encoder, matrix products and kernels that memory bounds, on seeded random weights. Ends within 8
-# minutes on one GPU: workloads that do not fit any more are left out and named. The kernels that memory bounds and the
+# minutes on one GPU, the build apart: workloads that do not fit any more are left out and named. The kernels that memory bounds and the
 # comparison with goldens have not run on a GPU yet. Writes FOLDER/gpu.json and FOLDER/gpu.md (FOLDER: benches/results). FRIT
 # names a binary that is there already, and FRIT_BENCH_OPTIONS more options of measure.py.
 set -euo pipefail
@@ -23,9 +23,12 @@ else
 fi
 python="${PYTHON:-python3}"
 
-said="$("$frit" bench gemm --tokens 64 --rounds 1 --backend cuda 2>&1)" || {
+SECONDS=0
+said="$(timeout 60 "$frit" bench gemm --tokens 64 --rounds 1 --backend cuda 2>&1)" || {
     printf 'benches/gpu/run.sh: %s\n' "$said" >&2
     exit 1
 }
+# told to end, it writes what it has
+left=$((480 - SECONDS))
 # shellcheck disable=SC2086
-exec "$python" benches/gpu/measure.py --frit "$frit" --weights "$weights" --out "$out" ${FRIT_BENCH_OPTIONS:-}
+exec timeout --kill-after=10 "$left" "$python" benches/gpu/measure.py --frit "$frit" --weights "$weights" --out "$out" --seconds "$((left - 10))" ${FRIT_BENCH_OPTIONS:-}
