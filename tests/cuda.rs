@@ -230,6 +230,28 @@ fn memory_is_counted_before_any_is_reserved() {
     assert_eq!((small.calls(), small.live_bytes()), (1, 0));
 }
 
+/// A run too large for the memory is refused before anything is given back: the session goes on with what it has.
+#[test]
+fn a_refused_resize_leaves_the_session_as_it_was() {
+    let model = model("devset/llama_gqa");
+    let (small, large) = (prompts(&[6]), prompts(&[40; 64]));
+    let mut free = bind(&Interpreted::default(), &model).unwrap();
+    let want = generate(&mut free, &small, 5).unwrap();
+    let held: u64 = free.memory_bytes().iter().sum();
+    let device = Interpreted::default();
+    let backend = CudaBackend::interpreted(&device).unwrap().with_memory_limit(held + (4 << 20));
+    let mut s = Session::builder().bind_on(&backend, Arc::clone(&model.plan), &*model.weights).unwrap();
+    assert_eq!(generate(&mut s, &small, 5).unwrap(), want);
+    let (live, replays) = (device.live_bytes(), device.replays_and_launches().0);
+    let refused = generate(&mut s, &large, 5);
+    assert!(matches!(refused, Err(Error::Limit { .. })), "{refused:?}");
+    assert_eq!(device.live_bytes(), live);
+    let graphs = s.counters().bind_groups;
+    assert_eq!(generate(&mut s, &small, 5).unwrap(), want);
+    assert!(s.counters().bind_groups <= graphs + 1 && device.replays_and_launches().0 > replays, "graphs are kept");
+    assert_clean(&device);
+}
+
 /// Every call of the driver fails once, with an error that passes and with one that does not.
 #[test]
 fn every_failing_call_is_a_typed_error() {

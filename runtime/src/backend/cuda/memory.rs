@@ -33,10 +33,26 @@ pub(super) struct Memory {
     pub log_rows: u64,
 }
 
-/// Bytes of everything that `layout` asks for, the table of sizes and the log included.
+/// What the driver takes for so many bytes, or a little more: whole pages of 2 MiB from 1 MiB on, else a multiple of 512.
+fn taken(bytes: u64) -> u64 {
+    let step = if bytes >= 1 << 20 { 2 << 20 } else { 512 };
+    bytes.max(1).checked_next_multiple_of(step).unwrap_or(u64::MAX)
+}
+
+/// Bytes that the driver takes for everything that `layout` asks for, the table of sizes and the log included.
 fn wanted_bytes(plan: &Plan, layout: &Layout, extent: &Extent) -> u64 {
     let log = log_rows(plan, extent).saturating_mul(LOG_LINES * 4);
-    layout.bytes().into_iter().fold(SIZES_BYTES.saturating_add(log), u64::saturating_add)
+    let own =
+        plan.weights.iter().zip(&layout.own_bytes).filter(|(w, _)| w.placement == Placement::Own).map(|(_, b)| *b);
+    let kv = (0..plan.kv_slots.len()).map(|i| layout.kv_elems(i));
+    let shared = [layout.side_elems, layout.arena_elems, layout.ints_elems].into_iter().chain(kv);
+    let shared = shared.filter(|n| *n > 0).map(|n| n.saturating_mul(4));
+    own.chain(shared).chain([SIZES_BYTES, log]).map(taken).fold(0, u64::saturating_add)
+}
+
+/// Whether nothing of the small weights depends on sizes, so that they stay where they are.
+fn side_stays(old: &Layout, new: &Layout) -> bool {
+    [old, new].iter().all(|l| l.side_elems == l.side_fixed_elems)
 }
 
 fn log_rows(plan: &Plan, extent: &Extent) -> u64 {
@@ -104,20 +120,29 @@ impl Memory {
         }
         Ok(m)
     }
-    /// Lays everything but the weights out again; the caller has waited for the device.
+    /// Whether [`Memory::resize`] will find the room; nothing is changed yet.
+    pub fn check(
+        gpu: &mut Context,
+        plan: &Plan,
+        (old, old_extent): (&Layout, &Extent),
+        (new, extent): (&Layout, &Extent),
+    ) -> Result<()> {
+        addressable(plan, new)?;
+        // the small weights are copied from the old place to the new one
+        let twice = if side_stays(old, new) { 0 } else { taken(old.side_elems.saturating_mul(4)) };
+        let wanted = wanted_bytes(plan, new, extent).saturating_add(twice);
+        within(gpu.limit_bytes, gpu.free_bytes()?, wanted_bytes(plan, old, old_extent), wanted)
+    }
+    /// Lays everything but the weights out again; the caller has checked, and waited for the device.
     pub fn resize(
         &mut self,
         gpu: &mut Context,
         plan: &Plan,
         old: &Layout,
         new: &Layout,
-        old_extent: &Extent,
         extent: &Extent,
     ) -> Result<()> {
-        addressable(plan, new)?;
-        let held = wanted_bytes(plan, old, old_extent);
-        within(gpu.limit_bytes, gpu.free_bytes()?, held, wanted_bytes(plan, new, extent))?;
-        let old_side = self.side.take();
+        let old_side = if side_stays(old, new) { None } else { self.side.take() };
         let kv = std::mem::take(&mut self.kv);
         for at in [self.arena.take(), self.ints.take()].into_iter().chain(kv).flatten() {
             gpu.free(at)?;
@@ -153,7 +178,9 @@ impl Memory {
             gpu.zero(at, elems * 4)?;
             Ok(Some(at))
         };
-        self.side = zeroed("side", layout.side_elems)?;
+        if self.side.is_none() {
+            self.side = zeroed("side", layout.side_elems)?;
+        }
         self.arena = zeroed("arena", layout.arena_elems)?;
         self.ints = zeroed("ints", layout.ints_elems)?;
         self.kv.clear();
@@ -181,9 +208,11 @@ impl Memory {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "verify"))]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::super::Interpreted;
+    use super::super::cache::Cache;
     use super::*;
     use crate::test_model;
     use frit_plan::KvSlotDecl;
@@ -202,6 +231,41 @@ mod tests {
                 Some(what)
             }
             Err(other) => Some(other.to_string()),
+        }
+    }
+
+    /// Plans of the test model: of each, what the driver takes for the whole.
+    #[test]
+    fn bytes_are_counted_as_the_driver_takes_them() {
+        assert_eq!([0, 1, 512, 513, (1 << 20) - 1].map(taken), [512, 512, 512, 1024, 1 << 20]);
+        assert_eq!([1 << 20, 2 << 20, (2 << 20) + 1, u64::MAX].map(taken), [2 << 20, 2 << 20, 4 << 20, u64::MAX]);
+        let plan = test_model::decoder(1 << 32, &[]);
+        let extent = Extent(vec![1, 1, 0, 1]);
+        let mut layout = Layout::new(&plan, &extent).unwrap();
+        let before = wanted_bytes(&plan, &layout, &extent);
+        assert!(before >= layout.bytes().iter().sum::<u64>() && before.is_multiple_of(512));
+        layout.arena_elems += (1 << 20) / 4;
+        assert!(wanted_bytes(&plan, &layout, &extent) - before >= (2 << 20) - 1024);
+    }
+
+    #[test]
+    fn small_weights_that_move_are_counted_twice() {
+        let plan = test_model::decoder(1 << 32, &[]);
+        let extent = Extent(vec![1, 1, 0, 1]);
+        let mut old = Layout::new(&plan, &extent).unwrap();
+        (old.side_elems, old.side_fixed_elems) = (1 << 20, 1 << 20);
+        let mut new = Layout::new(&plan, &extent).unwrap();
+        (new.side_elems, new.side_fixed_elems) = (1 << 20, 1 << 20);
+        let held = wanted_bytes(&plan, &old, &extent);
+        // so much is free that the buffers of `old`, given back, are just enough for those of `new`
+        let device = Interpreted::default().with_memory(RESERVE_BYTES);
+        let mut gpu = Context::new(Box::new(device.driver()), Cache::at(None), None);
+        let mut check = |new: &Layout| Memory::check(&mut gpu, &plan, (&old, &extent), (new, &extent));
+        assert!(check(&new).is_ok());
+        new.side_fixed_elems -= 1;
+        match check(&new) {
+            Err(Error::Limit { wanted, limit, .. }) => assert_eq!((wanted, limit), (held + (4 << 20), held)),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -6,6 +6,9 @@
 //! device ends with a kernel that keeps the token in a log and moves on by one, so that many steps run while the host
 //! waits once.
 //!
+//! A run of which no output is wanted comes back while its kernels still run; what they do wrong is told by the next call
+//! that waits. All else of a run lies in one stream, so that nothing can overtake them.
+//!
 //! The backend reaches a GPU only through [`driver::Driver`]. One implementation is CUDA's driver, loaded when it is asked
 //! for; another executes launches with the checking interpreter ([`CudaBackend::interpreted`]).
 
@@ -251,12 +254,14 @@ impl Executor for CudaExecutor {
         self.gpu.check()?;
         let plan = Arc::clone(&self.plan);
         let layout = Layout::new(&plan, extent)?;
+        let bound = self.bound.as_ref().ok_or_else(unbound)?;
+        Memory::check(&mut self.gpu, &plan, (&bound.layout, &bound.extent), (&layout, extent))?;
         self.gpu.wait()?;
         let mut old = self.bound.take().ok_or_else(unbound)?;
         for p in old.programs.iter_mut().flatten() {
             p.forget(&mut self.gpu)?;
         }
-        self.memory.resize(&mut self.gpu, &plan, &old.layout, &layout, &old.extent, extent)?;
+        self.memory.resize(&mut self.gpu, &plan, &old.layout, &layout, extent)?;
         let programs = plan.programs.iter().map(|_| None).collect();
         self.bound = Some(Bound { extent: extent.clone(), layout, programs });
         Ok(())
