@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub const CACHE_VARIABLE: &str = "FRIT_CACHE";
 
 /// Raised when what lies in a file changes its form.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 const HASH_BYTES: usize = 32;
 
 /// The cache, or nothing.
@@ -45,7 +45,7 @@ impl Cache {
     pub fn path(&self, text: &str, device: &DeviceInfo) -> Option<PathBuf> {
         let (major, minor) = device.capability;
         let mut hash = blake3::Hasher::new();
-        hash.update(format!("{FORM} sm_{major}{minor} driver {}\n", device.driver).as_bytes());
+        hash.update(format!("{FORM} sm_{major}{minor} driver {} {}\n", device.driver, device.release).as_bytes());
         hash.update(text.as_bytes());
         Some(self.folder.as_ref()?.join(format!("{}.cubin", hash.finalize().to_hex())))
     }

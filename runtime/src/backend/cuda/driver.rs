@@ -26,6 +26,8 @@ pub(crate) struct DeviceInfo {
     pub capability: (u32, u32),
     /// The driver's CUDA version as the driver numbers it: 1000 times major plus 10 times minor.
     pub driver: i32,
+    /// The version of the driver in the kernel, which holds the assembler's; empty where it is not told.
+    pub release: String,
     /// The most shared memory that a block may ask for, in bytes.
     pub shared_bytes: u32,
 }
@@ -50,7 +52,7 @@ impl DriverError {
 
     /// Whether the context is of no further use: every later call of the process fails as well.
     pub fn is_sticky(&self) -> bool {
-        matches!(self.code, 214 | 220 | 226 | 700 | 702 | 710 | 714..=719 | 721 | 999)
+        matches!(self.code, 4 | 201 | 214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 721 | 999)
     }
 }
 

@@ -51,6 +51,7 @@ impl Default for Interpreted {
             name: "checking interpreter".into(),
             capability: (8, 0),
             driver: 13000,
+            release: String::new(),
             shared_bytes: 163 << 10,
         };
         Interpreted { shared: Arc::default(), info, memory_bytes: 4 << 30, cache: None }

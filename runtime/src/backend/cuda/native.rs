@@ -15,8 +15,13 @@ const OLDEST_DRIVER: i32 = 12000;
 const CLOCK_DRIVER: i32 = 12080;
 /// The oldest GPU that kernels are written for.
 const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
+/// Where the kernel's driver tells its version.
+const RELEASE: &str = "/sys/module/nvidia/version";
 /// Bytes of the assembler's log that are shown.
 const LOG_BYTES: usize = 8192;
+
+/// Bytes of a write that the driver takes into memory of its own at once.
+const STAGED_BYTES: usize = 64 << 10;
 
 /// Calls a function of the driver and turns its code into a result.
 macro_rules! call {
@@ -47,21 +52,39 @@ fn check(call: &'static str, r: CUresult) -> DriverResult<()> {
 /// Where the driver's assembler writes what it has to say.
 struct Log {
     text: Vec<u8>,
-    options: [Jit; 2],
-    values: [*mut c_void; 2],
+    options: Vec<Jit>,
+    values: Vec<*mut c_void>,
 }
 
 impl Log {
     fn new() -> Log {
         let mut text = vec![0u8; LOG_BYTES];
-        let options = [Jit::CU_JIT_ERROR_LOG_BUFFER, Jit::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
-        let values = [text.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
+        let options = vec![Jit::CU_JIT_ERROR_LOG_BUFFER, Jit::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        let values = vec![text.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG_BYTES)];
         Log { text, options, values }
+    }
+    /// The assembler's target is this one, not the device's.
+    fn for_target(mut self, target: Option<sys::CUjit_target>) -> Log {
+        if let Some(t) = target {
+            self.options.push(Jit::CU_JIT_TARGET);
+            self.values.push(ptr::without_provenance_mut(t as usize));
+        }
+        self
     }
     fn add_to(&self, mut e: DriverError) -> DriverError {
         let said = self.text.split(|c| *c == 0).next().unwrap_or_default();
         e.text = format!("{}\n{}", e.text, String::from_utf8_lossy(said)).trim().to_owned();
         e
+    }
+}
+
+/// The context is the calling thread's; then the one before is again, the host's own perhaps.
+struct Current;
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        let mut popped = ptr::null_mut();
+        let _ = call!(cuCtxPopCurrent_v2(&mut popped));
     }
 }
 
@@ -133,6 +156,7 @@ impl Native {
                 fact(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
             ),
             driver,
+            release: std::fs::read_to_string(RELEASE).map(|v| v.trim().to_owned()).unwrap_or_default(),
             shared_bytes: fact(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         };
         let mut context = ptr::null_mut();
@@ -148,18 +172,20 @@ impl Native {
             graphs_made: 0,
             marks: [ptr::null_mut(); 2],
         };
-        n.current()?;
+        let current = n.current()?;
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         call!(cuStreamCreate(&mut n.stream, flags))?;
+        drop(current);
         Ok(n)
     }
-    /// Makes the context that of the calling thread.
-    fn current(&self) -> DriverResult<()> {
-        call!(cuCtxSetCurrent(self.context))
+    /// Makes the context that of the calling thread until the guard is dropped.
+    fn current(&self) -> DriverResult<Current> {
+        call!(cuCtxPushCurrent_v2(self.context))?;
+        Ok(Current)
     }
     /// Machine code of a text that ends in a zero.
-    fn link(&mut self, text: &[u8]) -> DriverResult<Vec<u8>> {
-        let mut log = Log::new();
+    fn link(&mut self, text: &[u8], target: Option<sys::CUjit_target>) -> DriverResult<Vec<u8>> {
+        let mut log = Log::new().for_target(target);
         let mut link = ptr::null_mut();
         let count = log.options.len() as u32;
         call!(cuLinkCreate_v2(count, log.options.as_mut_ptr(), log.values.as_mut_ptr(), &mut link))?;
@@ -182,27 +208,26 @@ impl Native {
         };
         call!(cuLinkDestroy(link)).and(bytes)
     }
+    /// Gives everything back that can be; the first failure is told.
     fn give_back(&mut self) -> DriverResult<()> {
-        self.current()?;
-        if !self.stream.is_null() {
-            call!(cuStreamSynchronize(self.stream))?;
-        }
+        let _current = self.current()?;
+        let mut done = if self.stream.is_null() { Ok(()) } else { call!(cuStreamSynchronize(self.stream)) };
         for g in std::mem::take(&mut self.graphs).into_values() {
-            call!(cuGraphExecDestroy(g))?;
+            done = done.and(call!(cuGraphExecDestroy(g)));
         }
         for (m, _) in std::mem::take(&mut self.modules) {
-            call!(cuModuleUnload(m))?;
+            done = done.and(call!(cuModuleUnload(m)));
         }
         for a in std::mem::take(&mut self.memory) {
-            call!(cuMemFree_v2(a))?;
+            done = done.and(call!(cuMemFree_v2(a)));
         }
         for e in std::mem::replace(&mut self.marks, [ptr::null_mut(); 2]).into_iter().filter(|e| !e.is_null()) {
-            call!(cuEventDestroy_v2(e))?;
+            done = done.and(call!(cuEventDestroy_v2(e)));
         }
-        if !self.stream.is_null() {
-            call!(cuStreamDestroy_v2(self.stream))?;
+        match std::mem::replace(&mut self.stream, ptr::null_mut()) {
+            s if s.is_null() => done,
+            s => done.and(call!(cuStreamDestroy_v2(s))),
         }
-        Ok(())
     }
 }
 
@@ -219,57 +244,59 @@ impl Driver for Native {
         &self.info
     }
     fn free_bytes(&mut self) -> DriverResult<u64> {
-        self.current()?;
+        let _current = self.current()?;
         let (mut free, mut total) = (0, 0);
         call!(cuMemGetInfo_v2(&mut free, &mut total))?;
         Ok(free as u64)
     }
     fn alloc(&mut self, bytes: u64) -> DriverResult<Address> {
-        self.current()?;
+        let _current = self.current()?;
         let mut at = 0;
         call!(cuMemAlloc_v2(&mut at, bytes as usize))?;
         self.memory.insert(at);
         Ok(at)
     }
     fn free(&mut self, address: Address) -> DriverResult<()> {
-        self.current()?;
+        let _current = self.current()?;
         self.memory.remove(&address);
         call!(cuMemFree_v2(address))
     }
     fn zero(&mut self, address: Address, bytes: u64) -> DriverResult<()> {
-        self.current()?;
+        let _current = self.current()?;
         call!(cuMemsetD8Async(address, 0, bytes as usize, self.stream))
     }
     fn write(&mut self, address: Address, bytes: &[u8]) -> DriverResult<()> {
-        self.current()?;
-        // from memory that is not pinned, the driver has copied everything when it comes back
-        call!(cuMemcpyHtoDAsync_v2(address, bytes.as_ptr().cast(), bytes.len(), self.stream))
+        let _current = self.current()?;
+        // of memory that is not pinned the driver has copied so little when it comes back; more may still be on its way
+        let copied = call!(cuMemcpyHtoDAsync_v2(address, bytes.as_ptr().cast(), bytes.len(), self.stream));
+        if bytes.len() <= STAGED_BYTES {
+            return copied;
+        }
+        call!(cuStreamSynchronize(self.stream)).and(copied)
     }
     fn copy(&mut self, from: Address, to: Address, bytes: u64) -> DriverResult<()> {
-        self.current()?;
+        let _current = self.current()?;
         call!(cuMemcpyDtoDAsync_v2(to, from, bytes as usize, self.stream))
     }
     fn read(&mut self, address: Address, to: &mut [u8]) -> DriverResult<()> {
-        self.current()?;
+        let _current = self.current()?;
         let copied = call!(cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), address, to.len(), self.stream));
         call!(cuStreamSynchronize(self.stream))?;
         copied
     }
     fn wait(&mut self) -> DriverResult<()> {
-        self.current()?;
+        let _current = self.current()?;
         call!(cuStreamSynchronize(self.stream))
     }
     fn assemble(&mut self, ptx: &str) -> DriverResult<Vec<u8>> {
-        self.current()?;
+        let _current = self.current()?;
         let text = [ptx.as_bytes(), &[0]].concat();
-        match self.link(&text) {
-            // Its target is the device's, `sm_90`; a text for `sm_90a` is left to the loader, which goes by the text.
-            Err(e) if !e.is_sticky() && ptx.contains(".target sm_90a") => Ok(text),
-            made => made,
-        }
+        // unless told so, the target is the device's without what only it has
+        let of_its_own = ptx.lines().any(|l| l.trim().starts_with(".target sm_90a"));
+        self.link(&text, of_its_own.then_some(sys::CUjit_target::CU_TARGET_COMPUTE_90A))
     }
     fn load(&mut self, code: &[u8], entry: &str, shared_bytes: u32) -> DriverResult<Function> {
-        self.current()?;
+        let _current = self.current()?;
         let entry = CString::new(entry).unwrap_or_default();
         let (mut module, mut function) = (ptr::null_mut(), ptr::null_mut());
         let mut log = Log::new();
@@ -291,7 +318,7 @@ impl Driver for Native {
         Ok(Function(self.modules.len() as u64 - 1))
     }
     fn tensor_map(&mut self, at: Address, m: &Matrix) -> DriverResult<Vec<u8>> {
-        self.current()?;
+        let _current = self.current()?;
         // The driver wants the map itself aligned; launches copy it.
         #[repr(C, align(128))]
         struct Aligned(sys::CUtensorMap);
@@ -317,7 +344,7 @@ impl Driver for Native {
         Ok(map.0.opaque.iter().flat_map(|w| w.to_ne_bytes()).collect())
     }
     fn launch(&mut self, l: &Launch) -> DriverResult<()> {
-        self.current()?;
+        let _current = self.current()?;
         let Some((_, function)) = self.modules.get(l.function.0 as usize) else {
             let (name, text) = ("CUDA_ERROR_INVALID_HANDLE".to_owned(), "no such kernel".to_owned());
             return Err(DriverError { call: "cuLaunchKernelEx", code: 400, name, text });
@@ -347,12 +374,12 @@ impl Driver for Native {
         call!(cuLaunchKernelEx(&config, *function, parameters.as_mut_ptr(), ptr::null_mut()))
     }
     fn begin(&mut self) -> DriverResult<()> {
-        self.current()?;
+        let _current = self.current()?;
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         call!(cuStreamBeginCapture_v2(self.stream, mode))
     }
     fn end(&mut self) -> DriverResult<Graph> {
-        self.current()?;
+        let _current = self.current()?;
         let (mut recorded, mut ready) = (ptr::null_mut(), ptr::null_mut());
         call!(cuStreamEndCapture(self.stream, &mut recorded))?;
         let made = call!(cuGraphInstantiateWithFlags(&mut ready, recorded, 0));
@@ -364,14 +391,14 @@ impl Driver for Native {
         Ok(graph)
     }
     fn replay(&mut self, graph: Graph) -> DriverResult<()> {
-        self.current()?;
+        let _current = self.current()?;
         match self.graphs.get(&graph) {
             Some(g) => call!(cuGraphLaunch(*g, self.stream)),
             None => Ok(()),
         }
     }
     fn mark(&mut self, is_second: bool) -> DriverResult<()> {
-        self.current()?;
+        let _current = self.current()?;
         let [first, second] = &mut self.marks;
         let mark = if is_second { second } else { first };
         if mark.is_null() {
@@ -380,7 +407,7 @@ impl Driver for Native {
         call!(cuEventRecord(*mark, self.stream))
     }
     fn between_marks(&mut self) -> DriverResult<Option<f64>> {
-        self.current()?;
+        let _current = self.current()?;
         let [first, second] = self.marks;
         if first.is_null() || second.is_null() || self.info.driver < CLOCK_DRIVER {
             return Ok(None);
@@ -390,7 +417,7 @@ impl Driver for Native {
         Ok(Some(f64::from(milliseconds) / 1e3))
     }
     fn forget(&mut self, graph: Graph) -> DriverResult<()> {
-        self.current()?;
+        let _current = self.current()?;
         match self.graphs.remove(&graph) {
             // the driver keeps what still runs until it is done
             Some(g) => call!(cuGraphExecDestroy(g)),
