@@ -152,10 +152,24 @@ impl Machine<'_> {
         }
     }
 
+    /// Reports lanes that read as constant what this launch wrote; what it writes later is reported there.
+    fn read_as_constant(&mut self, w: &Warp, p: &Places, size: u32, good: u32) {
+        let first = w.index * LANES as u32;
+        for lane in (0..LANES).filter(|i| good >> i & 1 == 1) {
+            let Some(s) = self.memory.segments.get_mut(p.segment) else { return };
+            if let Some(kind) = s.read_as_constant(p.offsets[lane], size, first + lane as u32) {
+                self.violate(w, 1 << lane, kind, Some((p.segment, p.offsets[lane])));
+            }
+        }
+    }
+
     pub(crate) fn load(&mut self, w: &mut Warp, x: &Access, mask: u32) {
         let size = x.elem.bytes() * u32::from(x.count);
         for p in self.places(w, &x.addr, mask) {
             let good = self.permitted(w, &p, size, u32::from(x.align), false, x.atomic);
+            if x.constant {
+                self.read_as_constant(w, &p, size, good);
+            }
             self.count_access(&p, size, false);
             let Some(s) = self.memory.segments.get(p.segment) else { continue };
             let first = w.index * LANES as u32;

@@ -40,7 +40,12 @@ pub(crate) fn class(op: &Op) -> Class {
         Op::Atomic(_) => Class::Atomic,
         Op::Shuffle { .. } | Op::Reduce { .. } => Class::Collective,
         Op::Bra { .. } | Op::Exit => Class::Branch,
-        Op::Barrier { .. } | Op::WarpBarrier { .. } | Op::Fence | Op::ProxyFence | Op::LaunchWait => Class::Barrier,
+        Op::Barrier { .. }
+        | Op::WarpBarrier { .. }
+        | Op::Fence
+        | Op::ProxyFence
+        | Op::BarrierFence
+        | Op::LaunchWait => Class::Barrier,
         Op::Ldmatrix { .. } | Op::Mma(_) | Op::Wgmma(_) => Class::Matrix,
         Op::AsyncCopy { .. } | Op::AsyncCommit | Op::AsyncWait { .. } => Class::Async,
         Op::Mbarrier { .. } | Op::TensorCopy(_) => Class::Async,
@@ -208,6 +213,13 @@ impl Machine<'_> {
                 let first = w.index * LANES as u32;
                 for lane in (0..LANES as u32).filter(|i| mask >> i & 1 == 1) {
                     self.memory.segments.iter_mut().for_each(|s| s.watch.publish(first + lane));
+                    self.barriers.publish(first + lane);
+                }
+            }
+            Op::BarrierFence => {
+                let first = w.index * LANES as u32;
+                for lane in (0..LANES as u32).filter(|i| mask >> i & 1 == 1) {
+                    self.barriers.publish(first + lane);
                 }
             }
             Op::TensorCopy(x) => self.tensor_copy(w, &x, mask),

@@ -34,6 +34,8 @@ struct Barrier {
     count: u32,
     missing: u32,
     bytes: i64,
+    /// The thread that initialised it and has not fenced since.
+    unfenced: Option<u32>,
     phase: u32,
     /// What those who arrived in this phase had seen, by thread.
     gathered: Vec<u32>,
@@ -64,6 +66,13 @@ pub(crate) struct Barriers {
     flights: Vec<Flight>,
     /// Changes so far.
     pub(crate) version: u64,
+}
+
+impl Barriers {
+    /// What a thread initialised is seen by asynchronous copies.
+    pub(crate) fn publish(&mut self, thread: u32) {
+        self.all.values_mut().filter(|b| b.unfenced == Some(thread)).for_each(|b| b.unfenced = None);
+    }
 }
 
 impl Barrier {
@@ -137,7 +146,9 @@ impl Machine<'_> {
                     self.violate(w, 1 << lane, ViolationKind::Mbarrier("counts from 1 to 2^20 - 1"), None);
                 }
                 self.clock.has_phases = true;
-                self.barriers.all.insert(at, Barrier { count, missing: count, ..Barrier::default() });
+                self.barriers
+                    .all
+                    .insert(at, Barrier { count, missing: count, unfenced: Some(thread), ..Barrier::default() });
                 self.barriers.version += 1;
                 continue;
             }
@@ -210,8 +221,14 @@ impl Machine<'_> {
     /// The offset of the one barrier that the lanes' copies complete on.
     pub(crate) fn barrier_of_copy(&mut self, w: &Warp, addr: &Addr, lane: usize) -> Option<u64> {
         let (_, at) = self.barriers_at(w, addr, 1 << lane, false).into_iter().next()?;
+        let fault = match self.barriers.all.get(&at) {
+            None => Some("was not initialised"),
+            Some(b) => b.unfenced.map(|_| "lacks a fence between its initialisation and a copy"),
+        };
+        if let Some(what) = fault {
+            self.violate(w, 1 << lane, ViolationKind::Mbarrier(what), None);
+        }
         if !self.barriers.all.contains_key(&at) {
-            self.violate(w, 1 << lane, ViolationKind::Mbarrier("was not initialised"), None);
             return None;
         }
         Some(at)

@@ -184,6 +184,10 @@ impl Segment {
         }
         self.check(offset, size, thread, |c| c.read(&order, atomic))
     }
+    /// A read that was checked takes the bytes for constant.
+    pub(crate) fn read_as_constant(&mut self, offset: u64, size: u32, thread: u32) -> Option<ViolationKind> {
+        if self.shadow.is_empty() { None } else { self.check(offset, size, thread, Cell::read_as_constant) }
+    }
     /// Checks a write of `size` aligned bytes at `offset`.
     #[inline]
     pub(crate) fn check_write(

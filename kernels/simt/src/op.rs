@@ -179,6 +179,8 @@ pub(crate) struct Access {
     pub align: u8,
     /// Whether it may meet other atomic accesses.
     pub atomic: bool,
+    /// Whether it reads what no thread of the launch may write.
+    pub constant: bool,
 }
 
 /// Read-modify-write operations.
@@ -361,6 +363,8 @@ pub(crate) enum Op {
     Fence,
     /// Stores of the thread become visible to asynchronous reads of shared memory.
     ProxyFence,
+    /// Barriers that the thread initialised become visible to asynchronous copies.
+    BarrierFence,
     Exit,
     Ldmatrix {
         reg: Reg,
@@ -551,6 +555,7 @@ impl Program {
             | Op::Barrier { .. }
             | Op::Fence
             | Op::ProxyFence
+            | Op::BarrierFence
             | Op::Exit
             | Op::AsyncCommit
             | Op::AsyncWait { .. } => {}

@@ -70,6 +70,8 @@ pub enum ViolationKind {
     Deadlock,
     /// A write, or a read of what may be written, before the kernel waited for the launch in front of it.
     EarlyAccess,
+    /// A word read through the non-coherent cache (`ld.global.nc`) and written by the same launch.
+    NotConstant,
     /// A barrier that some threads of the workgroup reach and others do not.
     BarrierDivergence,
     /// A collective operation that names lanes which do not take part, or reads from such a lane.
@@ -123,6 +125,7 @@ impl fmt::Display for Violation {
             ViolationKind::Wgmma(what) => write!(f, "wgmma: {what}")?,
             ViolationKind::Deadlock => write!(f, "wait for a phase that nothing ends")?,
             ViolationKind::EarlyAccess => write!(f, "access before the launch in front was waited for")?,
+            ViolationKind::NotConstant => write!(f, "read as constant and written by the same launch")?,
             ViolationKind::BarrierDivergence => write!(f, "barrier not reached by all threads")?,
             ViolationKind::CollectiveDivergence => write!(f, "collective operation with absent lanes")?,
             ViolationKind::NotFinite => write!(f, "infinity or NaN from finite operands")?,

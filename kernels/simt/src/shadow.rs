@@ -143,7 +143,9 @@ const MANY: u64 = 1 << 45;
 const FOREIGN: u64 = 1 << 46;
 const WARPS: u64 = 1 << 47;
 const FOREIGN_PLAIN: u64 = 1 << 48;
-const STATIC: u64 = SPLIT | NO_READ | NO_WRITE;
+/// Of reads, kept among the writes: some took the word for constant.
+const CONSTANT: u64 = 1 << 53;
+const STATIC: u64 = SPLIT | NO_READ | NO_WRITE | CONSTANT;
 
 /// The last write and the last reads of one word, or of one byte of a word that is accessed in parts.
 #[derive(Clone, Copy, Debug, Default)]
@@ -228,6 +230,11 @@ impl Cell {
         self.read = next;
         fault
     }
+    /// A read that is not ordered with any write of the launch: there may be none.
+    pub(crate) fn read_as_constant(&mut self) -> Option<ViolationKind> {
+        self.write |= CONSTANT;
+        (segment(self.write) != 0).then_some(ViolationKind::NotConstant)
+    }
     /// The race of an access with earlier writes.
     #[inline]
     fn behind_writes(&self, o: &Order<'_>, atomic: bool, write_write: bool) -> Option<ViolationKind> {
@@ -253,6 +260,9 @@ impl Cell {
         }
         let at = segment(w);
         let mut fault = self.behind_writes(o, atomic, true);
+        if fault.is_none() && w & CONSTANT != 0 {
+            fault = Some(ViolationKind::NotConstant);
+        }
         let before = segment(r);
         if fault.is_none() && before != 0 {
             let (far, plain) = (before < o.group, r & ATOMIC == 0);

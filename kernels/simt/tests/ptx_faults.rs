@@ -109,6 +109,23 @@ fn memory_and_registers_read_before_they_are_written() {
     kernel("@%p1 ret;").run().only(|k| *k == V::UninitialisedRegister);
 }
 
+/// Whatever orders the two, and in either order; words that the kernel does not write may be read so.
+#[test]
+fn a_word_read_as_constant_and_written() {
+    let run = |body: &str| kernel(body).inout_at(1, &floats(64, |i| i as f32));
+    let before = "ld.global.nc.f32 %f1, [%y]; bar.sync 0; st.global.f32 [%y], %f1;";
+    let found = run(before).run().only(|k| *k == V::NotConstant);
+    assert_eq!((found.count, found.line, found.address.unwrap().buffer.as_str()), (64, 18, "data"));
+    let after = "ld.global.f32 %f1, [%x]; st.global.f32 [%y], %f1; bar.sync 0; ld.global.nc.f32 %f2, [%y];";
+    assert_eq!(run(after).run().only(|k| *k == V::NotConstant).count, 64);
+    run(&before.replace(".nc", "")).clean();
+    run(&after.replace(".nc", "")).clean();
+    let half =
+        "setp.lt.u32 %p1, %i, 32; @%p1 ld.global.nc.f32 %f1, [%y+128]; bar.sync 0; @%p1 st.global.f32 [%y], %f1;";
+    run(half).clean();
+    run(&half.replace("128", "64")).run().only(|k| *k == V::NotConstant);
+}
+
 #[test]
 fn a_misaligned_vector() {
     let out = kernel("ld.global.v4.f32 {%f1, %f2, %f3, %f4}, [%x];").run();

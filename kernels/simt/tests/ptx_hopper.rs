@@ -189,6 +189,14 @@ fn halves(left: &Left, argument: usize) -> Vec<u16> {
 }
 
 #[test]
+fn a_barrier_is_fenced_before_a_copy_arrives_at_it() {
+    let fence = "fence.mbarrier_init.release.cluster;";
+    tile(&[(fence, "fence.proxy.async.shared::cta;")], (0, 0), Swizzle::None).clean();
+    let found = tile(&[(fence, "")], (0, 0), Swizzle::None).run();
+    found.only(|k| matches!(k, V::Mbarrier(what) if what.contains("fence")));
+}
+
+#[test]
 fn a_tile_arrives_in_swizzled_order_with_zeros_beyond_the_edges() {
     let got = halves(&tile(&[], (0, 0), Swizzle::Bytes128).clean(), 1);
     // Row 3: its piece 0 of eight columns lies third, its piece 5 sixth of 0-based eight: 5 xor 3.

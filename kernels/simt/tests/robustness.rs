@@ -120,6 +120,28 @@ fn every_wait_for_a_copy_that_is_read_is_needed() {
     assert!(tried > 0);
 }
 
+/// A load of what the kernel stores, in place or to come back to it, made one of constant memory.
+#[test]
+fn a_store_target_read_non_coherently_is_found() {
+    let mut tried = 0;
+    for group in kernels() {
+        let group = rendered(&group, &Capabilities::cuda());
+        for (case, r) in &group {
+            let clean = launch::run(case, r, &Options::default()).0;
+            for at in
+                r.text.match_indices("ld.global.").map(|m| m.0).filter(|at| !r.text[*at..].starts_with("ld.global.nc"))
+            {
+                let text = format!("{}ld.global.nc.{}", &r.text[..at], &r.text[at + "ld.global.".len()..]);
+                let found = launch::run(case, &Rendered { text, ..r.clone() }, &Options::default()).0;
+                let is_new = found.violations.iter().any(|v| v.kind == ViolationKind::NotConstant);
+                tried += usize::from(is_new);
+                assert_eq!(found.violations.len(), clean.violations.len() + usize::from(is_new), "{}", case.spec.name);
+            }
+        }
+    }
+    assert!(tried > 0);
+}
+
 #[test]
 fn results_do_not_depend_on_the_schedule() {
     for case in kernels().into_iter().flatten() {

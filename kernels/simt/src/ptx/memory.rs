@@ -279,7 +279,11 @@ impl<'t> Lower<'t> {
         let reg = if side_by_side { start } else { self.temp(step * count as u32) };
         let atomic = mods.iter().any(|m| matches!(*m, "volatile" | "relaxed" | "acquire" | "release"));
         let align = (elem.bytes() * count as u32) as u8;
-        let access = Access { addr, elem, count: count as u8, reg, align, atomic };
+        let constant = mods.contains(&"nc");
+        if constant && (!load || !mods.contains(&"global")) {
+            return Err(self.unsupported());
+        }
+        let access = Access { addr, elem, count: count as u8, reg, align, atomic, constant };
         if load {
             self.push(Op::Load(access));
         }

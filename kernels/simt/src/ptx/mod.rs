@@ -247,8 +247,18 @@ impl<'t> Lower<'t> {
                 self.push(Op::LaunchWait);
                 Ok(())
             }
+            // Dependents of a kernel that does not wait itself may meet what the launch in front of it does.
+            "griddepcontrol" if mods == ["launch_dependents"] => {
+                self.program.overlaps = true;
+                self.push(Op::Fence);
+                Ok(())
+            }
             "fence" if mods.starts_with(&["proxy", "async"]) => {
                 self.push(Op::ProxyFence);
+                Ok(())
+            }
+            "fence" if mods.first() == Some(&"mbarrier_init") => {
+                self.push(Op::BarrierFence);
                 Ok(())
             }
             "membar" | "fence" | "griddepcontrol" | "prefetch" | "prefetchu" | "nanosleep" | "setmaxnreg" => {

@@ -246,7 +246,8 @@ impl<'m> Lower<'m> {
         self.push(Op::Bound { d, index: *x, len: width });
         self.push(Op::Tri { op: Tri::MadI, d: d + 1, a: *y, b: width, c: d });
         let addr = Addr::In { segment, index: Some(d + 1), scale: 16, imm: 0 };
-        self.push(Op::Load(Access { addr, elem: Elem::B32, count: 4, reg: d + 2, align: 16, atomic: false }));
+        let (elem, reg) = (Elem::B32, d + 2);
+        self.push(Op::Load(Access { addr, elem, count: 4, reg, align: 16, atomic: false, constant: false }));
         Ok(Value::Rows((d + 2..d + 6).collect()))
     }
 

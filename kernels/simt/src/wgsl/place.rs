@@ -145,7 +145,10 @@ impl Lower<'_> {
             let here = Place { offset: place.offset + offset, ..*place };
             let align = [4, 8, 16, 16][(count as usize - 1).min(3)];
             let addr = self.address(&here, segment);
-            ((offset, count), Access { addr, elem: Elem::B32, count: count as u8, reg: 0, align, atomic })
+            (
+                (offset, count),
+                Access { addr, elem: Elem::B32, count: count as u8, reg: 0, align, atomic, constant: false },
+            )
         };
         Ok(runs.into_iter().map(access).collect())
     }

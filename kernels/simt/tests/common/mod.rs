@@ -113,6 +113,10 @@ impl Run {
         self.workgroup = workgroup;
         self
     }
+    pub fn inout_at(mut self, argument: usize, v: &[f32]) -> Run {
+        self.arguments[argument] = Argument::Buffer(Buffer::inout("data", bytes(v)));
+        self
+    }
     pub fn output_bytes(mut self, argument: usize, bytes: usize) -> Run {
         self.arguments[argument] = Argument::Buffer(Buffer::output("y", bytes));
         self
