@@ -184,6 +184,43 @@ fn planted_bugs_in_rings_are_found() {
     assert_eq!(unnoticed, [("barrier of a subgroup dropped", 2, 10)]);
 }
 
+/// Of every template as it overlaps the launch in front: no step over the wait that touches what others write goes
+/// unnoticed, and neither does a wait left out.
+#[test]
+fn planted_bugs_in_overlapping_kernels_are_found() {
+    let early = |found: &Result<Found, String>| matches!(found, Ok(Found::ByCheck(v)) if v.contains("launch in front"));
+    let (mut templates, mut planted) = (BTreeSet::new(), 0);
+    for subject in subjects::all() {
+        let case = &subject.cases[0];
+        let original = render(&case.spec, &Capabilities::cuda_overlapping()).unwrap();
+        let (want, tolerance) = launch::expected(case, &original);
+        let case = Expected { case, want, tolerance };
+        let name = format!("{} ({})", subject.name, original.template);
+        assert_eq!(run_at(&case, &original), Ok(Found::Nowhere), "{name}: the original is clean");
+        let found = |text: String| run_at(&case, &Rendered { text, ..original.clone() });
+        let dropped = found(mutation::overlaps::without_wait(&original.text).unwrap());
+        assert!(early(&dropped), "{name}: the wait dropped, {dropped:?}");
+        let texts: Vec<String> = (0..).map_while(|site| mutation::overlaps::hastened(&original.text, site)).collect();
+        // Weights alone may come first; what is in front of the wait stays there.
+        let some = texts.iter().take(6).chain(texts.last());
+        let seen: Vec<bool> = some.map(|text| early(&found(text.clone()))).collect();
+        assert!(seen.is_sorted() && seen.last() == Some(&true), "{name}: accesses in front of the wait, {seen:?}");
+        for operator in mutation::overlaps::OPERATORS {
+            let all = (0..).take_while(|s| (operator.plant)(&mut original.module.clone(), *s)).count();
+            let mut r = original.clone();
+            assert!((operator.plant)(&mut r.module, all - 1), "{name}");
+            // the verifier refuses what the interpreter would find
+            let last = with_text(r).and_then(|r| run_at(&case, &r));
+            let refused = matches!(&last, Err(why) if why.contains("in front of the wait"));
+            assert!(refused || early(&last), "{name}: {}, {last:?}", operator.name);
+            planted += all.min(1);
+        }
+        planted += 1 + seen.len();
+        templates.insert(original.template);
+    }
+    assert!(templates.len() > 5 && planted > 50, "{planted} in {templates:?}");
+}
+
 #[test]
 fn planted_bugs_are_found() {
     let asked = std::env::var("FRIT_MUTANTS").unwrap_or_default();

@@ -82,7 +82,13 @@ pub fn try_run(case: &Case, r: &Rendered, options: &Options) -> Result<(Outcome,
     };
     arguments.push(match language {
         Language::Wgsl => Argument::Bytes(bytes(&layout.sizes)),
-        Language::Ptx => Argument::Buffer(Buffer::input("sizes", bytes(&layout.sizes))),
+        // A step's end moves on the sizes; no kernel of a plan writes them.
+        Language::Ptx => {
+            let bytes = bytes(&layout.sizes);
+            let all = Region { start: 0, end: bytes.len() as u64, initialised: true, writable: false };
+            let regions = vec![all];
+            Argument::Buffer(Buffer { regions, ..Buffer::inout("sizes", bytes) })
+        }
     });
     for (b, map) in maps(r) {
         let argument = arguments.len();

@@ -2,6 +2,7 @@
 //! statements and in the order of the arena for expressions.
 
 pub mod equivalent;
+pub mod overlaps;
 pub mod rings;
 pub mod subjects;
 
