@@ -73,6 +73,18 @@ fn kernels(plan: &Plan, (batch, tokens, past): (u64, u64, u64)) -> BTreeMap<u32,
     found
 }
 
+/// A device unlike the plain one, in some or in all that is left to it.
+fn adversarial(seed: u64) -> Options {
+    let (perturb, permute_mma, shuffle) = (Some(seed), Some(seed), Some(seed));
+    let plain = Options { shuffle, ..Options::default() };
+    match seed % 4 {
+        0 => Options { flush_denormals: true, contract: true, perturb, permute_mma, ..plain },
+        1 => Options { perturb, permute_mma, ..plain },
+        2 => Options { contract: true, permute_mma, ..plain },
+        _ => Options { flush_denormals: true, perturb, ..plain },
+    }
+}
+
 fn check(model: &str) {
     let targets = CompileOptions::default().targets;
     let loaded = models::compile_with(&models::load(model), Default::default(), targets.clone());
@@ -95,6 +107,17 @@ fn check(model: &str) {
                     compare(&format!("{what} `{}`", a.name), &want[i], &args[i], tolerance, &r);
                 }
                 checked[at as usize] += usize::from(caps.tier == Tier::Cuda);
+                // what the languages leave open, one way of each a kernel
+                if run == RUNS[0] {
+                    let options = adversarial(u64::from(at));
+                    let (outcome, args) = launch::run(&case, &r, &options);
+                    let broken: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
+                    assert!(broken.is_empty() && outcome.completed, "{what} {options:?}: {broken:#?}\n{}", r.text);
+                    for (i, a) in case.spec.args.iter().enumerate().filter(|(_, a)| a.written) {
+                        let what = format!("{what} `{}` {options:?}", a.name);
+                        compare(&what, &want[i], &args[i], tolerance, &r);
+                    }
+                }
             }
         }
     }
