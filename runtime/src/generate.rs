@@ -21,7 +21,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const NEXT_TOKEN: &str = "next_token";
+pub(crate) const NEXT_TOKEN: &str = "next_token";
 const LOGITS: &str = "logits";
 /// Capacities are multiples of this, so that prompts of similar length share one layout.
 const CAPACITY_STEP: u64 = 64;

@@ -4,11 +4,14 @@
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::simt::{KernelCheck, SimtBackend};
+use crate::binding::KEY_MASK;
+use crate::generate::NEXT_TOKEN;
+use crate::session::state_len;
 use crate::{Error, GenerateOptions, LoadedModel, Result, Session, Tensor};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::MatmulPrecision;
 use frit_kernels::target::Tier;
-use frit_plan::{Plan, Task, sizes};
+use frit_plan::{InputFill, Plan, Port, Program, SizeDecl, Task, sizes};
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -26,13 +29,17 @@ pub struct VerifyOptions {
     pub tolerance: Option<f64>,
     /// Order of warps and workgroups is drawn from this seed.
     pub shuffle: Option<u64>,
+    /// What the languages leave open to a device is drawn from this seed: the last bits of approximate functions, denormal
+    /// numbers, fused products and sums, the order in which matrix units add.
+    pub adversarial: Option<u64>,
     /// Of PTX, what a GPU of this compute capability runs.
     pub capability: (u32, u32),
 }
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        VerifyOptions { batch: 1, tokens: 7, new_tokens: 3, tolerance: None, shuffle: None, capability: (8, 0) }
+        let (tolerance, shuffle, adversarial) = (None, None, None);
+        VerifyOptions { batch: 1, tokens: 7, new_tokens: 3, tolerance, shuffle, adversarial, capability: (8, 0) }
     }
 }
 
@@ -60,18 +67,36 @@ pub struct TierCheck {
     pub capability: Option<(u32, u32)>,
     /// Kernels of the plan.
     pub kernels: Vec<KernelCheck>,
-    /// Kernels that no program launched at these sizes.
-    pub not_launched: usize,
+    /// What every launch was checked for.
+    pub proved: &'static [&'static str],
+    /// Kernels that no program launched at these sizes, by name; there must be none.
+    pub not_launched: Vec<String>,
     /// Outputs of one run.
     pub outputs: Vec<OutputCheck>,
     /// Whether a decoder chose the same tokens; absent for other models.
     pub same_tokens: Option<bool>,
 }
 
+/// What is checked of WGSL, and besides of PTX.
+const PROVED: [&str; 10] = [
+    "accesses within their tensors",
+    "alignment",
+    "no read of memory or registers that nothing wrote",
+    "no race",
+    "barriers and collectives reached by all",
+    "finite values of finite operands",
+    "an end",
+    "asynchronous copies waited for",
+    "launches in front waited for",
+    "constant memory not written",
+];
+const PROVED_OF_WGSL: usize = 7;
+
 impl TierCheck {
-    /// Whether nothing was found.
+    /// Whether everything was executed and nothing found.
     pub fn passed(&self) -> bool {
-        self.kernels.iter().all(|k| k.violations.is_empty())
+        self.not_launched.is_empty()
+            && self.kernels.iter().all(|k| k.violations.is_empty())
             && self.outputs.iter().all(|o| o.agrees)
             && self.same_tokens != Some(false)
     }
@@ -86,13 +111,17 @@ impl TierCheck {
 /// # Errors
 /// A model that cannot be bound, or a kernel that cannot be executed at all.
 pub fn verify(model: &LoadedModel, tier: Tier, options: &VerifyOptions) -> Result<TierCheck> {
-    let simt = SimtBackend::new(tier, options.shuffle).with_capability(options.capability);
+    let mut simt = SimtBackend::new(tier, options.shuffle).with_capability(options.capability);
+    if let Some(seed) = options.adversarial {
+        simt = simt.with_adversary(seed);
+    }
     let checks = simt.checks();
-    let (outputs, same_tokens) = compare_with_cpu(model, &simt, options)?;
+    let (outputs, same_tokens) = compare_with_cpu(model, &simt, options, &|program| checks.has_run(program))?;
     let kernels = checks.kernels();
-    let not_launched = kernels.iter().filter(|k| k.launches == 0).count();
+    let not_launched = kernels.iter().filter(|k| k.launches == 0).map(|k| k.name.clone()).collect();
     let capability = (tier == Tier::Cuda).then_some(options.capability);
-    Ok(TierCheck { tier: tier.name(), capability, kernels, not_launched, outputs, same_tokens })
+    let proved = if tier == Tier::Cuda { &PROVED[..] } else { &PROVED[..PROVED_OF_WGSL] };
+    Ok(TierCheck { tier: tier.name(), capability, kernels, proved, not_launched, outputs, same_tokens })
 }
 
 /// How far results of this tier may be from the CPU's, relative to the largest magnitude of an output: 1e-4, and 5e-2 where
@@ -133,15 +162,17 @@ impl DeviceCheck {
 /// # Errors
 /// A model that cannot be bound, or a device that fails.
 pub fn verify_on(model: &LoadedModel, backend: &dyn Backend, options: &VerifyOptions) -> Result<DeviceCheck> {
-    let (outputs, same_tokens) = compare_with_cpu(model, backend, options)?;
+    let (outputs, same_tokens) = compare_with_cpu(model, backend, options, &|_| false)?;
     Ok(DeviceCheck { backend: backend.name(), device: backend.device(), outputs, same_tokens })
 }
 
-/// Runs of every kind: without buckets, in each bucket, with the keys of decode steps in parts.
+/// Runs of every kind: without buckets, in each bucket, with the keys of decode steps in parts, then by itself each
+/// program that has not run.
 fn compare_with_cpu(
     model: &LoadedModel,
     backend: &dyn Backend,
     options: &VerifyOptions,
+    has_run: &dyn Fn(usize) -> bool,
 ) -> Result<(Vec<OutputCheck>, Option<bool>)> {
     let (plan, weights) = (&model.plan, &*model.weights);
     let mut checked = Session::builder().bind_on(backend, Arc::clone(plan), weights)?;
@@ -162,7 +193,81 @@ fn compare_with_cpu(
         outputs.extend(more.into_iter().filter(|o| !o.agrees));
         same_tokens = same_tokens.map(|s| s && same != Some(false));
     }
+    for program in (0..plan.programs.len()).filter(|p| !has_run(*p)) {
+        outputs.extend(compare_program(&mut pair, plan, program, options)?.into_iter().filter(|o| !o.agrees));
+    }
     Ok((outputs, same_tokens))
+}
+
+/// Runs one program by itself in both sessions, without a history, on as many rows as it takes.
+fn compare_program(
+    (checked, exact): &mut (Session, Session),
+    plan: &Plan,
+    index: usize,
+    options: &VerifyOptions,
+) -> Result<Vec<OutputCheck>> {
+    let Some(program) = plan.programs.get(index) else { return Ok(Vec::new()) };
+    let mut values = values(plan, program, options);
+    checked.narrow(&mut values);
+    for s in [&mut *checked, &mut *exact] {
+        s.grow(&values)?;
+    }
+    for name in [sizes::CAPACITY, sizes::POSITIONS] {
+        if let Some(i) = plan.size_index(name)
+            && let (Some(slot), Some(held)) = (values.get_mut(i), checked.extent.get(i).min(exact.extent.get(i)))
+        {
+            *slot = *held;
+        }
+    }
+    let tensors: Vec<Tensor> = inputs_of(plan, program, &values, &|_| true)?.into_iter().map(|(_, t)| t).collect();
+    let given: Vec<&Tensor> = tensors.iter().collect();
+    let wanted: Vec<usize> = (0..program.outputs.len()).collect();
+    let run = |s: &mut Session| -> Result<Vec<Tensor>> {
+        for (i, state) in plan.states.iter().enumerate() {
+            let len = state_len(plan, i, &values)?;
+            let of = |at: usize| match state.name.as_str() {
+                KEY_MASK => 1,
+                NEXT_TOKEN => token(plan, 0, at as u64),
+                _ => 0,
+            };
+            s.executor.write_state(i, &values, &(0..len).map(of).collect::<Vec<i32>>())?;
+        }
+        s.executor.run(index, &values, &given, &wanted)
+    };
+    let (found, want) = (run(checked)?, run(exact)?);
+    let tolerance = options.tolerance.unwrap_or_else(|| bound(plan, checked.tier()));
+    let name = |output: &str| format!("{} of {}", output, program.name);
+    // a token follows from numbers that are compared themselves, and is another one where two are almost the same
+    let both = program.outputs.iter().zip(want.iter().zip(&found)).filter(|(_, (w, _))| w.as_f32().is_some());
+    Ok(both.map(|(p, (w, f))| compare(&name(&p.name), w, f, tolerance)).collect())
+}
+
+/// Sizes under which a program may run, no larger than what is asked for.
+fn values(plan: &Plan, program: &Program, options: &VerifyOptions) -> Vec<u64> {
+    let most = |name: &str| program.at_most.iter().find(|a| a.0 == name).map_or(u64::MAX, |a| a.1);
+    let fixed = |name: &str| program.fixed.iter().find(|f| f.0 == name).map(|f| f.1);
+    let of = |batch: u64, tokens: u64| -> Vec<u64> {
+        let value = |s: &SizeDecl| {
+            let wanted = match s.name.as_str() {
+                sizes::BATCH => batch,
+                sizes::PAST => 0,
+                _ => tokens,
+            };
+            fixed(&s.name).unwrap_or(wanted.max(s.min).min(s.max.unwrap_or(u64::MAX)).min(most(&s.name)))
+        };
+        plan.sizes.iter().map(value).collect()
+    };
+    let (mut batch, mut tokens) = (options.batch, options.tokens);
+    loop {
+        let values = of(batch, tokens);
+        let holds = program.limits.iter().all(|(sum, most)| plan.eval(sum, &values).is_ok_and(|v| v <= *most));
+        match (batch, tokens) {
+            _ if holds => return values,
+            (0 | 1, 0 | 1) => return values,
+            (_, 2..) => tokens -= 1,
+            _ => batch -= 1,
+        }
+    }
 }
 
 /// Sequences and tokens of runs that take each program for few rows: of two programs for at most 8 and 64 rows, say, one
@@ -236,14 +341,24 @@ fn inputs(plan: &Plan, options: &VerifyOptions) -> Result<Vec<(String, Tensor)>>
             wanted.max(s.min).min(s.max.unwrap_or(u64::MAX))
         })
         .collect();
+    inputs_of(plan, program, &values, &|p| p.fill == InputFill::Required)
+}
+
+/// Those inputs of a program, under these sizes, from a fixed sequence.
+fn inputs_of(
+    plan: &Plan,
+    program: &Program,
+    values: &[u64],
+    is_given: &dyn Fn(&Port) -> bool,
+) -> Result<Vec<(String, Tensor)>> {
     let mut state = 0x9e37_79b9u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 8) as f32 / (1 << 24) as f32 - 0.5
     };
     let mut out = Vec::new();
-    for port in program.inputs.iter().filter(|p| p.fill == frit_plan::InputFill::Required) {
-        let shape = port.shape.iter().map(|d| Ok(plan.eval(d, &values)?)).collect::<Result<Vec<u64>>>()?;
+    for port in program.inputs.iter().filter(|p| is_given(p)) {
+        let shape = port.shape.iter().map(|d| Ok(plan.eval(d, values)?)).collect::<Result<Vec<u64>>>()?;
         let n: u64 = shape.iter().product();
         let tensor = match port.storage.scalar() {
             Scalar::F32 => Tensor::f32(&shape, (0..n).map(|_| next()).collect())?,

@@ -14,7 +14,8 @@ use frit_kernels::target::Tier;
 use frit_plan::{KvPart, Placement, Plan, Port, Step, TensorSource};
 use frit_simt::{Argument, Buffer, Language, Launch, Options, Region, TensorMap, Texture, Violation};
 use serde::Serialize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What was found out about one kernel.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -29,21 +30,44 @@ pub struct KernelCheck {
     pub bytes: u64,
     /// Barriers that warps passed.
     pub barriers: u64,
+    /// Sectors of 32 bytes that warps read and wrote, each once an access.
+    pub sectors: u64,
+    /// Accesses of warps to workgroup memory.
+    pub shared_accesses: u64,
+    /// Further passes over workgroup memory because lanes meet in a bank.
+    pub bank_conflicts: u64,
+    /// Branches at which lanes of a warp parted.
+    pub divergences: u64,
+    /// Most registers alive at one point of the text, in words of a thread.
+    pub live_registers: u32,
     /// Everything it did wrong.
     pub violations: Vec<String>,
 }
 
 /// Checks of a plan's kernels, in plan order; shared between a backend and whoever asks it afterwards.
 #[derive(Clone, Debug, Default)]
-pub struct Checks(Arc<Mutex<Vec<KernelCheck>>>);
+pub struct Checks(Arc<Mutex<Found>>);
+
+#[derive(Clone, Debug, Default)]
+struct Found {
+    kernels: Vec<KernelCheck>,
+    programs: BTreeSet<usize>,
+}
 
 impl Checks {
     /// What was found so far.
     pub fn kernels(&self) -> Vec<KernelCheck> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().kernels.clone()
+    }
+    /// Whether a program ran.
+    pub fn has_run(&self, program: usize) -> bool {
+        self.lock().programs.contains(&program)
+    }
+    fn lock(&self) -> MutexGuard<'_, Found> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
     fn with(&self, kernel: usize, f: impl FnOnce(&mut KernelCheck)) {
-        if let Some(k) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(kernel) {
+        if let Some(k) = self.lock().kernels.get_mut(kernel) {
             f(k);
         }
     }
@@ -71,6 +95,16 @@ impl SimtBackend {
         self.capability = capability;
         self
     }
+    /// Computes what the languages leave open as a device might that is unlike this one: approximate functions somewhere
+    /// within their bounds, denormal numbers flushed, products and sums fused, matrix units adding in another order.
+    #[must_use]
+    pub fn with_adversary(mut self, seed: u64) -> SimtBackend {
+        let shuffle = self.options.shuffle.or(Some(seed));
+        let (perturb, permute_mma) = (Some(seed), Some(seed));
+        let options = Options { shuffle, perturb, permute_mma, flush_denormals: true, contract: true, ..self.options };
+        self.options = options;
+        self
+    }
     /// What its executors find.
     pub fn checks(&self) -> Checks {
         self.checks.clone()
@@ -95,7 +129,7 @@ impl Backend for SimtBackend {
         progress: Progress<'_>,
     ) -> Result<Box<dyn Executor>> {
         let name = |k: &frit_plan::Kernel| KernelCheck { name: k.name.clone(), ..KernelCheck::default() };
-        *self.checks.0.lock().unwrap_or_else(PoisonError::into_inner) = plan.kernels.iter().map(name).collect();
+        *self.checks.lock() = Found { kernels: plan.kernels.iter().map(name).collect(), programs: BTreeSet::new() };
         let layout = Layout::new(&plan, extent)?;
         bytes_of(layout.side_elems)?;
         let total = plan.weights.len() as u64;
@@ -227,7 +261,12 @@ impl SimtExecutor {
                     table.resize(SIZES_BYTES as usize / 4, 0);
                     let table = words(&table);
                     match language {
-                        Language::Ptx => (Argument::Buffer(Buffer::input("sizes", table)), None),
+                        // a step's end moves on the sizes; no kernel of a plan writes them
+                        Language::Ptx => {
+                            let end = table.len() as u64;
+                            let regions = vec![Region { start: 0, end, initialised: true, writable: false }];
+                            (Argument::Buffer(Buffer { regions, ..Buffer::inout("sizes", table) }), None)
+                        }
                         Language::Wgsl => (Argument::Bytes(table), None),
                     }
                 }
@@ -277,6 +316,11 @@ impl SimtExecutor {
             k.instructions += c.thread.iter().sum::<u64>();
             k.bytes += c.global_read_bytes + c.global_write_bytes;
             k.barriers += c.barriers;
+            k.sectors += c.global_read_sectors + c.global_write_sectors;
+            k.shared_accesses += c.shared_accesses;
+            k.bank_conflicts += c.bank_conflicts;
+            k.divergences += c.divergences;
+            k.live_registers = k.live_registers.max(c.live_registers);
             for v in outcome.violations.iter().map(Violation::to_string) {
                 if !k.violations.contains(&v) {
                     k.violations.push(v);
@@ -416,6 +460,7 @@ impl Executor for SimtExecutor {
         for step in &decl.steps {
             self.launch(program, step, sizes)?;
         }
+        self.checks.lock().programs.insert(program);
         let mut out = Vec::new();
         for w in wanted {
             let port = decl.outputs.get(*w).ok_or_else(|| Error::Plan(format!("there is no output {w}")))?;

@@ -15,7 +15,7 @@ pub struct Args {
     #[arg(long, default_value = "all", value_parser = ["wgsl-cpu", "wgsl-gpu", "wgsl", "ptx", "all"])]
     target: String,
     /// Run on this backend's device instead of executing the texts here: auto, cpu, wgpu or cuda.
-    #[arg(long, conflicts_with_all = ["target", "shuffle"])]
+    #[arg(long, conflicts_with_all = ["target", "shuffle", "adversarial"])]
     on: Option<BackendChoice>,
     /// Sequences of a run.
     #[arg(long, default_value_t = 1)]
@@ -33,6 +33,10 @@ pub struct Args {
     /// Run warps and workgroups in an order drawn from this seed.
     #[arg(long)]
     shuffle: Option<u64>,
+    /// Draw from this seed what the languages leave open: the last bits of approximate functions, denormal numbers, fused
+    /// products and sums, the order in which matrix units add.
+    #[arg(long, value_name = "SEED")]
+    adversarial: Option<u64>,
     #[cfg(feature = "compiler")]
     #[command(flatten)]
     switches: crate::switches::Switches,
@@ -58,6 +62,7 @@ pub fn main(a: &Args) -> Result<()> {
         new_tokens: a.new_tokens,
         tolerance: a.tolerance,
         shuffle: a.shuffle,
+        adversarial: a.adversarial,
         ..VerifyOptions::default()
     };
     if let Some(choice) = a.on {
@@ -94,31 +99,36 @@ pub fn main(a: &Args) -> Result<()> {
 }
 
 fn print(t: &TierCheck) {
-    println!("{}: checked for bounds, alignment, races, uniform barriers, finite values", heading(t));
+    println!("{}, checked for {}", heading(t), t.proved.join(", "));
     for k in &t.kernels {
         let state = if k.launches == 0 {
-            "not launched"
+            "NOT LAUNCHED"
         } else if k.violations.is_empty() {
             "ok"
         } else {
             "FAILED"
         };
         println!(
-            " {:58} {:>4} launches {:>12} instructions {:>10}  {state}",
+            " {:58} {:>4} launches {:>12} instructions {:>10} {:>9} sectors {:>8} conflicts {:>3} live  {state}",
             k.name,
             k.launches,
             k.instructions,
-            bytes(k.bytes)
+            bytes(k.bytes),
+            k.sectors,
+            k.bank_conflicts,
+            k.live_registers
         );
         k.violations.iter().for_each(|v| println!("    {v}"));
     }
     print_comparison(&t.outputs, t.same_tokens);
     println!(
-        " {} kernels, {} not launched at these sizes, {} violations\n",
+        " {} kernels, {} not launched at these sizes, {} violations",
         t.kernels.len(),
-        t.not_launched,
+        t.not_launched.len(),
         t.violations()
     );
+    t.not_launched.iter().for_each(|name| println!(" NOT LAUNCHED: {name}"));
+    println!();
 }
 
 fn print_device(d: &DeviceCheck) {
