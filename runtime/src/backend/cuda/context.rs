@@ -128,7 +128,8 @@ impl Context {
         });
         match made {
             Ok((f, code)) => {
-                if let Some(path) = path {
+                // a text that the loader assembles is no machine code
+                if let Some(path) = path.filter(|_| !code.starts_with(ptx.as_bytes())) {
                     Cache::write(&path, &code);
                 }
                 Ok(f)

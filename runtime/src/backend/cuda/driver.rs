@@ -108,7 +108,8 @@ pub(crate) trait Driver: Send {
     fn read(&mut self, address: Address, to: &mut [u8]) -> DriverResult<()>;
     /// Waits for everything.
     fn wait(&mut self) -> DriverResult<()>;
-    /// Machine code for the device, from PTX. An error carries the assembler's log.
+    /// Machine code for the device, from PTX, or the PTX itself, ended by a zero, where only the loader assembles it. An
+    /// error carries the assembler's log.
     fn assemble(&mut self, ptx: &str) -> DriverResult<Vec<u8>>;
     /// Loads the kernel `entry` of some machine code, and lets it ask for so much shared memory.
     fn load(&mut self, code: &[u8], entry: &str, shared_bytes: u32) -> DriverResult<Function>;

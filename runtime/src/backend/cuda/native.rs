@@ -293,7 +293,11 @@ impl Driver for Native {
         let text = [ptx.as_bytes(), &[0]].concat();
         // unless told so, the target is the device's without what only it has
         let of_its_own = ptx.lines().any(|l| l.trim().starts_with(".target sm_90a"));
-        self.link(&text, of_its_own.then_some(sys::CUjit_target::CU_TARGET_COMPUTE_90A))
+        match self.link(&text, of_its_own.then_some(sys::CUjit_target::CU_TARGET_COMPUTE_90A)) {
+            // a driver that does not know the target leaves the text to the loader, whose log tells of a text that is wrong
+            Err(e) if !e.is_sticky() && of_its_own => Ok(text),
+            made => made,
+        }
     }
     fn load(&mut self, code: &[u8], entry: &str, shared_bytes: u32) -> DriverResult<Function> {
         let _current = self.current()?;
