@@ -73,6 +73,9 @@ fn kernels(plan: &Plan, (batch, tokens, past): (u64, u64, u64)) -> BTreeMap<u32,
     found
 }
 
+/// Contents are random where a model's are not: sums of softmaxes have either sign, so that last bits are magnified.
+const UNLIKE: f64 = 1e-3;
+
 /// A device unlike the plain one, in some or in all that is left to it.
 fn adversarial(seed: u64) -> Options {
     let (perturb, permute_mma, shuffle) = (Some(seed), Some(seed), Some(seed));
@@ -115,7 +118,7 @@ fn check(model: &str) {
                     assert!(broken.is_empty() && outcome.completed, "{what} {options:?}: {broken:#?}\n{}", r.text);
                     for (i, a) in case.spec.args.iter().enumerate().filter(|(_, a)| a.written) {
                         let what = format!("{what} `{}` {options:?}", a.name);
-                        compare(&what, &want[i], &args[i], tolerance, &r);
+                        compare(&what, &want[i], &args[i], tolerance.max(UNLIKE), &r);
                     }
                 }
             }
