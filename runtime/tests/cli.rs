@@ -460,3 +460,26 @@ fn verify_proves_every_kernel_of_every_target() {
         assert!(kernels.iter().all(|k| k["launches"].as_u64() > Some(0) && k["instructions"].as_u64() > Some(0)));
     }
 }
+
+/// A program counts with the cache that it reads, whatever runs it is for, and no size goes beyond its bounds.
+#[test]
+fn explain_counts_at_sizes_that_the_program_takes() {
+    let lexicon = fixture("lexicon");
+    let head = |args: &[&str]| {
+        let out = succeeds(&[&["explain", path(&lexicon)], args].concat());
+        out.lines().next().unwrap().to_owned()
+    };
+    assert!(head(&[]).ends_with("at B = 1, S = 1, P = 64, T = 65"), "{}", head(&[]));
+    let parts = head(&["--phase", "decode+parts", "--past", "200"]);
+    assert!(parts.ends_with("S = 1, P = 200, T = 201"), "{parts}");
+    let prefill = head(&["--phase", "prefill", "--tokens", "9"]);
+    assert!(prefill.ends_with("S = 9, P = 0, T = 9"), "{prefill}");
+    for (args, parts) in [
+        (["--batch", "0"], ["size B of decode", "at least 1"]),
+        (["--batch", "9"], ["size B of decode", "more than 4"]),
+        (["--past", "9999"], ["size T of decode", "more than 256"]),
+    ] {
+        let said = refused(&[&["explain", path(&lexicon)], &args[..]].concat());
+        assert!(parts.iter().all(|p| said.contains(p)), "{said}");
+    }
+}

@@ -101,7 +101,7 @@ struct Bound {
 impl Bound {
     fn new(a: &Args, model: &LoadedModel, program: &str, backend: &dyn Backend) -> Result<Bound> {
         let plan = &model.plan;
-        let at = a.at.values(plan, program);
+        let at = a.at.values(plan, program)?;
         let program = plan.programs.iter().position(|p| p.name == program).context("a phase without a program")?;
         let mut executor = backend.bind(plan.clone(), &*model.weights, &Extent(at.clone()), &mut |_, _| {})?;
         let inputs = inputs(&mut *executor, plan, program, &at)?;

@@ -84,7 +84,7 @@ fn json(a: &Args, plan: &Plan) -> serde_json::Value {
         "refused": main.map(|p| &p.refused),
         "ledger": main.map(|p| &p.ledger),
         "memory": main.and_then(|p| {
-            let [arena_bytes, value_bytes, peak_bytes] = memory(plan, &p.program, &a.at.values(plan, &p.program))?;
+            let [arena_bytes, value_bytes, peak_bytes] = memory(plan, &p.program, &a.at.values_or_usual(plan, &p.program))?;
             Some(serde_json::json!({
                 "arena_bytes": arena_bytes, "value_bytes": value_bytes, "peak_bytes": peak_bytes,
                 "in_place": p.in_place.len(),
@@ -163,7 +163,7 @@ pub fn main(a: &Args) -> Result<()> {
         return lock(a, plan, file);
     }
     if let Some(file) = &a.html {
-        let page = html::page(plan, &|program, d| signed(plan, &a.at.values(plan, program), d));
+        let page = html::page(plan, &|program, d| signed(plan, &a.at.values_or_usual(plan, program), d));
         frit_plan::format::replace_file(file, |w| {
             w.write_all(page.as_bytes()).map_err(|source| FormatError::Io { path: file.clone(), source })
         })?;
@@ -180,8 +180,9 @@ pub fn main(a: &Args) -> Result<()> {
         let have: Vec<&str> = plan.report.phases.iter().map(|p| p.program.as_str()).collect();
         bail!("{} has no phase `{wanted}`\nhint: --phase {}", path.display(), have.join(" | "));
     };
+    let at = a.at.values(plan, &phase.program)?;
     if a.measure {
-        let measured = measure::run(&loaded, phase, a.backend.parse()?, &a.at.values(plan, &phase.program))?;
+        let measured = measure::run(&loaded, phase, a.backend.parse()?, &at)?;
         if a.json {
             let mut report = json(a, plan);
             report["measured"] = measured.json(phase);
@@ -194,7 +195,7 @@ pub fn main(a: &Args) -> Result<()> {
     match &a.edge {
         Some(edge) => print_edge(edge, phase),
         None => {
-            print(a, plan, phase);
+            print(a, plan, phase, &at);
             Ok(())
         }
     }
@@ -329,10 +330,9 @@ fn print_search(e: &ExactSearch) {
     );
 }
 
-fn print(a: &Args, plan: &Plan, phase: &PhaseReport) {
-    let at = a.at.values(plan, &phase.program);
-    let named: Vec<String> = plan.sizes.iter().zip(&at).map(|(s, v)| format!("{} = {v}", s.name)).collect();
-    let count = |d: &Dim| bytes(u64::try_from(signed(plan, &at, d)).unwrap_or(0));
+fn print(a: &Args, plan: &Plan, phase: &PhaseReport, at: &[u64]) {
+    let named: Vec<String> = plan.sizes.iter().zip(at).map(|(s, v)| format!("{} = {v}", s.name)).collect();
+    let count = |d: &Dim| bytes(u64::try_from(signed(plan, at, d)).unwrap_or(0));
     println!("{}  {}  at {}", plan.model.name, phase.program, named.join(", "));
     println!(
         "{} kernels, {} if nothing were fused, {} in each of {} layers; attention blocks fused: {} of {}\n",
@@ -379,7 +379,7 @@ fn print(a: &Args, plan: &Plan, phase: &PhaseReport) {
         count(&l.activations_fused),
         count(&l.total)
     );
-    if let Some([arena, sum, peak]) = memory(plan, &phase.program, &at) {
+    if let Some([arena, sum, peak]) = memory(plan, &phase.program, at) {
         let ratio = sum as f64 / arena.max(1) as f64;
         println!(
             "memory   {} for values of {} together, {} of them alive at once; each byte used {ratio:.1} times",
