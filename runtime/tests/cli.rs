@@ -483,3 +483,23 @@ fn explain_counts_at_sizes_that_the_program_takes() {
         assert!(parts.iter().all(|p| said.contains(p)), "{said}");
     }
 }
+
+/// What draws tokens is checked before anything is printed, and what would change nothing is refused.
+#[test]
+fn sampling_options_are_checked_whether_they_are_used_or_not() {
+    let lexicon = fixture("lexicon");
+    let args = ["generate", path(&lexicon), "--prompt", "kiln", "--backend", "cpu"];
+    for (how, part) in [
+        (&["--temperature", "nan"][..], "temperature"),
+        (&["--temperature", "-1"], "temperature: -1"),
+        (&["--top-p", "nan"], "top-p"),
+        (&["--top-p", "-0.5"], "top-p: -0.5"),
+        (&["--temperature", "1", "--top-k", "0"], "top-k"),
+        (&["--top-k", "5"], "--temperature 0.8"),
+        (&["--top-p", "0.5"], "--temperature 0.8"),
+        (&["--seed", "5"], "--temperature 0.8"),
+    ] {
+        let said = refused(&[&args[..], how].concat());
+        assert!(said.contains(part), "{how:?}: {said}");
+    }
+}

@@ -23,19 +23,9 @@ pub struct Args {
     /// Most tokens of an answer.
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
-    /// Randomness; 0 takes the most likely token.
-    #[arg(long, default_value_t = 0.0)]
-    temperature: f32,
-    /// Draw from this many most likely tokens.
-    #[arg(long)]
-    top_k: Option<usize>,
-    /// Draw from the most likely tokens up to this probability.
-    #[arg(long)]
-    top_p: Option<f32>,
-    /// Seed of the draws.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// auto, cpu or wgpu.
+    #[command(flatten)]
+    draw: crate::draw::Draw,
+    /// auto, cpu, wgpu or cuda.
     #[arg(long, default_value = "auto")]
     backend: BackendChoice,
     /// Print the text that the model is given, and do not run it.
@@ -47,6 +37,7 @@ pub struct Args {
 }
 
 pub fn main(a: &Args) -> Result<()> {
+    let sampling = a.draw.sampling()?;
     let progress = Progress::new();
     let loaded = model::open(&a.model, &progress)?;
     progress.clear();
@@ -81,7 +72,7 @@ pub fn main(a: &Args) -> Result<()> {
         let Some(text) = next else { break };
         said.push(Message::new("user", &text));
         let prompt = tokenizer.encode_as_written(&template.render(&said, true)?)?;
-        let (answer, made) = answer(a, &mut session, &tokenizer, prompt)?;
+        let (answer, made) = answer(a, &mut session, &tokenizer, prompt, sampling)?;
         said.push(Message::new("assistant", &answer));
         stats.push(made);
     }
@@ -98,13 +89,8 @@ fn answer(
     session: &mut Session,
     tokenizer: &Tokenizer,
     prompt: Vec<u32>,
+    sampling: Option<Sampling>,
 ) -> Result<(String, frit::GenerateStats)> {
-    let sampling = (a.temperature > 0.0).then_some(Sampling {
-        temperature: a.temperature,
-        top_k: a.top_k,
-        top_p: a.top_p,
-        seed: a.seed,
-    });
     let options = GenerateOptions { max_new_tokens: a.max_new_tokens, sampling, ..GenerateOptions::default() };
     let mut stream = tokenizer.stream();
     let mut text = String::new();

@@ -3,7 +3,7 @@
 use crate::model::{self, Progress, bytes};
 use anyhow::{Context, Result, bail};
 use frit::tokenizer::Tokenizer;
-use frit::{BackendChoice, GenerateOptions, NewToken, Sampling, Session, Tensor, npz, visible_tokens};
+use frit::{BackendChoice, GenerateOptions, NewToken, Session, Tensor, npz, visible_tokens};
 use frit_plan::Task;
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -25,18 +25,8 @@ pub struct Args {
     /// Most tokens to generate.
     #[arg(long, default_value_t = 64)]
     max_new_tokens: usize,
-    /// Randomness; 0 takes the most likely token.
-    #[arg(long, default_value_t = 0.0)]
-    temperature: f32,
-    /// Draw from this many most likely tokens.
-    #[arg(long)]
-    top_k: Option<usize>,
-    /// Draw from the most likely tokens up to this probability.
-    #[arg(long)]
-    top_p: Option<f32>,
-    /// Seed of the draws.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    draw: crate::draw::Draw,
     /// Go on after the model's end-of-text token.
     #[arg(long)]
     ignore_eos: bool,
@@ -52,6 +42,7 @@ pub struct Args {
 }
 
 pub fn main(a: &Args) -> Result<()> {
+    let sampling = a.draw.sampling()?;
     let path = model::path(a.model.as_deref())?;
     let progress = Progress::new();
     #[cfg(feature = "compiler")]
@@ -99,12 +90,6 @@ pub fn main(a: &Args) -> Result<()> {
     #[cfg(feature = "compiler")]
     a.policy.steer(&mut session)?;
     progress.clear();
-    let sampling = (a.temperature > 0.0).then_some(Sampling {
-        temperature: a.temperature,
-        top_k: a.top_k,
-        top_p: a.top_p,
-        seed: a.seed,
-    });
     let options = GenerateOptions {
         max_new_tokens: a.max_new_tokens,
         sampling,

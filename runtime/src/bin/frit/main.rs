@@ -13,6 +13,7 @@ mod chat;
 mod check;
 mod compile;
 mod diff;
+mod draw;
 mod embed;
 mod expect;
 mod explain;
