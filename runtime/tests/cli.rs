@@ -375,6 +375,16 @@ fn tuning_measures_fusions_and_leaves_out_what_is_slower() {
     let refused: Vec<&Value> = all.iter().filter(|r| r["code"] == "N-MEASURED").collect();
     assert!(!refused.is_empty() && refused.iter().all(|r| r["detail"].as_str().unwrap().contains("12.3 % longer")));
     assert!(!all.iter().any(|r| r["code"] == "L20-USER"), "{all:?}");
+    let done = frit(&["explain", path(&gpt2), "--json", "--tuning", path(&file)]);
+    let said = text(&done.stderr);
+    assert!(said.contains("leaves out epilogue, slower on cpu") && !said.contains("warning"), "{said}");
+    let lexicon = fixture("lexicon");
+    let said = self::refused(&["explain", path(&lexicon), "--tuning", path(&file)]);
+    assert!(said.contains("the model `gpt2`, not on `lexicon`"), "{said}");
+    tuning["device"] = "cpu (another)".into();
+    std::fs::write(&file, tuning.to_string()).unwrap();
+    let done = frit(&["explain", path(&gpt2), "--json", "--tuning", path(&file)]);
+    assert!(text(&done.stderr).contains("was measured on cpu (another); here is cpu ("), "{}", text(&done.stderr));
     std::fs::write(&file, "{}").unwrap();
     let said = self::refused(&["compile", path(&gpt2), "-o", "x.frit", "--tuning", path(&file)]);
     assert!(said.contains("is no tuning file") && said.contains("frit tune"), "{said}");

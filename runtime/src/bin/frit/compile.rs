@@ -40,11 +40,13 @@ pub fn main(a: &Args) -> Result<()> {
     let start = std::time::Instant::now();
     #[cfg(feature = "compiler")]
     let loaded = match a.policy.open(&a.model, a.switches.options()?, &progress)? {
-        Some(loaded) => loaded,
+        Some(loaded) => {
+            progress.clear();
+            a.switches.check(&loaded.plan)?;
+            loaded
+        }
         None => a.switches.open(&a.model, &progress)?,
     };
-    #[cfg(feature = "compiler")]
-    a.switches.check(&loaded.plan)?;
     #[cfg(not(feature = "compiler"))]
     let loaded = model::open(&a.model, &progress)?;
     let compiled = start.elapsed().as_secs_f64();

@@ -158,11 +158,14 @@ impl Switches {
         }
         Ok(o)
     }
-    /// Whether a plan does what was asked for.
+    /// Whether a plan does what was asked for; says on standard error what a file left out of it.
     ///
     /// # Errors
-    /// A body was demanded and no program has one.
+    /// A body was demanded and no program has one; the tuning file is of another model.
     pub fn check(&self, plan: &frit_plan::Plan) -> Result<()> {
+        if let Some(file) = &self.tuning {
+            crate::tune::apply(file, &mut CompileOptions::default())?.check(file, plan)?;
+        }
         let has_body = plan.report.phases.iter().any(|p| p.instances > 0);
         if self.looping == Looping::Dispatch && !has_body {
             bail!("no layers of {} repeat so that one body serves them\nhint: --loop auto", plan.model.name);
@@ -177,6 +180,9 @@ impl Switches {
         if model_source::is_artifact(path) {
             bail!("{} is compiled already: switches apply to its model", path.display());
         }
-        Ok(model_source::compile_with(path, self.options()?, &mut |s| progress.stage(s))?)
+        let loaded = model_source::compile_with(path, self.options()?, &mut |s| progress.stage(s))?;
+        progress.clear();
+        self.check(&loaded.plan)?;
+        Ok(loaded)
     }
 }

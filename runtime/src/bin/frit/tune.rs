@@ -70,11 +70,46 @@ struct Tuning {
     tried: Vec<Tried>,
 }
 
+/// Where kinds of fusion were measured that are left out.
+pub struct Applied {
+    model: String,
+    device: String,
+    left_out: Vec<String>,
+}
+
+impl Applied {
+    /// Says what is left out of a plan.
+    ///
+    /// # Errors
+    /// The file is of another model.
+    pub fn check(&self, file: &Path, plan: &Plan) -> Result<()> {
+        let (file, name) = (file.display(), &plan.model.name);
+        if self.model != *name {
+            bail!("{file}: was measured on the model `{}`, not on `{name}`\nhint: frit tune again", self.model);
+        }
+        match self.left_out.is_empty() {
+            true => eprintln!("{file}: leaves nothing out"),
+            false => eprintln!("{file}: leaves out {}, slower on {}", self.left_out.join(", "), self.device),
+        }
+        let backend = self.device.split(' ').next().unwrap_or_default();
+        match backend.parse::<BackendChoice>().and_then(BackendChoice::open) {
+            Ok(b) if described(&*b) == self.device => {}
+            Ok(b) => eprintln!("warning: {file}: was measured on {}; here is {}", self.device, described(&*b)),
+            Err(e) => eprintln!("warning: {file}: was measured on {}; here: {e}", self.device),
+        }
+        Ok(())
+    }
+}
+
+fn described(backend: &dyn Backend) -> String {
+    format!("{} ({})", backend.name(), backend.device())
+}
+
 /// Leaves out what a file says is slower.
 ///
 /// # Errors
 /// A file that cannot be read, is of another format, or names a fusion that there is not.
-pub fn apply(file: &Path, options: &mut CompileOptions) -> Result<()> {
+pub fn apply(file: &Path, options: &mut CompileOptions) -> Result<Applied> {
     let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let tuning: Tuning = serde_json::from_str(&text)
         .with_context(|| format!("{}: is no tuning file\nhint: frit tune MODEL -o {0}", file.display()))?;
@@ -87,7 +122,8 @@ pub fn apply(file: &Path, options: &mut CompileOptions) -> Result<()> {
             bail!("{}: there is no fusion `{}`\nhint: frit explain --ids lists them", file.display(), t.id);
         }
     }
-    Ok(())
+    let left_out = tuning.tried.iter().filter(|t| t.overruled).map(|t| t.id.clone()).collect();
+    Ok(Applied { model: tuning.model, device: tuning.device, left_out })
 }
 
 /// A plan that is bound to a device.
@@ -202,7 +238,7 @@ pub fn main(a: &Args) -> Result<()> {
     }
     keep_what_helps_together(a, &mut tried, (&mut with, &wanted), &*backend, &compile)?;
     let sizes = usual.plan.sizes.iter().map(|s| s.name.clone()).zip(with.at.iter().copied()).collect();
-    let device = format!("{} ({})", backend.name(), backend.device());
+    let device = described(&*backend);
     let tuning =
         Tuning { format: FORMAT.into(), model: usual.plan.model.name.clone(), program: wanted, device, sizes, tried };
     let text = serde_json::to_string_pretty(&tuning)?;
