@@ -184,7 +184,14 @@ pub fn replace_file<E: From<FormatError>>(
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let temp = builder.tempfile_in(dir).map_err(io())?;
+    // The message of a failed creation names the temporary file, which nobody asked for.
+    let temp = builder.tempfile_in(dir).map_err(|e| {
+        let source = match (e.kind(), dir.is_dir()) {
+            (kind, true) => std::io::Error::new(kind, format!("the folder {} takes no file: {kind}", dir.display())),
+            (kind, false) => std::io::Error::new(kind, format!("there is no folder {}", dir.display())),
+        };
+        FormatError::Io { path: path.to_owned(), source }
+    })?;
     {
         let mut w = BufWriter::with_capacity(1 << 20, temp.as_file());
         fill(&mut w)?;
