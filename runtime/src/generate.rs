@@ -427,6 +427,7 @@ impl Run {
         }
         if let Some(next) = self.ahead.pop_front() {
             self.next = next;
+            self.stats.depth.add_whole(self.rows.going().iter().filter(|c| **c).count() as u64);
         } else {
             let reads_ids =
                 self.plan.programs.get(self.decode).is_some_and(|p| p.inputs.iter().any(|i| i.name == INPUT_IDS));
@@ -479,11 +480,14 @@ impl Run {
         let read = if on_device { output(NEXT_TOKEN).or(output(LOGITS)) } else { output(LOGITS) };
         let read = read.ok_or_else(|| Error::Plan(format!("program `{}` gives no `{LOGITS}`", g.name)))?;
         let told = run_stats::telling(g);
-        let wanted: Vec<usize> = if choose { [read].into_iter().chain(told).collect() } else { Vec::new() };
+        let wanted: Vec<usize> = if choose { [read].into_iter().chain(told.iter().copied()).collect() } else { Vec::new() };
         let (out, passes) = session.run_passes(program, &self.sizes, &inputs, &wanted)?;
         self.stats.depth.passes = self.stats.depth.passes.max(passes);
         if choose {
             let counts = self.rows.going();
+            if told.is_empty() {
+                self.stats.depth.add_whole(counts.iter().filter(|c| **c).count() as u64);
+            }
             let names = wanted.iter().skip(1).filter_map(|i| g.outputs.get(*i)).map(|p| p.name.as_str());
             self.stats.depth.add(names.zip(out.iter().skip(1)), Some(&counts));
         }
@@ -589,7 +593,7 @@ fn context(plan: &Plan) -> u64 {
 }
 
 /// The largest value of a size in a program.
-fn limit_of(plan: &Plan, program: &Program, size: &str) -> u64 {
+pub(crate) fn limit_of(plan: &Plan, program: &Program, size: &str) -> u64 {
     let fixed = program.fixed.iter().chain(&program.at_most).filter(|f| f.0 == size).map(|f| f.1);
     let declared = plan.sizes.iter().find(|z| z.name == size).and_then(|z| z.max);
     fixed.chain(declared).min().unwrap_or(u64::MAX)
