@@ -2,12 +2,14 @@
 //! n tokens cost n² / 2.
 
 use crate::binding::INPUT_IDS;
-use crate::generate::{Finish, GenerateOptions, GenerateStats, Generation, NewToken};
+use crate::generate::{Finish, limit_of, GenerateOptions, GenerateStats, Generation, NewToken};
 use crate::prompt::Batch;
 use crate::rows::Rows;
+use crate::run_stats::RunStats;
 use crate::sampler::{Sampler, argmax};
 use crate::session::Session;
 use crate::{Error, Result, Tensor};
+use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Storage;
 use frit_plan::{Plan, Program, WritingRules};
 use std::ops::ControlFlow;
@@ -41,12 +43,17 @@ pub(crate) fn generate(
     };
     let mut rows = Rows::new(batch.rows(), &plan, options);
     let mut ids = Ids::of(&batch)?;
-    let context = if plan.model.context > 0 { plan.model.context as usize } else { usize::MAX };
+    let context = context(&plan, program);
+    if ids.len > context {
+        let [wanted, limit] = [ids.len, context].map(|n| n as u64);
+        return Err(Error::Limit { what: "tokens of the prompt".into(), wanted, limit });
+    }
     let phase = plan.report.phases.iter().find(|p| p.program == program.name);
     let mut stats = GenerateStats {
         prompt_tokens: prompts.iter().map(|p| p.len() as u64).sum(),
         kernels_per_token: phase.map_or(0, |p| p.dispatches),
         kernels_per_token_unfused: phase.map_or(0, |p| p.unfused_dispatches),
+        depth: RunStats::new(&plan),
         ..GenerateStats::default()
     };
     for step in 0..options.max_new_tokens {
@@ -66,6 +73,8 @@ pub(crate) fn generate(
         let logits = outputs.iter().find(|(n, _)| n == LOGITS).map(|(_, t)| t);
         let next = choose(logits, ids.rows.len(), &mut samplers, &suppressed(&plan.model.rules, step == 0))?;
         let seconds = start.elapsed().as_secs_f64();
+        let going = rows.going().iter().filter(|g| **g).count() as u64;
+        stats.depth.add_whole(going);
         let taken = rows.take(&next, on_token);
         if step == 0 {
             stats.prefill_seconds = seconds;
@@ -99,6 +108,17 @@ fn forward(plan: &Plan) -> Result<&Program> {
         }
         _ => refuse("does not generate text; use `run`".into()),
     }
+}
+
+/// Tokens that fit the model: its context, and the bounds of the extent of `input_ids`.
+fn context(plan: &Plan, program: &Program) -> usize {
+    let stated = if plan.model.context > 0 { plan.model.context } else { u64::MAX };
+    let extent = program.inputs.iter().find(|p| p.name == INPUT_IDS).and_then(|p| p.shape.get(1));
+    let bound = extent.map_or(u64::MAX, |d| {
+        let named = plan.sizes.iter().find(|s| *d == Dim::size(&s.name));
+        named.map(|s| limit_of(plan, program, &s.name)).or(d.as_const().map(|n| n as u64)).unwrap_or(u64::MAX)
+    });
+    usize::try_from(stated.min(bound)).unwrap_or(usize::MAX)
 }
 
 /// All tokens so far, padded on the left.
