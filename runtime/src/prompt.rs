@@ -79,7 +79,7 @@ pub fn visible_tokens(ids: &Tensor, mask: Option<&Tensor>) -> Result<Vec<Vec<u32
     let shape = |what: &str, found: &Tensor, expected: String| Error::Shape {
         what: what.into(),
         expected,
-        found: format!("{:?}", found.shape()),
+        found: format!("{} of shape {:?}", if found.as_i32().is_some() { "integers" } else { "f32" }, found.shape()),
     };
     let (&[rows, tokens], Some(v)) = (ids.shape(), ids.as_i32()) else {
         return Err(shape("input_ids", ids, "integers of shape [rows, tokens]".into()));

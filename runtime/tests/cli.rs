@@ -513,3 +513,23 @@ fn sampling_options_are_checked_whether_they_are_used_or_not() {
         assert!(said.contains(part), "{how:?}: {said}");
     }
 }
+
+/// A file that is no lock is neither compared nor written over.
+#[test]
+fn only_a_lock_is_taken_for_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gpt2, lock) = (fixture("devset/gpt2"), folder.path().join("gpt2.lock"));
+    let args = ["explain", path(&gpt2), "--lock", path(&lock)];
+    succeeds(&args);
+    assert!(succeeds(&args).ends_with("holds\n"));
+    succeeds(&[&args[..], &["--update"]].concat());
+    std::fs::write(&lock, "a letter\n").unwrap();
+    for extra in [&[][..], &["--update"]] {
+        let said = refused(&[&args[..], extra].concat());
+        assert!(said.contains("is no lock of fusions"), "{said}");
+    }
+    assert_eq!(std::fs::read_to_string(&lock).unwrap(), "a letter\n");
+    std::fs::write(&lock, "").unwrap();
+    succeeds(&[&args[..], &["--update"]].concat());
+    assert!(std::fs::read_to_string(&lock).unwrap().starts_with("fusion.lock 1 "));
+}

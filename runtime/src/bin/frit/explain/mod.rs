@@ -14,6 +14,9 @@ use frit_plan::{ExactSearch, PhaseReport, Plan};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// How a lock file begins.
+const LOCK: &str = "fusion.lock 1 ";
+
 #[derive(clap::Args)]
 pub struct Args {
     /// A Hugging Face directory, a .gguf or a .frit file [default: fixtures/lexicon]
@@ -115,6 +118,13 @@ fn print_codes() {
 /// Compares a plan with a lock file.
 fn lock(a: &Args, plan: &Plan, file: &Path) -> Result<()> {
     let text = plan.lock();
+    let old = match file.exists() {
+        true => std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?,
+        false => String::new(),
+    };
+    if !old.is_empty() && !old.starts_with(LOCK) {
+        bail!("{}: is no lock of fusions: its first line does not begin with `{LOCK}`", file.display());
+    }
     if a.update || !file.exists() {
         frit_plan::format::replace_file(file, |w| {
             w.write_all(text.as_bytes()).map_err(|source| FormatError::Io { path: file.to_owned(), source })
@@ -122,7 +132,6 @@ fn lock(a: &Args, plan: &Plan, file: &Path) -> Result<()> {
         eprintln!("{} written", file.display());
         return Ok(());
     }
-    let old = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
     let changes = frit_plan::lock_changes(&old, &text);
     if changes.is_empty() {
         println!("{} holds", file.display());
