@@ -533,3 +533,39 @@ fn only_a_lock_is_taken_for_one() {
     succeeds(&[&args[..], &["--update"]].concat());
     assert!(std::fs::read_to_string(&lock).unwrap().starts_with("fusion.lock 1 "));
 }
+
+/// What is asked for as JSON is one JSON value.
+#[test]
+fn json_is_one_value_whatever_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gpt2, lexicon, lock) = (fixture("devset/gpt2"), fixture("lexicon"), folder.path().join("gpt2.lock"));
+    let out = folder.path().join("out.npz");
+    let ran = json(&[
+        "run", path(&lexicon), "--text", "a kiln", "--output", path(&out), "--backend", "cpu", "--stats", "json", "--json",
+    ]);
+    assert!(ran["stats"]["layers"].as_u64() == Some(6) && ran["outputs"].is_object(), "{ran}");
+    let ids = json(&["explain", "--ids", "--json"]);
+    assert!(ids["ids"].as_array().unwrap().iter().any(|i| i["id"] == "epilogue" && i["kind"] == "fusion"), "{ids}");
+    let codes = json(&["explain", "--all-codes", "--json"]);
+    assert!(codes["codes"].as_array().unwrap().iter().all(|c| c["remedy"].is_string()), "{codes}");
+    let locked = |written: bool| {
+        let said = json(&["explain", path(&gpt2), "--lock", path(&lock), "--json"]);
+        assert_eq!(said["written"], written, "{said}");
+    };
+    locked(true);
+    locked(false);
+    let edge = json(&["explain", path(&gpt2), "--edge", "kv_append:attention", "--phase", "forward", "--json"]);
+    assert!(edge["fused"].as_array().unwrap().is_empty(), "{edge}");
+    assert!(edge["refused"].as_array().unwrap().iter().all(|e| e["to"].as_str().unwrap().contains("attention")));
+    let name = json(&["inspect", path(&gpt2), "--json"])["kernels"][0]["name"].as_str().unwrap().to_owned();
+    let kernel = json(&["inspect", path(&gpt2), "--kernel", &name, "--json"]);
+    assert!(kernel["text"].as_str().unwrap().contains("@compute") && kernel["emit"] == "wgsl", "{kernel}");
+    for args in [
+        &["explain", path(&gpt2), "--html", "page.html", "--json"][..],
+        &["compile", path(&gpt2), "--bisect", "true", "--json"],
+    ] {
+        let done = frit(args);
+        assert_eq!(done.status.code(), Some(2), "{args:?}");
+        assert!(text(&done.stderr).contains("cannot be used with"), "{}", text(&done.stderr));
+    }
+}

@@ -15,7 +15,7 @@ pub struct Args {
     output: Option<PathBuf>,
     /// Search for the rewrite or fusion that makes a command fail; `{}` in it stands for the artifact.
     #[cfg(feature = "compiler")]
-    #[arg(long, value_name = "CMD")]
+    #[arg(long, value_name = "CMD", conflicts_with = "json")]
     bisect: Option<String>,
     #[cfg(feature = "compiler")]
     #[command(flatten)]

@@ -96,17 +96,28 @@ pub fn main(a: &Args) -> Result<()> {
             bail!("there is no kernel `{name}`\nhint: one of {}", names.join(", "));
         };
         let tier = if let Emit::Ptx = a.emit { Tier::Cuda } else { tier };
-        match (a.emit, k.variant(tier)) {
+        let text = match (a.emit, k.variant(tier)) {
             (Emit::PtxSm90a, _) => match k.variants.iter().find(|v| v.architecture == Some(Architecture::Sm90a)) {
-                Some(v) => print!("{}", v.text),
+                Some(v) => &v.text,
                 None => {
                     let why = warpgroup_refusal(&k.spec).unwrap_or("the plan was made without: another text is faster");
                     bail!("`{name}` has no text of its own for sm_90a: {why}")
                 }
             },
-            (Emit::Spec, _) => println!("{}", serde_json::to_string_pretty(&k.spec)?),
-            (_, Some(v)) => print!("{}", v.text),
+            (Emit::Spec, _) => {
+                println!("{}", serde_json::to_string_pretty(&k.spec)?);
+                return Ok(());
+            }
+            (_, Some(v)) => &v.text,
             (_, None) => bail!("`{name}` has no text for the tier {}", tier.name()),
+        };
+        match a.json {
+            true => {
+                let emit = a.emit.to_possible_value().map(|v| v.get_name().to_owned());
+                let report = serde_json::json!({ "name": k.name, "emit": emit, "tier": tier.name(), "text": text });
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            }
+            false => print!("{text}"),
         }
         return Ok(());
     }

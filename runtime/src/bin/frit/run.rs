@@ -70,7 +70,7 @@ pub fn main(a: &Args) -> Result<()> {
             outputs.iter().map(|(n, t)| (n.as_str(), npz::Array::Tensor(t))).collect();
         npz::write(output, &arrays)?;
     }
-    if a.stats.is_some() {
+    if a.stats.is_some() && !a.json {
         println!("{}", serde_json::to_string_pretty(session.stats())?);
     }
     let compared = match &a.expect {
@@ -80,10 +80,13 @@ pub fn main(a: &Args) -> Result<()> {
     if a.json {
         let shapes: serde_json::Map<String, serde_json::Value> =
             outputs.iter().map(|(n, t)| (n.clone(), serde_json::json!(t.shape()))).collect();
-        let report = serde_json::json!({
+        let mut report = serde_json::json!({
             "backend": session.backend(), "device": session.device(), "seconds": seconds,
             "outputs": shapes, "counters": session.counters(), "compared": compared,
         });
+        if let (Some(_), Some(report)) = (&a.stats, report.as_object_mut()) {
+            report.insert("stats".into(), serde_json::to_value(session.stats())?);
+        }
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         for c in &compared {

@@ -10,7 +10,7 @@ use crate::model::{self, Progress, bytes};
 use anyhow::{Context, Result, bail};
 use frit_kernels::dim::Dim;
 use frit_plan::format::FormatError;
-use frit_plan::{ExactSearch, PhaseReport, Plan};
+use frit_plan::{ExactSearch, PhaseReport, Plan, RegionReport};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -57,7 +57,7 @@ pub struct Args {
     #[arg(long, default_value = "cpu", requires = "measure")]
     backend: String,
     /// Write the report as a page with pictures.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
     html: Option<PathBuf>,
     /// Print the report as JSON.
     #[arg(long)]
@@ -100,19 +100,33 @@ fn json(a: &Args, plan: &Plan) -> serde_json::Value {
     })
 }
 
+/// Lists what can be switched off and what a refusal may say, as far as it is asked for.
 #[cfg(feature = "compiler")]
-fn print_ids() {
+fn list(a: &Args) -> Result<()> {
     let rules = frit_compiler::passes::rule_names();
-    for id in frit_compiler::CompileOptions::ids() {
-        println!("{:8} {id}", if rules.contains(&id) { "rewrite" } else { "fusion" });
+    let kind = |id: &str| if rules.contains(&id) { "rewrite" } else { "fusion" };
+    let ids = if a.ids { frit_compiler::CompileOptions::ids() } else { Vec::new() };
+    let codes = if a.all_codes { frit_compiler::fusion::Refusal::ALL.to_vec() } else { Vec::new() };
+    if a.json {
+        let mut report = serde_json::Map::new();
+        if a.ids {
+            let ids: Vec<_> = ids.iter().map(|id| serde_json::json!({ "id": id, "kind": kind(id) })).collect();
+            report.insert("ids".into(), ids.into());
+        }
+        if a.all_codes {
+            let code = |c: &frit_compiler::fusion::Refusal| serde_json::json!({ "code": c.code(), "condition": c.condition(), "remedy": c.remedy() });
+            report.insert("codes".into(), codes.iter().map(code).collect());
+        }
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        return Ok(());
     }
-}
-
-#[cfg(feature = "compiler")]
-fn print_codes() {
-    for code in frit_compiler::fusion::Refusal::ALL {
-        println!("{:14} holds if   {}\n{:14} remedy     {}", code.code(), code.condition(), "", code.remedy());
+    for id in ids {
+        println!("{:8} {id}", kind(id));
     }
+    for c in codes {
+        println!("{:14} holds if   {}\n{:14} remedy     {}", c.code(), c.condition(), "", c.remedy());
+    }
+    Ok(())
 }
 
 /// Compares a plan with a lock file.
@@ -129,28 +143,31 @@ fn lock(a: &Args, plan: &Plan, file: &Path) -> Result<()> {
         frit_plan::format::replace_file(file, |w| {
             w.write_all(text.as_bytes()).map_err(|source| FormatError::Io { path: file.to_owned(), source })
         })?;
+        if a.json {
+            println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "file": file, "written": true }))?);
+        }
         eprintln!("{} written", file.display());
         return Ok(());
     }
     let changes = frit_plan::lock_changes(&old, &text);
+    if a.json {
+        let report = serde_json::json!({ "file": file, "written": false, "changes": changes });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    }
     if changes.is_empty() {
-        println!("{} holds", file.display());
+        if !a.json {
+            println!("{} holds", file.display());
+        }
         return Ok(());
     }
-    changes.iter().for_each(|l| println!("{l}"));
+    changes.iter().filter(|_| !a.json).for_each(|l| println!("{l}"));
     bail!("the fusions differ from {} in {} lines\nhint: --update accepts them", file.display(), changes.len());
 }
 
 pub fn main(a: &Args) -> Result<()> {
     #[cfg(feature = "compiler")]
     if a.ids || a.all_codes {
-        if a.ids {
-            print_ids();
-        }
-        if a.all_codes {
-            print_codes();
-        }
-        return Ok(());
+        return list(a);
     }
     let path = model::path(a.model.as_deref())?;
     #[cfg(feature = "compiler")]
@@ -179,7 +196,7 @@ pub fn main(a: &Args) -> Result<()> {
         eprintln!("{} written", file.display());
         return Ok(());
     }
-    if a.json && !a.measure {
+    if a.json && !a.measure && a.edge.is_none() {
         println!("{}", serde_json::to_string_pretty(&json(a, plan))?);
         return Ok(());
     }
@@ -202,7 +219,7 @@ pub fn main(a: &Args) -> Result<()> {
         return Ok(());
     }
     match &a.edge {
-        Some(edge) => print_edge(edge, phase),
+        Some(edge) => print_edge(edge, phase, a.json),
         None => {
             print(a, plan, phase, &at);
             Ok(())
@@ -248,27 +265,28 @@ fn lint(a: &Args, path: &Path) -> Result<()> {
     if silent.is_empty() { Ok(()) } else { bail!("raised nothing: {}", silent.join(", ")) }
 }
 
-fn print_edge(edge: &str, phase: &PhaseReport) -> Result<()> {
+fn print_edge(edge: &str, phase: &PhaseReport, json: bool) -> Result<()> {
     let Some((from, to)) = edge.split_once(':') else {
         bail!("`{edge}` is no edge\nhint: --edge FROM:TO, such as --edge attn:matmul");
     };
-    let mut known = false;
-    for r in &phase.regions {
-        let has = |part: &str| r.ops.iter().chain(&r.origins).any(|o| o.contains(part));
-        if has(from) && has(to) {
-            println!("fused  K{} {}: {}\n       from {}", r.id, r.kind, r.ops.join(" · "), r.origins.join(", "));
-            known = true;
-        }
+    let holds = |r: &RegionReport, part: &str| r.ops.iter().chain(&r.origins).any(|o| o.contains(part));
+    let fused: Vec<_> = phase.regions.iter().filter(|r| holds(r, from) && holds(r, to)).collect();
+    let refused: Vec<_> = phase.refused.iter().filter(|e| e.from.contains(from) && e.to.contains(to)).collect();
+    if fused.is_empty() && refused.is_empty() {
+        bail!("`{}` has no edge from `{from}` to `{to}`\nhint: frit explain --all", phase.program);
     }
-    for e in phase.refused.iter().filter(|e| e.from.contains(from) && e.to.contains(to)) {
+    if json {
+        let report = serde_json::json!({ "program": phase.program, "fused": fused, "refused": refused });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        return Ok(());
+    }
+    for r in fused {
+        println!("fused  K{} {}: {}\n       from {}", r.id, r.kind, r.ops.join(" · "), r.origins.join(", "));
+    }
+    for e in refused {
         println!("{}  {} -> {}\n       {}\n       to allow it: {}", e.code, e.from, e.to, e.detail, e.remedy);
-        known = true;
     }
-    if known {
-        Ok(())
-    } else {
-        bail!("`{}` has no edge from `{from}` to `{to}`\nhint: frit explain --all", phase.program)
-    }
+    Ok(())
 }
 
 /// Bytes of a program's arenas, of all the values that live in them, and of those alive at once at most.
