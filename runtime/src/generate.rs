@@ -480,7 +480,8 @@ impl Run {
         let read = if on_device { output(NEXT_TOKEN).or(output(LOGITS)) } else { output(LOGITS) };
         let read = read.ok_or_else(|| Error::Plan(format!("program `{}` gives no `{LOGITS}`", g.name)))?;
         let told = run_stats::telling(g);
-        let wanted: Vec<usize> = if choose { [read].into_iter().chain(told.iter().copied()).collect() } else { Vec::new() };
+        let wanted: Vec<usize> =
+            if choose { [read].into_iter().chain(told.iter().copied()).collect() } else { Vec::new() };
         let (out, passes) = session.run_passes(program, &self.sizes, &inputs, &wanted)?;
         self.stats.depth.passes = self.stats.depth.passes.max(passes);
         if choose {

@@ -43,6 +43,7 @@ pub use generate::{Completion, Finish, GenerateOptions, GenerateStats, Generatio
 pub use kv_table::{KvEntry, kv_table};
 pub use model_source::{LoadedModel, Stage};
 pub use prompt::visible_tokens;
+pub use recompute::check_generates;
 pub use run_stats::RunStats;
 pub use sampler::Sampling;
 pub use session::{Session, SessionBuilder};

@@ -2,7 +2,7 @@
 //! n tokens cost n² / 2.
 
 use crate::binding::INPUT_IDS;
-use crate::generate::{Finish, limit_of, GenerateOptions, GenerateStats, Generation, NewToken};
+use crate::generate::{Finish, GenerateOptions, GenerateStats, Generation, NewToken, limit_of};
 use crate::prompt::Batch;
 use crate::rows::Rows;
 use crate::run_stats::RunStats;
@@ -11,7 +11,7 @@ use crate::session::Session;
 use crate::{Error, Result, Tensor};
 use frit_kernels::dim::Dim;
 use frit_kernels::dtype::Storage;
-use frit_plan::{Plan, Program, WritingRules};
+use frit_plan::{Plan, Program, Task, WritingRules};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -89,6 +89,17 @@ pub(crate) fn generate(
         ids.push(&next);
     }
     Ok(Generation { rows: rows.completions(), pad: plan.model.eos.first().copied().unwrap_or(0), stats })
+}
+
+/// Whether a model writes tokens.
+///
+/// # Errors
+/// [`Error::Task`] with what it does instead.
+pub fn check_generates(plan: &Plan) -> Result<()> {
+    match plan.model.task {
+        Task::Decoder | Task::EncoderDecoder => Ok(()),
+        _ => forward(plan).map(|_| ()),
+    }
 }
 
 fn forward(plan: &Plan) -> Result<&Program> {

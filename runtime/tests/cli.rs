@@ -541,7 +541,17 @@ fn json_is_one_value_whatever_is_asked_for() {
     let (gpt2, lexicon, lock) = (fixture("devset/gpt2"), fixture("lexicon"), folder.path().join("gpt2.lock"));
     let out = folder.path().join("out.npz");
     let ran = json(&[
-        "run", path(&lexicon), "--text", "a kiln", "--output", path(&out), "--backend", "cpu", "--stats", "json", "--json",
+        "run",
+        path(&lexicon),
+        "--text",
+        "a kiln",
+        "--output",
+        path(&out),
+        "--backend",
+        "cpu",
+        "--stats",
+        "json",
+        "--json",
     ]);
     assert!(ran["stats"]["layers"].as_u64() == Some(6) && ran["outputs"].is_object(), "{ran}");
     let ids = json(&["explain", "--ids", "--json"]);

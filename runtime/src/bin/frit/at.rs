@@ -66,9 +66,8 @@ fn declared<'p>(plan: &'p Plan, name: &str) -> Option<&'p SizeDecl> {
 
 /// A size as the program fixes it, as asked for, or as usual where that fits.
 fn size(plan: &Plan, program: Option<&Program>, name: &str, asked: Option<u64>, usual: u64) -> Result<u64> {
-    let of = |list: fn(&Program) -> &[(String, u64)]| {
-        program.into_iter().flat_map(list).find(|f| f.0 == name).map(|f| f.1)
-    };
+    let of =
+        |list: fn(&Program) -> &[(String, u64)]| program.into_iter().flat_map(list).find(|f| f.0 == name).map(|f| f.1);
     if let Some(n) = of(|p| &p.fixed) {
         return Ok(n);
     }

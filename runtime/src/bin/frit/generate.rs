@@ -50,6 +50,7 @@ pub fn main(a: &Args) -> Result<()> {
     #[cfg(not(feature = "compiler"))]
     let steered = None;
     let loaded = steered.map_or_else(|| model::open(&path, &progress), Ok)?;
+    frit::check_generates(&loaded.plan)?;
     let tokenizer = Tokenizer::of(&loaded.plan.model)?;
     let encodes = loaded.plan.model.task == Task::EncoderDecoder;
     let mut source: Vec<(String, Tensor)> = Vec::new();
@@ -57,7 +58,8 @@ pub fn main(a: &Args) -> Result<()> {
         (None, Some(file)) if encodes => {
             source = npz::read(file)?;
             let own = source.iter().position(|(n, _)| n == "decoder_input_ids").map(|i| source.remove(i).1);
-            (own.map(|ids| visible_tokens(&ids, None)).transpose()?.unwrap_or_default(), false)
+            let own = own.map(|ids| visible_tokens(&ids, None)).transpose();
+            (own.with_context(|| file.display().to_string())?.unwrap_or_default(), false)
         }
         (Some(text), _) => {
             let Some(t) = &tokenizer else {
@@ -80,7 +82,8 @@ pub fn main(a: &Args) -> Result<()> {
             let find = |n: &str| arrays.iter().find(|(name, _)| name == n).map(|(_, t): &(String, Tensor)| t);
             let ids =
                 find("input_ids").with_context(|| format!("{}: there is no array `input_ids`", file.display()))?;
-            (visible_tokens(ids, find("attention_mask"))?, false)
+            let visible = visible_tokens(ids, find("attention_mask"));
+            (visible.with_context(|| file.display().to_string())?, false)
         }
         (None, None) => {
             bail!("there is nothing to continue\nhint: --prompt TEXT, or --inputs ids.npz --output out.npz")

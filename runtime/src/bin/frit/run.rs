@@ -5,6 +5,7 @@ use crate::model::{self, Progress};
 use anyhow::{Context, Result, bail};
 use frit::tokenizer::Tokenizer;
 use frit::{BackendChoice, Session, npz};
+use frit_plan::{InputFill, Plan};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -41,6 +42,11 @@ pub struct Args {
     json: bool,
 }
 
+/// Whether every program waits for something.
+fn needs_inputs(plan: &Plan) -> bool {
+    plan.programs.iter().all(|p| p.inputs.iter().any(|i| i.fill == InputFill::Required))
+}
+
 pub fn main(a: &Args) -> Result<()> {
     let progress = Progress::new();
     let mut inputs = match &a.inputs {
@@ -57,6 +63,9 @@ pub fn main(a: &Args) -> Result<()> {
             .with_context(|| format!("{} has no tokenizer, so that it cannot read texts", a.model.display()))?;
         let texts: Vec<&str> = a.text.iter().map(String::as_str).collect();
         inputs = frit::embed::batch(&tokenizer, &texts)?;
+    }
+    if inputs.is_empty() && needs_inputs(&loaded.plan) {
+        bail!("{} needs inputs\nhint: --inputs FILE or --text TEXT", a.model.display());
     }
     let mut session = Session::builder().backend(a.backend).progress(|s| progress.stage(s)).open(&loaded)?;
     #[cfg(feature = "compiler")]
