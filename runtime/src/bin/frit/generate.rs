@@ -156,8 +156,8 @@ pub fn main(a: &Args) -> Result<()> {
             s.kernels_per_token_unfused,
             bytes(s.saved_bytes_per_token)
         );
-        if s.depth.tokens > 0 {
-            let most = s.depth.tokens * u64::from(s.depth.layers);
+        let most = s.depth.tokens * u64::from(s.depth.layers);
+        if s.depth.layers_run < most || s.depth.ffn_possible > 0 {
             println!(
                 "depth    {} of {most} layers, {} of {} optional ffns",
                 s.depth.layers_run, s.depth.ffn_run, s.depth.ffn_possible
