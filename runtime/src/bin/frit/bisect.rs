@@ -1,22 +1,36 @@
 //! `frit compile --bisect`: which rewrite or fusion makes a command fail.
 
 use crate::model::Progress;
+use crate::policy::Policy;
 use anyhow::{Context, Result, bail};
 use frit::{LoadedModel, model_source};
 use frit_compiler::CompileOptions;
 use frit_compiler::fusion::FusionOptions;
+use frit_plan::Plan;
 use std::path::Path;
 use std::process::Command;
 
-struct Search<'a> {
-    model: &'a Path,
-    command: &'a str,
-    progress: &'a Progress,
+/// Absorptions of one program that are searched at most.
+const MOST_FUEL: u64 = 1 << 20;
+/// What a refusal says that fuel alone stands in the way of.
+const SPENT: &str = "the fusion fuel is spent";
+
+/// What is searched, and the options of the user, which every plan has but for what is tried.
+pub struct Search<'a> {
+    pub model: &'a Path,
+    pub policy: &'a Policy,
+    pub options: CompileOptions,
+    /// In it `{}`, and the variable FRIT_MODEL, stand for the artifact.
+    pub command: &'a str,
+    pub progress: &'a Progress,
 }
 
 impl Search<'_> {
     fn compile(&self, options: CompileOptions) -> Result<LoadedModel> {
-        Ok(model_source::compile_with(self.model, options, &mut |s| self.progress.stage(s))?)
+        match self.policy.open(self.model, options.clone(), self.progress)? {
+            Some(loaded) => Ok(loaded),
+            None => Ok(model_source::compile_with(self.model, options, &mut |s| self.progress.stage(s))?),
+        }
     }
     /// Whether the command accepts the model compiled with these options.
     fn accepts(&self, options: CompileOptions) -> Result<bool> {
@@ -28,50 +42,121 @@ impl Search<'_> {
         let done = Command::new("sh").arg("-c").arg(&line).env("FRIT_MODEL", &file).status();
         Ok(done.with_context(|| format!("`{line}` could not be started"))?.success())
     }
-    fn fuel(&self, n: u64) -> CompileOptions {
-        CompileOptions { rewrite_fuel: Some(n), ..CompileOptions::default() }
+    /// The user's options, changed; without the budget that they may set, which would choose fusions by itself.
+    fn with(&self, change: impl FnOnce(&mut CompileOptions)) -> CompileOptions {
+        let mut o = CompileOptions { peak: None, ..self.options.clone() };
+        change(&mut o);
+        o
+    }
+    fn say(&self, what: &str) {
+        self.progress.clear();
+        println!("{what}");
+    }
+
+    /// Searches for what makes the command fail.
+    pub fn run(&self) -> Result<()> {
+        let unfused = |o: &mut CompileOptions| {
+            for id in FusionOptions::IDS {
+                o.fusion.switch_off(id);
+            }
+        };
+        if self.accepts(self.options.clone())? {
+            self.say("the command succeeds with everything fused: nothing to search for");
+            return Ok(());
+        }
+        let no_rewrites = |o: &mut CompileOptions| o.rewrite_fuel = Some(0);
+        if !self.accepts(self.with(|o| (unfused(o), no_rewrites(o)).1))? {
+            bail!("the command fails without any rewrite or fusion as well");
+        }
+        let usual = self.with(|_| ());
+        for id in FusionOptions::IDS {
+            let other = self.with(|o| _ = o.fusion.switch_off(id));
+            if other != usual && self.accepts(other)? {
+                self.say(&format!("the fusion `{id}` makes the command fail; `--disable {id}` leaves it out"));
+                return Ok(());
+            }
+        }
+        if self.accepts(self.with(no_rewrites))? {
+            return self.rewrites(&usual);
+        }
+        if self.accepts(self.with(|o| o.fusion.fuel = Some(0)))? {
+            return self.absorptions();
+        }
+        let apart = self.with(unfused);
+        if !self.accepts(apart.clone())? {
+            return self.rewrites(&apart);
+        }
+        self.say("no single kind of fusion, no absorption and no rewrite alone makes the command fail");
+        Ok(())
+    }
+
+    /// The first rewrite with which the command fails; it succeeds without any.
+    fn rewrites(&self, base: &CompileOptions) -> Result<()> {
+        let at = |n: u64| CompileOptions { rewrite_fuel: Some(n), ..base.clone() };
+        let applied = |n: u64| -> Result<_> { Ok(self.compile(at(n))?.plan.report.rewrites.clone()) };
+        let total: u64 = applied(base.rewrite_fuel.unwrap_or(u64::MAX))?.values().sum();
+        let (good, bad) = self.between(total, &at)?;
+        let (before, after) = (applied(good)?, applied(bad)?);
+        let rule = after.iter().find(|(r, n)| before.get(*r).copied().unwrap_or(0) < **n);
+        self.say(&format!(
+            "rewrite {bad} of {total}, an application of `{}`, makes the command fail; --rewrite-fuel {good} stops before it",
+            rule.map_or("?", |(r, _)| r.as_str())
+        ));
+        Ok(())
+    }
+
+    /// The first absorption of an operation with which the command fails; it succeeds without any. Every layer is fused
+    /// by itself, so that each absorption counts once, and the greedy regions stand.
+    fn absorptions(&self) -> Result<()> {
+        let at = |n: u64| {
+            self.with(|o| {
+                o.outline = false;
+                o.fusion.fuel = Some(n);
+            })
+        };
+        let plan = |n: u64| -> Result<_> { Ok(self.compile(at(n))?.plan) };
+        let mut total = 1;
+        let most = self.options.fusion.fuel.unwrap_or(MOST_FUEL);
+        while total < most && !stopped(&*plan(total)?).is_empty() {
+            total = (2 * total).min(most);
+        }
+        if self.accepts(at(total))? {
+            let whole = self.accepts(self.with(|o| o.outline = false))?;
+            self.say(match whole {
+                true => "the command fails where layers that repeat are fused once; `--loop unroll` fuses each by itself",
+                false => "the command fails with the regions that the search of windows finds, and with none that are made one by one",
+            });
+            return Ok(());
+        }
+        let (good, bad) = self.between(total, &at)?;
+        let (before, after) = (stopped(&*plan(good)?), stopped(&*plan(bad)?));
+        self.say(&format!(
+            "absorption {bad} makes the command fail; --fusion-fuel {good} --loop unroll stops before it in every program"
+        ));
+        let mut told = "";
+        for [program, from, to] in before.iter().filter(|e| !after.contains(e)) {
+            if told != program {
+                println!("  {program}: {from} -> {to}");
+            }
+            told = program;
+        }
+        Ok(())
+    }
+
+    /// The last number that the command accepts and the first that it does not, of `0..=total`.
+    fn between(&self, total: u64, at: &dyn Fn(u64) -> CompileOptions) -> Result<(u64, u64)> {
+        let (mut good, mut bad) = (0, total);
+        while bad - good > 1 {
+            let middle = good + (bad - good) / 2;
+            if self.accepts(at(middle))? { good = middle } else { bad = middle }
+        }
+        Ok((good, bad))
     }
 }
 
-/// Searches for what makes `command` fail. In it `{}`, and the variable FRIT_MODEL, stand for the artifact.
-pub fn run(model: &Path, command: &str, progress: &Progress) -> Result<()> {
-    let s = Search { model, command, progress };
-    if s.accepts(CompileOptions::default())? {
-        progress.clear();
-        println!("the command succeeds: nothing to search for");
-        return Ok(());
-    }
-    let mut plain = s.fuel(0);
-    plain.fusion = FusionOptions::unfused();
-    if !s.accepts(plain)? {
-        bail!("the command fails without any rewrite or fusion as well");
-    }
-    for id in FusionOptions::IDS {
-        let mut o = CompileOptions::default();
-        o.fusion.switch_off(id);
-        if s.accepts(o)? {
-            progress.clear();
-            println!("the fusion `{id}` makes the command fail; `--disable {id}` leaves it out");
-            return Ok(());
-        }
-    }
-    let rewrites = |n: u64| -> Result<_> { Ok(s.compile(s.fuel(n))?.plan.report.rewrites.clone()) };
-    let total: u64 = rewrites(u64::MAX)?.values().sum();
-    if !s.accepts(s.fuel(0))? {
-        progress.clear();
-        println!("no single fusion and no rewrite alone: the command fails as soon as anything is fused");
-        return Ok(());
-    }
-    let (mut good, mut bad) = (0, total);
-    while bad - good > 1 {
-        let middle = good + (bad - good) / 2;
-        if s.accepts(s.fuel(middle))? { good = middle } else { bad = middle }
-    }
-    let (before, after) = (rewrites(good)?, rewrites(bad)?);
-    let rule = after.iter().find(|(r, n)| before.get(*r).copied().unwrap_or(0) < **n).map_or("?", |(r, _)| r.as_str());
-    progress.clear();
-    println!(
-        "rewrite {bad} of {total}, an application of `{rule}`, makes the command fail; --rewrite-fuel {good} stops before it"
-    );
-    Ok(())
+/// Program, producer and consumer of the edges that fuel alone keeps apart.
+fn stopped(plan: &Plan) -> Vec<[String; 3]> {
+    let phases = plan.report.phases.iter();
+    let edges = phases.flat_map(|p| p.refused.iter().map(move |e| (p, e)));
+    edges.filter(|(_, e)| e.detail == SPENT).map(|(p, e)| [p.program.clone(), e.from.clone(), e.to.clone()]).collect()
 }

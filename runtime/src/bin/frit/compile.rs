@@ -32,7 +32,8 @@ pub fn main(a: &Args) -> Result<()> {
     let progress = Progress::new();
     #[cfg(feature = "compiler")]
     if let Some(command) = &a.bisect {
-        return crate::bisect::run(&a.model, command, &progress);
+        let (model, policy, options) = (a.model.as_path(), &a.policy, a.switches.options()?);
+        return crate::bisect::Search { model, policy, options, command, progress: &progress }.run();
     }
     let Some(output) = &a.output else {
         bail!("no artifact is named\nhint: frit compile {} --output x.frit", a.model.display())
