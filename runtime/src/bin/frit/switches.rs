@@ -180,9 +180,29 @@ impl Switches {
         if model_source::is_artifact(path) {
             bail!("{} is compiled already: switches apply to its model", path.display());
         }
+        self.warn(plan);
+        if self.peak_budget.is_some() {
+            over_budget(plan).iter().for_each(|l| eprintln!("{l}"));
+        }
         let loaded = model_source::compile_with(path, self.options()?, &mut |s| progress.stage(s))?;
         progress.clear();
         self.check(&loaded.plan)?;
         Ok(loaded)
     }
 }
+    /// Says on standard error which switches found nothing to switch.
+    fn warn(&self, plan: &frit_plan::Plan) {
+        let phases = || plan.report.phases.iter();
+        let names = |text: &str| {
+            phases().any(|p| {
+                p.regions.iter().any(|r| r.origins.iter().any(|o| o.contains(text)))
+                    || p.refused.iter().any(|e| e.from.contains(text) || e.to.contains(text))
+            })
+        };
+        for text in self.disable.iter().filter_map(|id| id.strip_prefix('@')).filter(|text| !names(text)) {
+            eprintln!("warning: --disable @{text}: no operation of {} has an origin with this text", plan.model.name);
+        }
+        if self.fuse_conv_chain == Some(2) && !phases().any(|p| p.regions.iter().any(|r| r.kind == "conv_chain")) {
+            eprintln!("warning: --fuse-conv-chain 2: no two convolutions of {} fit one kernel", plan.model.name);
+        }
+    }

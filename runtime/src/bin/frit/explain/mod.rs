@@ -227,16 +227,50 @@ pub fn main(a: &Args) -> Result<()> {
     }
 }
 
+/// A rewrite that the numeric mode or a switch stopped.
+#[cfg(feature = "compiler")]
+#[derive(serde::Serialize)]
+struct Stopped {
+    rule: String,
+    by: String,
+    /// Where it would have been applied; unknown where the rule is off.
+    places: Option<u64>,
+}
+
 #[cfg(feature = "compiler")]
 fn lint(a: &Args, path: &Path) -> Result<()> {
+    use frit_compiler::passes::{PassManager, recognize};
+    let options = a.switches.options()?;
+    let off = |list: &[String], by: &str| {
+        list.iter().map(|rule| Stopped { rule: rule.clone(), by: by.into(), places: None }).collect::<Vec<_>>()
+    };
+    let mut stopped = off(&options.disabled_rules, "--disable");
+    stopped.extend(off(&options.skip_passes, "--skip-pass"));
     let model = frit_compiler::ingest::load(path)?;
     let mut silent = Vec::new();
     let mut found = Vec::new();
     for g in &model.graphs {
         let mut graph = g.graph.clone();
-        frit_compiler::passes::run_pipeline(&mut graph, &model.tables, &g.fixed)?;
-        for f in frit_compiler::passes::recognize::lint(&graph, &model.tables) {
-            if f.raised == 0 {
+        let mut manager = PassManager::standard(&g.fixed);
+        manager.options.skip.clone_from(&options.skip_passes);
+        manager.options.disabled.clone_from(&options.disabled_rules);
+        manager.options.mode = options.fusion.numeric;
+        if let Some(left) = fuel {
+            manager.options.fuel = frit_compiler::graph::patch::Fuel::limited(left);
+        }
+        let log = manager.run(&mut graph, &model.tables)?;
+        fuel = fuel.map(|f| f.saturating_sub(log.total()));
+        for (rule, (class, n)) in &log.refused {
+            let by = format!("--numeric {}, the rule is {}", options.fusion.numeric.name(), class.name());
+            match stopped.iter_mut().find(|s| s.rule == *rule && s.by == by) {
+                Some(s) => s.places = s.places.map(|p| p + n),
+                None => stopped.push(Stopped { rule: (*rule).into(), by, places: Some(*n) }),
+            }
+        }
+        for f in recognize::lint(&graph, &model.tables) {
+            let rule = f.recognizer.trim_start_matches("recognize-");
+            let wanted = stopped.iter().any(|s| s.places.is_none() && (s.rule == f.recognizer || s.rule == rule));
+            if f.raised == 0 && !wanted && options.rewrite_fuel.is_none() {
                 silent.push(f.recognizer);
             }
             found.push((g.name.clone(), f));
@@ -252,7 +286,8 @@ fn lint(a: &Args, path: &Path) -> Result<()> {
                 })
             })
             .collect();
-        println!("{}", serde_json::to_string_pretty(&list)?);
+        let report = serde_json::json!({ "findings": list, "stopped": stopped });
+        println!("{}", serde_json::to_string_pretty(&report)?);
     } else if found.is_empty() {
         println!("every recogniser raised whatever looks like its operation");
     }
@@ -263,6 +298,10 @@ fn lint(a: &Args, path: &Path) -> Result<()> {
         );
     }
     if silent.is_empty() { Ok(()) } else { bail!("raised nothing: {}", silent.join(", ")) }
+    for s in stopped.iter().filter(|_| !a.json) {
+        let places = s.places.map_or_else(String::new, |n| format!(" at {n} places"));
+        println!("{} is stopped{places} by {}", s.rule, s.by);
+    }
 }
 
 fn print_edge(edge: &str, phase: &PhaseReport, json: bool) -> Result<()> {
