@@ -40,7 +40,8 @@ pub struct Args {
     /// What is timed.
     #[arg(value_enum)]
     workload: Workload,
-    /// A published shape with random weights: smollm2-135m, gpt2, llama-3.2-1b, bert-base.
+    /// A published shape with random weights: smollm2-135m, gpt2, llama-3.2-1b, bert-base [default: smollm2-135m, or
+    /// bert-base for encoders].
     #[arg(long, conflicts_with = "model")]
     shape: Option<String>,
     /// A model instead of a shape.
@@ -71,11 +72,11 @@ pub struct Args {
     #[arg(long, default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
     storage: String,
     /// Timed repetitions.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
     /// Untimed repetitions before.
     #[arg(long, default_value_t = 1)]
-    warmup: usize,
+    warmup: u32,
     /// Seed of weights and inputs.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -110,6 +111,7 @@ type Timed = (f64, u64);
 
 pub fn main(a: &Args) -> Result<()> {
     let progress = Progress::new();
+    check_size(a)?;
     let copied = copy_rate(a)?;
     let (name, loaded) = open(a, &progress)?;
     let mut session = Session::builder().backend(a.backend).progress(|s| progress.stage(s)).open(&loaded)?;
@@ -133,6 +135,28 @@ pub fn main(a: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Bytes that a matrix or an operand may take.
+const MOST_BYTES: u64 = 4 << 30;
+
+/// Refuses operands that no memory holds, before any of it is asked for.
+fn check_size(a: &Args) -> Result<()> {
+    let elements = match a.workload {
+        Workload::Gemm | Workload::Stream => size(a).checked_mul(size(a)),
+        Workload::Memory => matrix(a)[0].checked_mul(matrix(a)[1]),
+        Workload::Encoder => a.batch.unwrap_or(32).checked_mul(a.tokens.unwrap_or(128)),
+        Workload::Decode | Workload::Prefill => a.batch.unwrap_or(1).checked_mul(a.tokens.unwrap_or(512)),
+    };
+    let wanted = elements.and_then(|n| n.checked_mul(4)).unwrap_or(u64::MAX);
+    match wanted > MOST_BYTES || size(a) == 0 {
+        true if size(a) == 0 => bail!("--tokens 0 leaves nothing to time"),
+        true => {
+            Err(frit::Error::Limit { what: "bytes of an operand, by --tokens".into(), wanted, limit: MOST_BYTES }
+                .into())
+        }
+        false => Ok(()),
+    }
+}
+
 /// Bytes a second of a plain copy of as many bytes as the kernel moves; of one kernel at a time, asked for by hand.
 fn copy_rate(a: &Args) -> Result<Option<f64>> {
     if a.workload != Workload::Memory || a.on_request {
@@ -145,7 +169,7 @@ fn copy_rate(a: &Args) -> Result<Option<f64>> {
     let mut session = Session::builder().backend(a.backend).open(&loaded)?;
     let inputs = Kernel::Copy.inputs(how, &mut random)?;
     let mut seconds = Vec::new();
-    for round in 0..a.warmup + a.rounds.max(1) {
+    for round in 0..a.warmup + a.rounds {
         let took = timed(&mut session, &inputs)?;
         if round >= a.warmup {
             seconds.push(took);
@@ -157,16 +181,10 @@ fn copy_rate(a: &Args) -> Result<Option<f64>> {
 }
 
 /// The report of some repetitions.
-fn measure(
-    a: &Args,
-    name: &str,
-    session: &mut Session,
-    random: &mut Random,
-    warmup: usize,
-) -> Result<serde_json::Value> {
+fn measure(a: &Args, name: &str, session: &mut Session, random: &mut Random, warmup: u32) -> Result<serde_json::Value> {
     let mut seconds = Vec::new();
     let mut shape = String::new();
-    for round in 0..warmup + a.rounds.max(1) {
+    for round in 0..warmup + a.rounds {
         let ((time, parts), what) = match a.workload {
             Workload::Decode => decode(a, session, random)?,
             Workload::Prefill => prefill(a, session, random)?,

@@ -185,8 +185,10 @@ impl Noise {
 pub fn write(shape: &Shape, layers: u64, seed: u64, below: &Path) -> Result<PathBuf> {
     let folder = below.join(format!("{}-{layers}-{seed}", shape.name));
     if folder.join("config.json").is_file() {
+        eprintln!("random weights of {} are in {}", shape.name, folder.display());
         return Ok(folder);
     }
+    eprintln!("writing random weights of {} to {}", shape.name, folder.display());
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let tensors = (shape.tensors)(layers);
     let mut header = serde_json::Map::new();
