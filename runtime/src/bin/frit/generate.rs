@@ -134,6 +134,7 @@ pub fn main(a: &Args) -> Result<()> {
     if let Some(out) = &a.output {
         let (shape, tokens) = made.padded();
         npz::write(out, &[("tokens", npz::Array::I64(&shape, &tokens))])?;
+        model::written("tokens", &shape, out);
     }
     let s = &made.stats;
     if a.json {

@@ -7,7 +7,7 @@ use frit::{Depth, kv_table};
 use frit_kernels::dim::{Dim, product};
 use frit_kernels::target::{Architecture, Tier};
 use frit_kernels::templates::warpgroup_refusal;
-use frit_plan::{Plan, WeightSource};
+use frit_plan::{Plan, Port, WeightSource};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -34,7 +34,7 @@ enum Target {
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face directory, a .gguf or a .frit file [default: fixtures/lexicon]
+    /// A Hugging Face directory, an .onnx, a .gguf or a .frit file [default: fixtures/lexicon]
     model: Option<PathBuf>,
     /// List the cache slots with their bytes per token.
     #[arg(long)]
@@ -57,7 +57,7 @@ pub struct Args {
 }
 
 /// Unique and logical bytes of the weights: shared ones once, and once for every program step that reads them.
-fn weight_bytes(plan: &Plan) -> (u64, u64) {
+pub fn weight_bytes(plan: &Plan) -> (u64, u64) {
     let size = |d: &Dim| d.as_const().and_then(|v| u64::try_from(v).ok()).unwrap_or(0);
     let each: Vec<u64> = plan
         .weights
@@ -78,6 +78,16 @@ fn weight_bytes(plan: &Plan) -> (u64, u64) {
     }
     let logical = each.iter().enumerate().map(|(i, b)| b * uses.get(&(i as u32)).copied().unwrap_or(1)).sum();
     (each.iter().sum(), logical)
+}
+
+fn extents(p: &Port) -> Vec<String> {
+    p.shape.iter().map(Dim::to_string).collect()
+}
+
+/// What goes into a program or comes out of it, for scripts.
+fn ports(list: &[Port]) -> Vec<serde_json::Value> {
+    let one = |p: &Port| serde_json::json!({ "name": p.name, "dtype": p.storage.name(), "shape": extents(p) });
+    list.iter().map(one).collect()
 }
 
 pub fn main(a: &Args) -> Result<()> {
@@ -134,7 +144,7 @@ pub fn main(a: &Args) -> Result<()> {
         .collect();
     if a.json {
         let programs: Vec<_> =
-            plan.programs.iter().map(|p| serde_json::json!({ "name": p.name, "dispatches": p.steps.len() })).collect();
+            plan.programs.iter().map(|p| serde_json::json!({ "name": p.name, "dispatches": p.steps.len(), "inputs": ports(&p.inputs), "outputs": ports(&p.outputs) })).collect();
         let report = serde_json::json!({
             "model": plan.model.name, "architecture": plan.model.architecture, "layers": plan.model.layers,
             "context": plan.model.context, "vocabulary": plan.model.vocab,
@@ -162,6 +172,10 @@ pub fn main(a: &Args) -> Result<()> {
     }
     for p in &plan.programs {
         println!("program  {:12} {} launches", p.name, p.steps.len());
+        for (way, list) in [("in", &p.inputs), ("out", &p.outputs)] {
+            list.iter()
+                .for_each(|p| println!("  {way:3} {:24} {} [{}]", p.name, p.storage.name(), extents(p).join(", ")));
+        }
     }
     println!("kernels  {} ({} texts)", plan.kernels.len(), plan.kernels().map(|k| k.variants.len()).sum::<usize>());
     if a.kernels {

@@ -83,6 +83,11 @@ pub fn open_for(path: &Path, inputs: &[(String, Tensor)], progress: &Progress) -
     Ok(model_source::open_for(path, inputs, &mut |s| progress.stage(s))?)
 }
 
+/// Says on standard error what went to a file.
+pub fn written(name: &str, shape: &[u64], file: &Path) {
+    eprintln!("{name} {shape:?} -> {}", file.display());
+}
+
 /// Bytes for people.
 pub fn bytes(n: u64) -> String {
     match n {

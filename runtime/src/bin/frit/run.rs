@@ -78,6 +78,7 @@ pub fn main(a: &Args) -> Result<()> {
         let arrays: Vec<(&str, npz::Array<'_>)> =
             outputs.iter().map(|(n, t)| (n.as_str(), npz::Array::Tensor(t))).collect();
         npz::write(output, &arrays)?;
+        outputs.iter().for_each(|(n, t)| model::written(n, t.shape(), output));
     }
     if a.stats.is_some() && !a.json {
         println!("{}", serde_json::to_string_pretty(session.stats())?);
