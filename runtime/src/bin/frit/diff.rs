@@ -5,6 +5,7 @@ use anyhow::Result;
 use frit_plan::{PhaseReport, Plan};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -21,10 +22,13 @@ pub struct Args {
     #[cfg(feature = "compiler")]
     #[arg(long, default_value = "relative", requires = "calib")]
     metric: crate::similar::LayerError,
-    /// With --calib: auto, cpu or wgpu.
+    /// With --calib: auto, cpu, wgpu or cuda.
     #[cfg(feature = "compiler")]
     #[arg(long, default_value = "auto", requires = "calib")]
     backend: frit::BackendChoice,
+    /// Exit with 1 where the plans differ.
+    #[arg(long)]
+    exit_code: bool,
     /// Print a JSON object.
     #[arg(long)]
     json: bool,
@@ -40,6 +44,13 @@ struct Change {
     regions: BTreeMap<String, i64>,
     /// Refusals by code.
     refused: BTreeMap<String, i64>,
+}
+
+impl Change {
+    fn is_none(&self) -> bool {
+        let same = self.dispatches[0] == self.dispatches[1] && self.bytes[0] == self.bytes[1];
+        same && self.regions.is_empty() && self.refused.is_empty()
+    }
 }
 
 fn tally<'a>(old: impl Iterator<Item = String> + 'a, new: impl Iterator<Item = String> + 'a) -> BTreeMap<String, i64> {
@@ -66,10 +77,11 @@ fn texts(plan: &Plan) -> BTreeMap<&str, String> {
     plan.kernels.iter().map(|k| (k.name.as_str(), text(k))).collect()
 }
 
-pub fn main(a: &Args) -> Result<()> {
+pub fn main(a: &Args) -> Result<ExitCode> {
     #[cfg(feature = "compiler")]
     if let Some(calib) = &a.calib {
-        return crate::similar::main([a.old.as_path(), a.new.as_path()], calib, a.metric, a.backend, a.json);
+        crate::similar::main([a.old.as_path(), a.new.as_path()], calib, a.metric, a.backend, a.json)?;
+        return Ok(ExitCode::SUCCESS);
     }
     let progress = Progress::new();
     let (old, new) = (model::open(&a.old, &progress)?, model::open(&a.new, &progress)?);
@@ -89,14 +101,24 @@ pub fn main(a: &Args) -> Result<()> {
     let added: Vec<&str> = after.keys().filter(|k| !before.contains_key(*k)).copied().collect();
     let altered: Vec<&str> =
         before.iter().filter(|(k, t)| after.get(*k).is_some_and(|u| u != *t)).map(|(k, _)| *k).collect();
+    let weights = [old, new].map(|p| crate::inspect::weight_bytes(p).0);
+    let kernels_same = gone.is_empty() && added.is_empty() && altered.is_empty();
+    let same = kernels_same && weights[0] == weights[1] && changes.iter().all(Change::is_none);
+    let code = if a.exit_code && !same { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     if a.json {
         let report = serde_json::json!({
+            "same": same, "weight_bytes": weights,
             "programs": changes, "kernels": { "gone": gone, "added": added, "altered": altered },
         });
         println!("{}", serde_json::to_string_pretty(&report)?);
-        return Ok(());
+        return Ok(code);
     }
-    for c in &changes {
+    if same {
+        println!("the plans are the same: {} programs, {} kernels", changes.len(), before.len());
+        return Ok(code);
+    }
+    println!("weights      {} -> {} bytes", weights[0], weights[1]);
+    for c in changes.iter().filter(|c| !c.is_none()) {
         println!("{:12} {} -> {} launches", c.program, c.dispatches[0], c.dispatches[1]);
         if c.bytes[0] != c.bytes[1] {
             println!("  activation bytes  {}\n                 -> {}", c.bytes[0], c.bytes[1]);
@@ -107,5 +129,5 @@ pub fn main(a: &Args) -> Result<()> {
     for (what, list) in [("gone", &gone), ("added", &added), ("altered", &altered)] {
         list.iter().for_each(|k| println!("kernel {what:8} {k}"));
     }
-    Ok(())
+    Ok(code)
 }

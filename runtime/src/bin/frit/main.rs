@@ -123,7 +123,10 @@ fn main() -> ExitCode {
         Verb::Transform(a) => transform::main(&a),
         #[cfg(feature = "compiler")]
         Verb::Analyze(a) => analyze::main(&a),
-        Verb::Diff(a) => diff::main(&a),
+        Verb::Diff(a) => match diff::main(&a) {
+            Ok(code) => return code,
+            Err(e) => Err(e),
+        },
         Verb::Inspect(a) => inspect::main(&a),
         #[cfg(feature = "compiler")]
         Verb::Bench(a) => bench::main(&a),
