@@ -132,7 +132,7 @@ impl Measured {
         }
         match self.totals() {
             (total, Some(sum)) => println!("together {:.3} ms measured, {:.3} ms predicted", total / 1e3, sum / 1e3),
-            (total, None) => println!("together {:.3} ms measured", total / 1e3),
+            (total, None) => println!("together {:.3} ms measured; no prediction for {}", total / 1e3, self.backend),
         }
     }
     /// The same for scripts, kernels by the numbers of their regions.
@@ -147,6 +147,7 @@ impl Measured {
         serde_json::json!({
             "program": phase.program, "backend": self.backend, "device": self.device,
             "measured_us": measured, "predicted_us": predicted,
+            "no_prediction": predicted.is_none().then(|| format!("no prediction for {}", self.backend)),
             "kernels": phase.regions.iter().zip(&self.kernels).map(kernel).collect::<Vec<_>>(),
         })
     }

@@ -50,7 +50,7 @@ pub struct Args {
     /// Write the file of --lock anew.
     #[arg(long, requires = "lock")]
     update: bool,
-    /// Run the phase and print each kernel's time beside what is predicted.
+    /// Run the phase and print each kernel's time beside what is predicted; for the cpu nothing is.
     #[arg(long)]
     measure: bool,
     /// With --measure: auto, cpu, wgpu or cuda.
