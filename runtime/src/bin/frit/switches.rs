@@ -78,6 +78,20 @@ fn sizes(texts: &[String]) -> Result<BTreeMap<String, u64>> {
     texts.iter().map(one).collect()
 }
 
+/// What a budget left out of a plan, a line for each decision.
+fn over_budget(plan: &frit_plan::Plan) -> Vec<String> {
+    let edges = plan.report.phases.iter().flat_map(|p| p.refused.iter().map(move |e| (&p.program, e)));
+    let mut decisions: BTreeMap<&str, (u64, String)> = BTreeMap::new();
+    for (program, e) in edges.filter(|(_, e)| e.code == "N-PEAK" || e.detail.contains("N-PEAK")) {
+        let first = || (0, format!("such as {} -> {} of {program}", e.from, e.to));
+        decisions.entry(&e.detail).or_insert_with(first).0 += 1;
+    }
+    if decisions.is_empty() {
+        return vec!["the budget is kept with every fusion".into()];
+    }
+    decisions.iter().map(|(detail, (n, such))| format!("N-PEAK  {n} edges are not fused, {such}: {detail}")).collect()
+}
+
 fn precisions() -> Vec<&'static str> {
     MatmulPrecision::ALL.iter().map(|p| p.name()).collect()
 }
@@ -166,30 +180,16 @@ impl Switches {
         if let Some(file) = &self.tuning {
             crate::tune::apply(file, &mut CompileOptions::default())?.check(file, plan)?;
         }
+        self.warn(plan);
+        if self.peak_budget.is_some() {
+            over_budget(plan).iter().for_each(|l| eprintln!("{l}"));
+        }
         let has_body = plan.report.phases.iter().any(|p| p.instances > 0);
         if self.looping == Looping::Dispatch && !has_body {
             bail!("no layers of {} repeat so that one body serves them\nhint: --loop auto", plan.model.name);
         }
         Ok(())
     }
-    /// Opens or compiles a model; an artifact is compiled already and takes no switch.
-    pub fn open(&self, path: &Path, progress: &Progress) -> Result<LoadedModel> {
-        if self.is_default() {
-            return crate::model::open(path, progress);
-        }
-        if model_source::is_artifact(path) {
-            bail!("{} is compiled already: switches apply to its model", path.display());
-        }
-        self.warn(plan);
-        if self.peak_budget.is_some() {
-            over_budget(plan).iter().for_each(|l| eprintln!("{l}"));
-        }
-        let loaded = model_source::compile_with(path, self.options()?, &mut |s| progress.stage(s))?;
-        progress.clear();
-        self.check(&loaded.plan)?;
-        Ok(loaded)
-    }
-}
     /// Says on standard error which switches found nothing to switch.
     fn warn(&self, plan: &frit_plan::Plan) {
         let phases = || plan.report.phases.iter();
@@ -206,3 +206,20 @@ impl Switches {
             eprintln!("warning: --fuse-conv-chain 2: no two convolutions of {} fit one kernel", plan.model.name);
         }
     }
+    /// Opens or compiles a model; an artifact is compiled already and takes no switch.
+    pub fn open(&self, path: &Path, progress: &Progress) -> Result<LoadedModel> {
+        if self.is_default() {
+            return crate::model::open(path, progress);
+        }
+        if model_source::is_artifact(path) {
+            bail!("{} is compiled already: switches apply to its model", path.display());
+        }
+        if self.peak_budget.is_some() {
+            eprintln!("searching for kinds of fusion to leave out: each is tried while the budget is exceeded");
+        }
+        let loaded = model_source::compile_with(path, self.options()?, &mut |s| progress.stage(s))?;
+        progress.clear();
+        self.check(&loaded.plan)?;
+        Ok(loaded)
+    }
+}
