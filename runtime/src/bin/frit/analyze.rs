@@ -27,7 +27,7 @@ pub struct Args {
     /// cosine, cka, linearity, npib, macro-influence, js-attn, angular-kv, norm-ratio or pkd.
     #[arg(long)]
     metric: Option<String>,
-    /// auto, cpu or wgpu.
+    /// auto, cpu, wgpu or cuda.
     #[arg(long, default_value = "auto")]
     backend: BackendChoice,
     /// Print a JSON object.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face directory or a .gguf file.
+    /// A Hugging Face directory, an .onnx or a .gguf file.
     model: PathBuf,
     /// The artifact to write.
     #[arg(short, long)]

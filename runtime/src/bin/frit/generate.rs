@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face directory, a .gguf or a .frit file [default: fixtures/lexicon]
+    /// A Hugging Face directory, an .onnx, a .gguf or a .frit file [default: fixtures/lexicon]
     model: Option<PathBuf>,
     /// Text to continue.
     #[arg(long, conflicts_with = "inputs")]

@@ -19,9 +19,9 @@ const LOCK: &str = "fusion.lock 1 ";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face directory, a .gguf or a .frit file [default: fixtures/lexicon]
+    /// A Hugging Face directory, an .onnx, a .gguf or a .frit file [default: fixtures/lexicon]
     model: Option<PathBuf>,
-    /// forward, prefill, decode or decode_wide [default: decode, or forward for encoders]
+    /// forward, prefill, decode, decode_wide or another program [default: decode, or forward for encoders]
     #[arg(long)]
     phase: Option<String>,
     #[command(flatten)]
@@ -249,6 +249,7 @@ fn lint(a: &Args, path: &Path) -> Result<()> {
     let model = frit_compiler::ingest::load(path)?;
     let mut silent = Vec::new();
     let mut found = Vec::new();
+    let mut fuel = options.rewrite_fuel;
     for g in &model.graphs {
         let mut graph = g.graph.clone();
         let mut manager = PassManager::standard(&g.fixed);
@@ -297,11 +298,11 @@ fn lint(a: &Args, path: &Path) -> Result<()> {
             f.recognizer, f.raised, f.missed, f.origin, f.condition
         );
     }
-    if silent.is_empty() { Ok(()) } else { bail!("raised nothing: {}", silent.join(", ")) }
     for s in stopped.iter().filter(|_| !a.json) {
         let places = s.places.map_or_else(String::new, |n| format!(" at {n} places"));
         println!("{} is stopped{places} by {}", s.rule, s.by);
     }
+    if silent.is_empty() { Ok(()) } else { bail!("raised nothing: {}", silent.join(", ")) }
 }
 
 fn print_edge(edge: &str, phase: &PhaseReport, json: bool) -> Result<()> {
