@@ -2,10 +2,9 @@
 
 use crate::expect::compare;
 use crate::model::{self, Progress};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use frit::tokenizer::Tokenizer;
 use frit::{BackendChoice, Session, npz};
-use frit_plan::{InputFill, Plan};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -42,11 +41,6 @@ pub struct Args {
     json: bool,
 }
 
-/// Whether every program waits for something.
-fn needs_inputs(plan: &Plan) -> bool {
-    plan.programs.iter().all(|p| p.inputs.iter().any(|i| i.fill == InputFill::Required))
-}
-
 pub fn main(a: &Args) -> Result<()> {
     let progress = Progress::new();
     let mut inputs = match &a.inputs {
@@ -64,15 +58,15 @@ pub fn main(a: &Args) -> Result<()> {
         let texts: Vec<&str> = a.text.iter().map(String::as_str).collect();
         inputs = frit::embed::batch(&tokenizer, &texts)?;
     }
-    if inputs.is_empty() && needs_inputs(&loaded.plan) {
-        bail!("{} needs inputs\nhint: --inputs FILE or --text TEXT", a.model.display());
-    }
     let mut session = Session::builder().backend(a.backend).progress(|s| progress.stage(s)).open(&loaded)?;
     #[cfg(feature = "compiler")]
     a.policy.steer(&mut session)?;
     progress.clear();
     let start = std::time::Instant::now();
-    let outputs = session.run(&inputs)?;
+    let outputs = session.run(&inputs).map_err(|e| match (&e, inputs.is_empty()) {
+        (frit::Error::Inputs(_), true) => anyhow!("{e}\nhint: --inputs FILE or --text TEXT"),
+        _ => e.into(),
+    })?;
     let seconds = start.elapsed().as_secs_f64();
     if let Some(output) = &a.output {
         let arrays: Vec<(&str, npz::Array<'_>)> =
