@@ -290,7 +290,8 @@ fn lint(a: &Args, path: &Path) -> Result<()> {
         let report = serde_json::json!({ "findings": list, "stopped": stopped });
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else if found.is_empty() {
-        println!("every recogniser raised whatever looks like its operation");
+        let which = if stopped.is_empty() { "every recogniser" } else { "every recogniser that the switches leave" };
+        println!("{which} raised whatever looks like its operation");
     }
     for (program, f) in found.iter().filter(|_| !a.json) {
         println!(
