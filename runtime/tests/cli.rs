@@ -394,7 +394,8 @@ fn tuning_measures_fusions_and_leaves_out_what_is_slower() {
 fn explain_measures_for_people_and_for_scripts() {
     let gpt2 = fixture("devset/gpt2");
     let args = ["explain", path(&gpt2), "--measure", "--backend", "cpu"];
-    assert!(succeeds(&args).contains("us measured"));
+    let shown = succeeds(&args);
+    assert!(shown.contains("us measured") && shown.contains("no prediction for cpu"), "{shown}");
     let report = json(&[&args[..], &["--json"]].concat());
     let (measured, regions) = (&report["measured"], report["regions"].as_array().unwrap());
     let kernels = measured["kernels"].as_array().unwrap();
@@ -412,6 +413,8 @@ fn memory_is_held_to_a_budget() {
     assert!(said.contains("the budget is 9216") && said.contains("S = 32") && !file.exists(), "{said}");
     succeeds(&[&args[..], &["64MiB"]].concat());
     assert!(file.exists());
+    let done = frit(&[&args[..], &["64MiB"]].concat());
+    assert!(text(&done.stderr).contains("the budget is kept with every fusion"), "{}", text(&done.stderr));
     for (at, part) in [("Q=1", "there is no size Q"), ("B", "gives no size a number")] {
         let said = refused(&["compile", path(&lexicon), "-o", path(&file), "--peak-budget", "1MiB", "--peak-at", at]);
         assert!(said.contains(part), "{said}");
@@ -578,4 +581,129 @@ fn json_is_one_value_whatever_is_asked_for() {
         assert_eq!(done.status.code(), Some(2), "{args:?}");
         assert!(text(&done.stderr).contains("cannot be used with"), "{}", text(&done.stderr));
     }
+}
+
+#[test]
+fn lint_and_switches_say_what_they_stopped_and_what_they_did_not_find() {
+    let gpt2 = fixture("devset/gpt2");
+    let onnx = fixture("onnx/gpt2.onnx");
+    let said = succeeds(&["explain", path(&onnx), "--lint", "--disable", "attention"]);
+    assert!(said.contains("attention is stopped by --disable"), "{said}");
+    let report = json(&["explain", path(&onnx), "--lint", "--disable", "attention", "--json"]);
+    assert!(report["stopped"].as_array().unwrap().iter().any(|s| s["rule"] == "attention"), "{report}");
+    let warned = |args: &[&str]| {
+        let done = frit(&[&["explain", path(&gpt2)], args].concat());
+        assert_eq!(done.status.code(), Some(0));
+        text(&done.stderr)
+    };
+    assert!(warned(&["--disable", "@nosuch"]).starts_with("warning: --disable @nosuch: no operation"));
+    assert!(warned(&["--fuse-conv-chain", "2"]).starts_with("warning: --fuse-conv-chain 2: no two convolutions"));
+    assert_eq!(warned(&["--disable", "@h.0.mlp"]), "");
+}
+
+#[test]
+fn bench_refuses_what_no_memory_holds() {
+    let said = refused(&["bench", "gemm", "--tokens", "999999999", "--backend", "cpu"]);
+    assert!(said.contains("exceeds the limit of 4294967296"), "{said}");
+    assert_eq!(frit(&["bench", "gemm", "--rounds", "0"]).status.code(), Some(2));
+    assert!(succeeds(&["bench", "--help"]).contains("[default: smollm2-135m"));
+}
+
+/// Programs without decisions run all the layers that were compiled.
+#[test]
+fn statistics_count_what_runs_without_decisions() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lexicon, ids) = (fixture("lexicon"), ids(folder.path()));
+    for (how, layers) in [(&[][..], 6), (&["--exit-layer", "4"], 4), (&["--skip-layers", "1"], 5)] {
+        let args = ["run", path(&lexicon), "--inputs", path(&ids), "--stats", "json", "--backend", "cpu"];
+        let stats = json(&[&args[..], how].concat());
+        assert_eq!((stats["tokens"].as_u64(), stats["layers_run"].as_u64()), (Some(3), Some(3 * layers)), "{stats}");
+    }
+    let args = ["generate", path(&lexicon), "--prompt", "kiln", "--max-new-tokens", "4", "--ignore-eos", "--json"];
+    let depth = &json(&[&args[..], &["--backend", "cpu"]].concat())["stats"]["depth"];
+    assert_eq!((depth["tokens"].as_u64(), depth["layers_run"].as_u64()), (Some(4), Some(24)), "{depth}");
+}
+
+/// An export of at most 64 tokens writes as many as there is room for.
+#[test]
+fn generation_without_a_cache_ends_where_the_export_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gpt2, out) = (fixture("onnx/gpt2.onnx"), folder.path().join("out.npz"));
+    let args = ["generate", path(&gpt2), "--backend", "cpu", "--json", "--output", path(&out), "--inputs"];
+    let report = json(&[&args[..], &[path(&ids(folder.path()))]].concat());
+    assert_eq!(report["rows"][0]["finish"], "context_full", "{report}");
+    assert_eq!(report["rows"][0]["tokens"].as_array().unwrap().len(), 62);
+    assert!(out.exists());
+    let long = folder.path().join("long.npz");
+    npz::write(&long, &[("input_ids", npz::Array::I64(&[1, 65], &[1; 65]))]).unwrap();
+    assert!(refused(&[&args[..], &[path(&long)]].concat()).contains("65 exceeds the limit of 64"));
+}
+
+#[test]
+fn what_is_missing_or_of_another_type_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gpt2, floats, out) = (fixture("devset/gpt2"), folder.path().join("floats.npz"), folder.path().join("out.npz"));
+    let t = Tensor::f32(&[1, 2], vec![1.0, 2.0]).unwrap();
+    npz::write(&floats, &[("input_ids", npz::Array::Tensor(&t))]).unwrap();
+    let said = refused(&["generate", path(&gpt2), "--inputs", path(&floats), "--output", path(&out)]);
+    assert!(said.contains("floats.npz") && said.contains("f32 of shape [1, 2]"), "{said}");
+    let said = refused(&["run", path(&gpt2), "--output", path(&out)]);
+    assert!(said.contains("--inputs FILE or --text TEXT"), "{said}");
+    let said = refused(&["generate", path(&fixture("devset/bert")), "--prompt", "x"]);
+    assert!(said.contains("does not generate"), "{said}");
+    let nowhere = folder.path().join("no/out.frit");
+    let said = refused(&["compile", path(&gpt2), "-o", path(&nowhere)]);
+    assert!(said.contains("no/out.frit") && said.contains("there is no folder") && !said.contains(".frit-"), "{said}");
+}
+
+#[test]
+fn inputs_and_outputs_are_listed_and_written_ones_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bert, out) = (fixture("devset/bert"), folder.path().join("out.npz"));
+    let report = json(&["inspect", path(&bert), "--json"]);
+    let program = &report["programs"][0];
+    let input = program["inputs"].as_array().unwrap().iter().find(|p| p["name"] == "input_ids").unwrap();
+    assert_eq!((&input["dtype"], &input["shape"]), (&"i32".into(), &serde_json::json!(["B", "S"])));
+    let shown = succeeds(&["inspect", path(&bert)]);
+    assert!(shown.contains("in  input_ids") && shown.contains("out last_hidden_state"), "{shown}");
+    let given = fixture("devset/bert/case0_in.npz");
+    let done = frit(&["run", path(&bert), "--inputs", path(&given), "--output", path(&out), "--backend", "cpu"]);
+    let said = text(&done.stderr);
+    assert!(said.starts_with("last_hidden_state [") && said.contains("out.npz"), "{said}");
+}
+
+#[test]
+fn equal_plans_are_said_to_be_equal() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gpt2, without) = (fixture("devset/gpt2"), folder.path().join("without.frit"));
+    succeeds(&["compile", path(&gpt2), "-o", path(&without), "--disable", "norm"]);
+    let same = succeeds(&["diff", path(&gpt2), path(&gpt2), "--exit-code"]);
+    assert!(same.starts_with("the plans are the same") && same.lines().count() == 1, "{same}");
+    let args = ["diff", path(&gpt2), path(&without)];
+    assert!(succeeds(&args).starts_with("weights "));
+    let done = frit(&[&args[..], &["--exit-code"]].concat());
+    assert_eq!((done.status.code(), text(&done.stderr)), (Some(1), String::new()));
+}
+
+#[cfg(unix)]
+#[test]
+fn bisection_keeps_the_switches_and_names_an_absorption() {
+    let gpt2 = fixture("devset/gpt2");
+    let frit = env!("CARGO_BIN_EXE_frit");
+    let command = format!("! {frit} explain {{}} --phase forward --all | grep -q 'layer_norm · matmul'");
+    let args = ["compile", path(&gpt2), "--bisect"];
+    let said = succeeds(&[&args[..], &[&command, "--disable", "norm"]].concat());
+    assert!(said.contains("nothing to search for"), "{said}");
+    let command = format!(
+        "n=$({frit} inspect {{}} | sed -n 's/^program  forward  *\\([0-9]*\\) launches/\\1/p'); test \"$n\" -ge LAUNCHES"
+    );
+    let at = |what: &[&str]| {
+        let out = json(&[&["explain", path(&gpt2), "--phase", "forward", "--json"], what].concat());
+        let phases = out["phases"].as_array().unwrap().clone();
+        phases.iter().find(|p| p["program"] == "forward").unwrap()["dispatches"].as_u64().unwrap()
+    };
+    let least = at(&["--loop", "unroll", "--fusion-fuel", "4"]);
+    let said = succeeds(&[&args[..], &[&command.replace("LAUNCHES", &least.to_string())]].concat());
+    assert!(said.contains("absorption 5 makes the command fail; --fusion-fuel 4"), "{said}");
+    assert!(said.contains("  forward: ") && said.contains(" -> "), "{said}");
 }
