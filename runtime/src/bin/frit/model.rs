@@ -63,6 +63,11 @@ impl Progress {
             }
         }
     }
+    #[cfg(feature = "compiler")]
+    pub fn say(&self, what: &'static str) {
+        self.0.set_message(what);
+        self.0.tick();
+    }
     pub fn steps(&self, what: &'static str, done: u64, all: u64) {
         self.0.set_message(what);
         self.0.set_length(all);

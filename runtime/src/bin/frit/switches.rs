@@ -2,7 +2,7 @@
 
 use crate::model::{Progress, parse_bytes};
 use anyhow::{Context, Result, bail};
-use frit::{LoadedModel, model_source};
+use frit::{LoadedModel, Stage, model_source};
 use frit_compiler::fusion::FusionOptions;
 use frit_compiler::passes::PassManager;
 use frit_compiler::{CompileOptions, NumericMode, PeakBudget};
@@ -214,10 +214,10 @@ impl Switches {
         if model_source::is_artifact(path) {
             bail!("{} is compiled already: switches apply to its model", path.display());
         }
-        if self.peak_budget.is_some() {
-            eprintln!("searching for kinds of fusion to leave out: each is tried while the budget is exceeded");
-        }
-        let loaded = model_source::compile_with(path, self.options()?, &mut |s| progress.stage(s))?;
+        let loaded = model_source::compile_with(path, self.options()?, &mut |s| match (s, &self.peak_budget) {
+            (Stage::Compile, Some(_)) => progress.say("compiling with fewer fusions until the budget is kept"),
+            (s, _) => progress.stage(s),
+        })?;
         progress.clear();
         self.check(&loaded.plan)?;
         Ok(loaded)
