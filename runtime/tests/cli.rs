@@ -415,6 +415,10 @@ fn memory_is_held_to_a_budget() {
     assert!(file.exists());
     let done = frit(&[&args[..], &["64MiB"]].concat());
     assert!(text(&done.stderr).contains("the budget is kept with every fusion"), "{}", text(&done.stderr));
+    let gpt2 = fixture("devset/gpt2");
+    let done = frit(&["compile", path(&gpt2), "-o", path(&file), "--peak-budget", "1952"]);
+    let said = text(&done.stderr);
+    assert!(said.starts_with("N-PEAK  ") && said.contains("the budget is 1952"), "{said}");
     for (at, part) in [("Q=1", "there is no size Q"), ("B", "gives no size a number")] {
         let said = refused(&["compile", path(&lexicon), "-o", path(&file), "--peak-budget", "1MiB", "--peak-at", at]);
         assert!(said.contains(part), "{said}");
