@@ -36,7 +36,7 @@ fn attention(s: &Site<'_>, v: ValueId) -> Found {
     let start = Scores { matmul: x, at: at(x), gain: 1.0, softcap: None, visible: Vec::new(), bias: Vec::new() };
     let scores = walk.down(x, start, 0)?;
     if !p_of.private {
-        return Miss::because("the probabilities are used elsewhere");
+        return Miss::because(USED_ELSEWHERE);
     }
     let at = at(p);
     if !walk.is_scores(&at) || g.ty(v).rank() != g.ty(p).rank() {
@@ -352,3 +352,16 @@ fn queries_of(g: &Graph, frame: &Frame<'_>, v: ValueId, at: Vec<Dim>, matmul: Va
 pub(super) fn doubt(s: &Site<'_>, v: ValueId) -> Option<String> {
     Miss::reason(attention(s, v))
 }
+
+/// The condition that does not hold at a product of probabilities and values that is no attention; `Some(None)`: all hold, and
+/// the rule was not applied.
+pub(super) fn left(s: &Site<'_>, v: ValueId) -> Option<Option<String>> {
+    match attention(s, v) {
+        Err(Miss::Other) => None,
+        Err(Miss::Because(why)) => Some(Some(why)),
+        Ok(_) => Some(None),
+    }
+}
+
+/// Said where more than the values meets the probabilities.
+pub(super) const USED_ELSEWHERE: &str = "the probabilities are used elsewhere";

@@ -1,7 +1,7 @@
 //! The silent-zero alarm: recognisers that found what looks like their operation and raised none.
 
-use super::RECOGNIZERS;
-use crate::graph::{Graph, Tables, verify};
+use super::{RECOGNIZERS, attention};
+use crate::graph::{Graph, Tables, ValueId, verify};
 use crate::passes::rewrite::Site;
 
 /// A recogniser that left something of its kind.
@@ -38,4 +38,28 @@ pub fn lint(graph: &Graph, tables: &Tables) -> Vec<LintFinding> {
         })
     });
     findings.collect()
+}
+
+/// A product of probabilities and values that is no attention.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftAttention {
+    /// The probabilities.
+    pub probabilities: ValueId,
+    /// Their product with the values.
+    pub product: ValueId,
+    /// Whether it is one but that the probabilities have another reader.
+    pub probabilities_used: bool,
+}
+
+/// What looks like attention in a graph after the passes, or is one and was not raised.
+pub fn left_attention(graph: &Graph, tables: &Tables) -> Vec<LeftAttention> {
+    let bounds = verify::size_bounds(tables);
+    let site = Site { g: graph, tables, bounds: &bounds };
+    let left = graph.order().into_iter().filter_map(|v| {
+        let why = attention::left(&site, v)?;
+        let probabilities = *graph.operands(v).first()?;
+        let probabilities_used = why.as_deref() == Some(attention::USED_ELSEWHERE);
+        Some(LeftAttention { probabilities, product: v, probabilities_used })
+    });
+    left.collect()
 }

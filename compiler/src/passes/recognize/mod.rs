@@ -14,7 +14,7 @@ mod scores;
 mod softmax;
 mod terms;
 
-pub use lint::{LintFinding, lint};
+pub use lint::{LeftAttention, LintFinding, left_attention, lint};
 
 use super::rewrite::{New, Rule, Site, sweep};
 use super::{Changed, Ctx, Pass};
