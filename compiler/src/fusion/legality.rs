@@ -2,11 +2,14 @@
 //! them.
 //!
 //! Conditions that cannot fail have no code. Rows of any length are reduced in as many passes as they need, barriers and
-//! invocations follow from the templates, and registers and workgroup memory from their fixed tiles. Attention has no
-//! output for its probabilities, and the shapes that a raise asks for are the recognisers' business: `explain --lint`
-//! names them.
+//! invocations follow from the templates, and registers from their fixed tiles. The shapes that a raise asks for are the
+//! recognisers' business: `explain --lint` names them.
 
+use crate::graph::Op;
 use std::fmt;
+
+/// Said where a condition decides whether a launch is needed.
+pub(super) const LEFT_OUT: &str = "the launch is left out where the condition is false";
 
 /// Why an edge was not fused. The number orders the conditions: the first failure is the headline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,6 +20,8 @@ pub enum Refusal {
     Dtype,
     /// The consumer's read map does not meet the producer's write map within one invocation.
     Map,
+    /// Attention has no output for its probabilities.
+    Probs,
     /// The producer would be computed again for several consumers at too high a price.
     Dup,
     /// A row reduction behind a matmul whose tiles do not own whole rows.
@@ -30,6 +35,8 @@ pub enum Refusal {
     Stat,
     /// More storage bindings than the target has.
     Bind,
+    /// More workgroup memory than the target has.
+    Smem,
     /// Grid or binding limits.
     Dispatch,
     /// A dependency across the grid.
@@ -56,16 +63,18 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every code, in the order of the conditions.
-    pub const ALL: [Refusal; 20] = [
+    pub const ALL: [Refusal; 22] = [
         Refusal::Cycle,
         Refusal::Dtype,
         Refusal::Map,
+        Refusal::Probs,
         Refusal::Dup,
         Refusal::RowTile,
         Refusal::Commute,
         Refusal::Recompute,
         Refusal::Stat,
         Refusal::Bind,
+        Refusal::Smem,
         Refusal::Dispatch,
         Refusal::Grid,
         Refusal::Effect,
@@ -87,12 +96,14 @@ impl Refusal {
             Refusal::Cycle => "L1-CYCLE",
             Refusal::Dtype => "L2-DTYPE",
             Refusal::Map => "L3-MAP",
+            Refusal::Probs => "L4-PROBS",
             Refusal::Dup => "L5-DUP",
             Refusal::RowTile => "L7-ROWTILE",
             Refusal::Commute => "L8-COMMUTE",
             Refusal::Recompute => "L8-RECOMPUTE",
             Refusal::Stat => "L8-STAT",
             Refusal::Bind => "L9-BIND",
+            Refusal::Smem => "L10-SMEM",
             Refusal::Dispatch => "L12-DISPATCH",
             Refusal::Grid => "L14-GRID",
             Refusal::Effect => "L17-EFFECT",
@@ -112,6 +123,7 @@ impl Refusal {
             Refusal::Cycle => "no path leads from the region through an operation outside back into it",
             Refusal::Dtype => "the target computes with both types, and what is packed together is stored alike",
             Refusal::Map => "the invocation that reads an element is the one that computes it",
+            Refusal::Probs => "only the product with the values reads the probabilities of attention",
             Refusal::Dup => "one region reads the value, or it costs less to compute again than to store",
             Refusal::RowTile => "one workgroup owns the whole row that is reduced",
             Refusal::Commute => {
@@ -125,13 +137,14 @@ impl Refusal {
                  kernel of their own"
             }
             Refusal::Bind => "the region binds no more storage buffers than the target has",
+            Refusal::Smem => "the rows and the sums of both products fit the memory of a workgroup",
             Refusal::Dispatch => "what is packed together fits one binding",
             Refusal::Grid => "the consumer needs nothing that other workgroups of the same kernel compute",
             Refusal::Effect => "what is written to a cache is read in the order of the graph",
             Refusal::Mode => "the proof class of the rewrite is allowed by the numeric mode",
             Refusal::User => "neither the fusion nor the operation is switched off, and there is fuel",
             Refusal::Profit => "one kernel takes less time than two",
-            Refusal::Chain => "a workgroup holds rows of both products, and one kernel takes less time than two",
+            Refusal::Chain => "the second product alone reads the first, and one kernel takes less time than two",
             Refusal::Halo => {
                 "a workgroup holds a tile between two convolutions with its border, and one kernel takes less time than two"
             }
@@ -140,20 +153,59 @@ impl Refusal {
             Refusal::Mismatch => "the fused kernel gives what its operations give on random operands",
         }
     }
+    /// The smallest change that would allow the fusion of an edge, if it is another than in general.
+    pub fn remedy_of(self, from: &Op, to: &Op, detail: &str) -> &'static str {
+        match (self, from, to) {
+            (Refusal::RowTile, _, Op::Norm { .. }) if detail.contains("tile of columns") => {
+                "norm two heads or more rather than the row, in a run of few rows"
+            }
+            (Refusal::RowTile, ..) if detail.contains("does not reduce") => "nothing: a kernel reduces rows once",
+            (Refusal::RowTile, ..) if detail.contains("of attention") => {
+                "nothing: attention owns no rows of its result"
+            }
+            (Refusal::RowTile, ..) if detail.contains("no matrix") => "a matrix of weights as the right side",
+            (Refusal::RowTile, ..) if detail.contains("as well") => "narrower heads, of one width",
+            (Refusal::Profit, ..) if detail == LEFT_OUT => "nothing: one kernel could not be left out",
+            (Refusal::Profit, ..) if detail.starts_with("the cheapest regions") => {
+                "nothing: apart they take less time by the model of costs"
+            }
+            (Refusal::Profit, _, Op::MatMul { .. }) => {
+                "nothing: no kernel computes a product behind a reduction or attention"
+            }
+            (Refusal::Dup, ..) if detail.starts_with("every column tile") => {
+                "fewer columns in the consumer: one tile of them"
+            }
+            (Refusal::Dup, ..) if detail.starts_with("computed in another") => {
+                "nothing: it is part of another region already"
+            }
+            (Refusal::Chain, ..) if detail.contains("leaves the graph") => "leave it out of the outputs",
+            (Refusal::Chain, ..) if detail.contains("as well") => "let nothing but the product behind read it",
+            (Refusal::Chain, ..) if detail.contains("in f32 alone") => "products in the usual precision",
+            (Refusal::Chain, ..) if detail.contains("element by element") => "move it in front of the first product",
+            (Refusal::Chain, ..) if detail.starts_with("statistics of rows") => "switch stat-forward off",
+            (Refusal::Chain, ..) if detail.starts_with("a chain would read") => {
+                "weights of constant widths as right sides"
+            }
+            (Refusal::Chain, ..) if detail.contains("width that is not known") => "constant widths",
+            _ => self.remedy(),
+        }
+    }
     /// The smallest change that would allow the fusion, in general terms.
     pub const fn remedy(self) -> &'static str {
         match self {
             Refusal::Cycle => "remove the path through the operation outside",
             Refusal::Dtype => "use a type the target computes with",
             Refusal::Map => "make both operations walk the same tile: equal extents, or a view between them",
-            Refusal::Dup => "let one consumer remain, or accept the copy as a value of its own",
-            Refusal::RowTile => "let one workgroup own whole rows: fewer columns than a tile",
+            Refusal::Probs => "leave the probabilities out of the outputs",
+            Refusal::Dup => "let one region read the value",
+            Refusal::RowTile => "nothing: tiles of columns own no rows, whatever their width",
             Refusal::Commute => "run with fewer rows, or with fewer columns behind the norm",
             Refusal::Recompute => "run with fewer rows, or with fewer columns behind the norm",
             Refusal::Stat => "run with fewer rows, or with fewer columns behind the norm",
             Refusal::Bind => "read fewer matrices at once, or raise the target's limit of storage buffers",
+            Refusal::Smem => "narrower products",
             Refusal::Dispatch => "split the tensor along its rows",
-            Refusal::Grid => "two kernels: a grid-wide dependency needs a launch between them",
+            Refusal::Grid => "nothing: what other workgroups make needs a launch in between",
             Refusal::Effect => "keep the order of cache writes and reads",
             Refusal::Mode => "allow the numeric mode that covers this rewrite",
             Refusal::User => "switch the fusion on again",

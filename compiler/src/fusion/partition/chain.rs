@@ -67,6 +67,20 @@ pub(super) const WORKGROUPS: u64 = 128;
 /// two schedules of a matmul that the bench `kernels` measured.
 pub(super) const CORES_SLOWER: f64 = 7.9;
 
+impl Widths {
+    /// Which of the widths does not fit a workgroup with `memory` bytes.
+    fn too_wide(&self, memory: u64) -> String {
+        let most = |fits: &dyn Fn(u64) -> bool| {
+            (0..16u32).rev().fold(0, |n, bit| if fits(n | 1 << bit) { n | 1 << bit } else { n })
+        };
+        let (input, output) = (most(&|k| chain::fits(k, 0, memory)), most(&|n| chain::fits(0, n, memory)));
+        let each = [("rows", self.input, input), ("sums", self.output, output)];
+        let over = each.into_iter().filter(|(_, have, most)| have > most);
+        let over: Vec<String> = over.map(|(what, have, most)| format!("{what} of {have} > {most}")).collect();
+        format!("{} rows do not fit a workgroup of {memory} B: {}", chain::ROWS, over.join(" and "))
+    }
+}
+
 impl Partitioner<'_> {
     /// Joins products whose only reader is another product, where that pays on every kind of device.
     pub(super) fn absorb_chains(&mut self) {
@@ -164,29 +178,9 @@ impl Partitioner<'_> {
         let Some(w) = self.widths(&g.up, g.down) else { return refused("rows of a width that is not known".into()) };
         let memory = u64::from(Capabilities::webgpu(Tier::Gpu).limit_workgroup_bytes);
         if !chain::fits(w.input, w.output, memory) {
-            return refused(format!(
-                "{} rows of {} and sums of {} do not fit a workgroup",
-                chain::ROWS,
-                w.input,
-                w.output
-            ));
+            return Err((Refusal::Smem, w.too_wide(memory)));
         }
-        let pointwise = |m: &ValueId| {
-            matches!(self.graph.op(*m), Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_))
-                && !self.graph.is_output(*m)
-        };
-        let inside = self.regions[id].members();
-        let read_inside = |m: &ValueId| self.users(*m).iter().all(|u| inside.contains(u) || *u == g.down);
-        let norm_kept =
-            g.up.norm.is_some_and(|n| self.users(n).iter().any(|u| !inside.contains(u)) || self.graph.is_output(n));
-        let own = g.up.members.iter().chain(&g.middle);
-        if !g.middle.iter().all(pointwise)
-            || !own.clone().all(read_inside)
-            || own.clone().any(|m| self.graph.is_output(*m))
-            || norm_kept
-        {
-            return refused("something else reads what the first product makes".into());
-        }
+        self.kept_inside(id, g)?;
         let largest = w.weight_bytes * (w.inner * (w.sides * w.input).max(w.output)) as f64;
         if largest > self.options.limit_binding_bytes as f64 {
             return Err((Refusal::Dispatch, format!("weights of {largest:.0} B exceed one binding")));
@@ -215,11 +209,36 @@ impl Partitioner<'_> {
             _ => Ok(()),
         }
     }
+    /// Whether nothing but the second product reads what is made in front of it, element by element.
+    fn kept_inside(&self, id: usize, g: &ChainGroup) -> Result<(), (Refusal, String)> {
+        let refused = |detail: String| Err((Refusal::Chain, detail));
+        let name = |m: &ValueId| self.graph.op(*m).name();
+        let pointwise =
+            |m: &&ValueId| matches!(self.graph.op(**m), Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_));
+        if let Some(m) = g.middle.iter().find(|m| !pointwise(m)) {
+            return refused(format!("{} between the products is not computed element by element", name(m)));
+        }
+        let inside = self.regions[id].members();
+        let reader = |m: &ValueId| self.users(*m).iter().find(|u| !inside.contains(u) && **u != g.down);
+        for m in g.up.members.iter().chain(&g.middle).chain(&g.up.norm) {
+            if self.graph.is_output(*m) {
+                return refused(format!("the result of {} leaves the graph", name(m)));
+            }
+            if let Some(u) = reader(m) {
+                return refused(format!("{} reads what {} in front makes as well", name(u), name(m)));
+            }
+        }
+        Ok(())
+    }
     /// Why region `id`, which makes `v`, does not compute the product `u` of it too; the decision proper comes later.
     pub(super) fn chain(&self, id: usize, v: ValueId, u: ValueId) -> (Refusal, String) {
         let RegionAnchor::MatMul(g) = &self.regions[id].anchor else {
-            let detail = "as one kernel each workgroup would own whole rows and read the weights again for them";
-            return (Refusal::Profit, detail.into());
+            let rows = self.graph.ty(v).last();
+            let columns = self.graph.ty(u).last();
+            let detail = format!(
+                "as one kernel each workgroup would own rows of {rows} and read weights of {columns} columns again"
+            );
+            return (Refusal::Profit, detail);
         };
         let first = g.members.first().copied().unwrap_or(v);
         match self.widths(g, u) {

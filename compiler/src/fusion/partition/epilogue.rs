@@ -1,9 +1,10 @@
 //! What an anchor's region absorbs behind it, and the conditions under which it may.
 
 use super::Partitioner;
-use crate::fusion::legality::Refusal;
+use crate::fusion::legality::{LEFT_OUT, Refusal};
 use crate::fusion::region::{MatMulForm, RegionAnchor};
 use crate::graph::{Op, RopeStyle, ValueId};
+use frit_kernels::dim::product;
 use std::collections::{BTreeSet, HashSet};
 
 impl Partitioner<'_> {
@@ -77,14 +78,9 @@ impl Partitioner<'_> {
                 Op::Norm { .. } if matches!(self.regions[id].anchor, RegionAnchor::MatMul(_)) => {
                     self.owns_heads(id, v, u)
                 }
-                Op::Norm { .. } | Op::Softmax | Op::Reduce { .. } => {
-                    let n = g.ty(u).last();
-                    Err((Refusal::RowTile, format!("a tile of columns does not own rows of {n}")))
-                }
+                Op::Norm { .. } | Op::Softmax | Op::Reduce { .. } => Err((Refusal::RowTile, self.not_whole(id, u))),
                 Op::MatMul { .. } => Err(self.chain(id, v, u)),
-                Op::Attention(_) | Op::AttentionParts { .. } => {
-                    Err((Refusal::Grid, "attention reads keys of every position".into()))
-                }
+                Op::Attention(_) | Op::AttentionParts { .. } => Err((Refusal::Grid, self.read_by_attention(v, u))),
                 _ => Err((Refusal::Dup, "computed in another region already".into())),
             };
         }
@@ -97,7 +93,7 @@ impl Partitioner<'_> {
         }
         let shape_in = &g.ty(v).shape;
         if self.guarded.contains(&u) {
-            return Err((Refusal::Profit, "the launch is left out where the condition is false".into()));
+            return Err((Refusal::Profit, LEFT_OUT.into()));
         }
         match op {
             Op::Unary(_) | Op::Cast(_) => {}
@@ -165,6 +161,36 @@ impl Partitioner<'_> {
             }
         }
         Ok(())
+    }
+    /// Why region `id` does not reduce the rows that `u` reduces.
+    fn not_whole(&self, id: usize, u: ValueId) -> String {
+        let g = self.graph;
+        let shape = g.operands(u).first().map(|x| g.ty(*x).shape.clone()).unwrap_or_default();
+        let row = match g.op(u) {
+            Op::Reduce { axes, .. } => product(axes.iter().filter_map(|a| shape.get(*a))),
+            _ => shape.last().cloned().unwrap_or_default(),
+        };
+        match self.regions[id].anchor {
+            RegionAnchor::Row(v) => format!("the kernel of {} does not reduce rows of {row} again", g.op(v).name()),
+            RegionAnchor::Attention(_) => format!("a workgroup of attention does not own rows of {row}"),
+            _ => format!("a tile of columns does not own rows of {row}"),
+        }
+    }
+    /// Why attention `u` reads `v` from memory.
+    fn read_by_attention(&self, v: ValueId, u: ValueId) -> String {
+        let g = self.graph;
+        let operands = g.operands(u);
+        let extent = |port: usize, axis: usize| {
+            operands.get(port).and_then(|o| g.ty(*o).shape.get(axis)).cloned().unwrap_or_default()
+        };
+        match operands.iter().position(|o| *o == v) {
+            Some(0) => {
+                format!("a tile of queries meets keys of all {} positions, which other workgroups make", extent(1, 2))
+            }
+            Some(1) => format!("attention reads keys of all {} positions", extent(1, 2)),
+            Some(2) => format!("attention reads values of all {} positions", extent(2, 2)),
+            _ => format!("attention reads it for each of {} keys", extent(1, 2)),
+        }
     }
     /// Which elements of region `id`'s tile a member holds: its anchor and the views on the way from there. Two members
     /// have the same element in one invocation iff these are equal.
