@@ -374,7 +374,7 @@ impl Lowering<'_> {
             .filter_map(|b| self.kernels.get(b.kernel as usize).map(|k| (&b.region, &k.spec, k.name.as_str())))
             .collect();
         let phase =
-            PhaseReport { instances, work, exact, in_place, ..report::phase(&name, graph, &bounds, &refused, &named) };
+            PhaseReport { instances, work, exact, in_place, ..report::phase(&name, graph, tables, &refused, &named) };
         let ints = layouts.pop().unwrap_or_default();
         let arena = layouts.pop().unwrap_or_default();
         let program = Program {

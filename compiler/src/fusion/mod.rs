@@ -10,6 +10,7 @@ pub mod coords;
 pub mod cost;
 pub mod guards;
 pub mod key_parts;
+mod layers;
 pub mod legality;
 pub mod outline;
 pub mod overruled;

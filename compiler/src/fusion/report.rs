@@ -1,16 +1,19 @@
 //! Fills the fusion report: what each region saves, what was refused and why, and the ledger of bytes.
 
 use super::cost;
+use super::layers;
 use super::partition::is_anchor;
+use super::spec_builder::size_bounds;
 use super::traffic::{self, visible_keys};
-use super::{MatMulGroup, Refused, Region, RegionAnchor, RowStats};
-use crate::graph::{Graph, Op, ValueId};
+use super::{MatMulGroup, Refusal, Refused, Region, RegionAnchor, RowStats};
+use crate::graph::{Graph, Op, Tables, ValueId};
 use crate::numeric::ProofClass;
+use crate::passes::recognize::{LeftAttention, left_attention};
 use frit_kernels::dim::{Bounds, Dim, product};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::KernelSpec;
-use frit_plan::{AttentionCount, Ledger, PhaseReport, RefusedEdge, RegionReport};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use frit_plan::{AttentionCount, LayerCount, Ledger, PhaseReport, RefusedEdge, RegionReport};
+use std::collections::{HashMap, HashSet};
 
 /// Whether the operation would be a kernel if nothing were fused: views, sources and integer arithmetic would not.
 pub fn is_launch(graph: &Graph, v: ValueId) -> bool {
@@ -23,7 +26,7 @@ pub fn is_launch(graph: &Graph, v: ValueId) -> bool {
 /// through views and integer arithmetic, which no kernel of their own computes, are the values below these.
 fn alone(graph: &Graph, v: ValueId, bounds: &Bounds) -> Dim {
     let ops = graph.operands(v);
-    let mut leaves: Vec<(ValueId, Dim)> = Vec::new();
+    let mut leaves: Vec<Leaf> = Vec::new();
     for (port, o) in ops.iter().enumerate() {
         let first = leaves.len();
         operand_leaves(graph, *o, None, &mut leaves);
@@ -33,45 +36,56 @@ fn alone(graph: &Graph, v: ValueId, bounds: &Bounds) -> Dim {
             let (lo, hi) = visible_keys(&queries, &keys, a.causal.as_ref(), a.window, bounds);
             let shape = graph.ty(*o).shape.iter().enumerate();
             let seen: Vec<Dim> = shape.map(|(i, d)| if i == 2 { hi.clone() - lo.clone() } else { d.clone() }).collect();
-            leaves.iter_mut().skip(first).take(1).for_each(|l| l.1 = product(&seen) * Dim::constant(4));
+            leaves.iter_mut().skip(first).take(1).for_each(|l| l.bytes = product(&seen) * Dim::constant(4));
         }
     }
     leaves.sort();
     leaves.dedup();
+    let whole: HashSet<ValueId> = leaves.iter().filter(|l| l.at.is_empty()).map(|l| l.value).collect();
+    leaves.retain(|l| l.at.is_empty() || !whole.contains(&l.value));
     let result = match graph.op(v) {
         Op::KvAppend { .. } => ops.first().map_or_else(Dim::zero, |o| graph.ty(*o).bytes()),
         _ => graph.ty(v).bytes(),
     };
-    leaves.into_iter().fold(result, |s, (_, bytes)| s + bytes)
+    leaves.into_iter().fold(result, |s, l| s + l.bytes)
 }
 
-/// The values in memory that an operand is made of, with the bytes read of each; `slice` holds the bytes of the part
-/// that a view picks.
-fn operand_leaves(graph: &Graph, o: ValueId, slice: Option<Dim>, out: &mut Vec<(ValueId, Dim)>) {
+/// What an operand reads of a value in memory.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Leaf {
+    value: ValueId,
+    /// Axes and starts of the slices on the way; none: the whole.
+    at: Vec<(usize, Dim)>,
+    bytes: Dim,
+}
+
+/// The values in memory that an operand is made of; `part` holds the slices that views pick, and the bytes of the last one.
+fn operand_leaves(graph: &Graph, o: ValueId, part: Option<(&[(usize, Dim)], &Dim)>, out: &mut Vec<Leaf>) {
     let op = graph.op(o);
+    let stored = matches!(op, Op::Input(_) | Op::State(_)) || is_launch(graph, o);
+    let below = |part, out: &mut Vec<Leaf>| {
+        graph.operands(o).into_iter().for_each(|x| operand_leaves(graph, x, part, out));
+    };
     match op {
         Op::Weight(_) | Op::Const(_) | Op::Iota { .. } => {}
-        Op::Input(_) | Op::State(_) => out.push((o, slice.unwrap_or_else(|| graph.ty(o).bytes()))),
-        _ if is_launch(graph, o) => out.push((o, slice.unwrap_or_else(|| graph.ty(o).bytes()))),
-        _ => {
-            let part = match op {
-                Op::Slice { .. } => Some(graph.ty(o).bytes()),
-                Op::Reshape(_) | Op::Transpose(_) => slice,
-                _ => None,
-            };
-            graph.operands(o).into_iter().for_each(|x| operand_leaves(graph, x, part.clone(), out));
+        _ if stored => {
+            let (at, bytes) = part.map_or_else(|| (Vec::new(), graph.ty(o).bytes()), |p| (p.0.to_vec(), p.1.clone()));
+            out.push(Leaf { value: o, at, bytes });
         }
+        Op::Slice { axis, start, .. } => {
+            let own = graph.ty(o).bytes();
+            let (outer, bytes) = part.unwrap_or((&[], &own));
+            let at = [outer, &[(*axis, start.clone())]].concat();
+            below(Some((&at, bytes)), out);
+        }
+        Op::Reshape(_) | Op::Transpose(_) => below(part, out),
+        _ => below(None, out),
     }
 }
 
 fn describe(graph: &Graph, v: ValueId) -> String {
     let n = graph.node(v);
     if n.origin.is_empty() { n.op.name() } else { format!("{} ({})", n.op.name(), n.origin) }
-}
-
-/// The layer number in an origin such as `layers.3.mlp`, `h.3.attn` or `encoder.layer.3`.
-pub fn layer_of(origin: &str) -> Option<u32> {
-    origin.split(['.', '/']).find_map(|p| p.parse().ok())
 }
 
 /// How a region computes the norm in front of its product.
@@ -114,36 +128,60 @@ fn in_order(graph: &Graph, members: Vec<ValueId>) -> Vec<ValueId> {
     out
 }
 
+/// What a kernel that makes rows hands over to region `r`, which computes the reduction `v` of them.
+fn handed_over(r: &Region, v: ValueId) -> Option<&'static str> {
+    match &r.anchor {
+        RegionAnchor::Row(a) if *a == v && r.tiles.is_some() => {
+            Some("the largest of each tile is written, and read instead of the row")
+        }
+        RegionAnchor::MatMul(g) if g.norm == Some(v) && g.stats.is_some() => {
+            Some("the statistics of each tile are written, and read instead of the row")
+        }
+        _ => None,
+    }
+}
+
+/// The edge that keeps attention from being one kernel.
+fn used_probabilities(graph: &Graph) -> impl Fn(&LeftAttention) -> Refused {
+    move |l: &LeftAttention| {
+        let ty = graph.ty(l.probabilities);
+        let detail = format!("{ty} is read elsewhere or leaves the graph, {} B", ty.bytes());
+        Refused { from: l.probabilities, to: l.product, code: Refusal::Probs, detail }
+    }
+}
+
 /// The report of one program.
 pub fn phase(
     program: &str,
     graph: &Graph,
-    bounds: &Bounds,
+    tables: &Tables,
     refused: &[Refused],
     specs: &[(&Region, &KernelSpec, &str)],
 ) -> PhaseReport {
+    let bounds = &size_bounds(tables);
     let order = graph.order();
     let launches: Vec<ValueId> = order.iter().copied().filter(|v| is_launch(graph, *v)).collect();
-    let blocks = order.iter().filter(|v| graph.op(**v).attention().is_some()).count() as u32;
+    let left = left_attention(graph, tables);
+    let blocks = left.len() as u32 + order.iter().filter(|v| graph.op(**v).attention().is_some()).count() as u32;
     let fused = specs.iter().filter(|(r, ..)| matches!(r.anchor, RegionAnchor::Attention(_))).count() as u32;
     let mut regions = Vec::new();
-    let mut per_layer: BTreeMap<u32, u32> = BTreeMap::new();
+    let layers = layers::of_regions(graph, &specs.iter().map(|s| s.0).collect::<Vec<_>>());
     let (mut weights, mut activations) = (Dim::zero(), Dim::zero());
     let mut counted: HashSet<ValueId> = HashSet::new();
     let mut moved: HashMap<&str, (Dim, Dim)> = HashMap::new();
     let mut joined: HashSet<RowStats> = HashSet::new();
     for (id, (r, spec, kernel)) in specs.iter().enumerate() {
         let members = in_order(graph, r.members().into_iter().filter(|v| is_launch(graph, *v)).collect());
-        let before =
-            members.iter().filter(|v| counted.insert(**v)).fold(Dim::zero(), |s, v| s + alone(graph, *v, bounds));
+        let new: Vec<ValueId> = members.iter().copied().filter(|v| counted.insert(*v)).collect();
+        let before = new.iter().fold(Dim::zero(), |s, v| s + alone(graph, *v, bounds));
         let (w, a) = moved.entry(kernel).or_insert_with(|| traffic::moved(spec, bounds)).clone();
+        // Views that are stored, and integer arithmetic, are no launches of the unfused graph.
+        let told = if members.is_empty() { in_order(graph, r.members()) } else { members.clone() };
+        let is_copy = told.iter().all(|v| graph.op(*v).is_view());
         let mut origins: Vec<String> =
-            members.iter().map(|v| graph.node(*v).origin.clone()).filter(|o| !o.is_empty()).collect();
+            told.iter().map(|v| graph.node(*v).origin.clone()).filter(|o| !o.is_empty()).collect();
         origins.sort();
         origins.dedup();
-        if let Some(l) = origins.iter().find_map(|o| layer_of(o)) {
-            *per_layer.entry(l).or_default() += 1;
-        }
         // Forwarded statistics, and rows times a gain, are what the operation behind costs, not what makes its rows.
         let gained = |n: &ValueId| graph.ty(*n).bytes();
         let written = r.forwards.map_or_else(Dim::zero, |s| s.len(graph) * Dim::constant(4));
@@ -160,18 +198,24 @@ pub fn phase(
         };
         let class = match &r.anchor {
             RegionAnchor::MatMul(g) if g.norm.is_some() || spec.columns.is_some() => ProofClass::Reassoc,
-            RegionAnchor::Chain(_) | RegionAnchor::ConvChain(_) => ProofClass::Reassoc,
+            // Attention adds up its values while the largest score may still grow.
+            RegionAnchor::Attention(_) | RegionAnchor::Chain(_) | RegionAnchor::ConvChain(_) => ProofClass::Reassoc,
             _ if members.iter().any(|v| matches!(graph.op(*v), Op::MergeParts { .. })) => ProofClass::Reassoc,
             _ => ProofClass::Bit,
         };
         regions.push(RegionReport {
             id: id as u32,
-            kind: r.kind().into(),
+            kind: match (members.is_empty(), is_copy) {
+                (true, true) => "copy",
+                (true, false) => "index",
+                _ => r.kind(),
+            }
+            .into(),
             kernel: (*kernel).into(),
-            ops: members.iter().map(|v| graph.op(*v).name()).collect(),
+            ops: told.iter().map(|v| graph.op(*v).name()).collect(),
             origins,
             saved_bytes: before - a.clone() + written - owed,
-            saved_launches: (members.len() as u32).saturating_sub(1),
+            saved_launches: new.len() as i32 - 1,
             bindings: spec.bindings() as u32,
             class: class.name().into(),
             weight_bytes: w.clone(),
@@ -182,18 +226,34 @@ pub fn phase(
         weights = weights + w;
         activations = activations + a;
     }
-    let refused = refused.iter().map(|r: &Refused| RefusedEdge {
-        from: describe(graph, r.from),
-        to: describe(graph, r.to),
-        code: r.code.code().into(),
-        detail: r.detail.clone(),
-        remedy: r.code.remedy().into(),
+    let refused =
+        refused.iter().cloned().chain(left.iter().filter(|l| l.probabilities_used).map(used_probabilities(graph)));
+    let refused = refused.map(|r| {
+        let handed = specs.iter().find_map(|(region, ..)| handed_over(region, r.to));
+        RefusedEdge {
+            from: describe(graph, r.from),
+            to: describe(graph, r.to),
+            code: r.code.code().into(),
+            remedy: r.code.remedy_of(graph.op(r.from), graph.op(r.to), &r.detail).into(),
+            detail: match handed.filter(|_| r.code == Refusal::RowTile) {
+                Some(done) => format!("{}; done instead: {done}", r.detail),
+                None => r.detail,
+            },
+        }
     });
-    let layers: Vec<u32> = per_layer.values().copied().collect();
+    let mut per_layer: Vec<LayerCount> = Vec::new();
+    for layer in layers.iter().flatten() {
+        match per_layer.iter_mut().find(|l| l.layer == *layer) {
+            Some(l) => l.dispatches += 1,
+            None => per_layer.push(LayerCount { layer: layer.clone(), dispatches: 1 }),
+        }
+    }
     PhaseReport {
         program: program.into(),
         dispatches: specs.len() as u32,
-        dispatches_per_layer: layers.get(layers.len() / 2).copied().unwrap_or(0),
+        dispatches_per_layer: per_layer.iter().map(|l| l.dispatches).max().unwrap_or(0),
+        outside_layers: layers.iter().filter(|l| l.is_none()).count() as u32,
+        layers: per_layer,
         unfused_dispatches: launches.len() as u32,
         instances: 0,
         work: 0,

@@ -23,7 +23,8 @@ pub use lock::lock_changes;
 pub use model::{ChatInfo, InputFill, ModelInfo, Passes, Port, Retention, Task, WritingRules};
 pub use plan::{Instead, PLAN_VERSION, Plan, Program, RAN, SizeDecl, Step, sizes};
 pub use report::{
-    AttentionCount, ExactSearch, FusionReport, InPlace, Ledger, PhaseReport, RefusedEdge, RegionReport, Validation,
+    AttentionCount, ExactSearch, FusionReport, InPlace, LayerCount, Ledger, PhaseReport, RefusedEdge, RegionReport,
+    Validation,
 };
 pub use validate::{PlanError, StoredShape};
 pub use weights::{Part, Placement, RopePart, TensorData, TensorSource, WeightDecl, WeightSource, repack};

@@ -44,8 +44,14 @@ pub struct PhaseReport {
     pub program: String,
     /// Launches of one run.
     pub dispatches: u32,
-    /// Launches inside one repeated layer; 0 when no layer repeats.
+    /// Launches of the layer that has most; 0 without layers.
     pub dispatches_per_layer: u32,
+    /// Launches of every layer, in launch order.
+    #[serde(default)]
+    pub layers: Vec<LayerCount>,
+    /// Launches of no layer: with those of the layers, all.
+    #[serde(default)]
+    pub outside_layers: u32,
     /// Launches if every operation were a kernel of its own.
     pub unfused_dispatches: u32,
     /// Repetitions of a block of layers whose regions follow from another repetition's, without being fused again.
@@ -110,12 +116,22 @@ pub struct AttentionCount {
     pub fused: u32,
 }
 
+/// Launches of a layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerCount {
+    /// The path of the layer in the source model, with its stack; or a number of its attention where names do not tell.
+    pub layer: String,
+    /// Launches around one of its operations.
+    pub dispatches: u32,
+}
+
 /// One region: one launch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RegionReport {
     /// Stable number in launch order.
     pub id: u32,
-    /// `map`, `row`, `matmul`, `attention`.
+    /// `map`, `row`, `matmul`, `attention`, `chain`, `conv_chain`; `copy`: a view that is stored; `index`: integers or truth
+    /// values that are. The unfused graph has no launch for the last two, which save a negative number of bytes.
     pub kind: String,
     /// The kernel's name.
     pub kernel: String,
@@ -125,8 +141,8 @@ pub struct RegionReport {
     pub origins: Vec<String>,
     /// Bytes not moved because the region is one kernel.
     pub saved_bytes: Dim,
-    /// Launches saved.
-    pub saved_launches: u32,
+    /// Launches saved: operations that no region in front counts, less one. Negative for `copy` and `index`.
+    pub saved_launches: i32,
     /// Storage bindings.
     pub bindings: u32,
     /// Proof class of the rewrite: `BIT`, `ROUND`, `REASSOC`, `APPROX`.
