@@ -150,7 +150,7 @@ fn the_cost_model_takes_small_chains_alone() {
         assert!(edge.detail.contains("B of weights are read again") && edge.detail.contains("us"), "{}", edge.detail);
     }
     let wide = refusals(&model(Block { width: 1024, inner: 8, gated: false, normed: false }, 4), forced());
-    assert!(wide[0].code == "N-CHAIN" && wide[0].detail.contains("do not fit a workgroup"), "{wide:?}");
+    assert!(wide[0].code == "L10-SMEM" && wide[0].detail.contains("do not fit a workgroup"), "{wide:?}");
 }
 
 #[test]

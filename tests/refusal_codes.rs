@@ -166,10 +166,14 @@ fn summed_siblings() -> Model {
 }
 
 fn chain() -> Model {
+    chain_of(48)
+}
+
+fn chain_of(width: u64) -> Model {
     model(64, |m| {
-        let (a, b) = (matrix(m, "a", 40, 48), matrix(m, "b", 9, 40));
+        let (a, b) = (matrix(m, "a", 40, width), matrix(m, "b", 9, 40));
         Box::new(move |g| {
-            let x = x(g, 48);
+            let x = x(g, width);
             let y = g.linear(x, a, None);
             let y = g.unary(UnaryOp::GeluErf, y);
             let y = g.linear(y, b, None);
@@ -222,6 +226,27 @@ fn attention_of_product() -> Model {
     })
 }
 
+/// Attention in parts, whose probabilities are a result as well.
+fn kept_probabilities() -> Model {
+    model(64, |m| {
+        let w = matrix(m, "w", 48, 48);
+        Box::new(move |g| {
+            let x = g.input("x", Scalar::F32, &[1.into(), "N".into(), 48.into()]);
+            let y = g.linear(x, w, None);
+            let heads = g.reshape(y, &[1.into(), "N".into(), 3.into(), 16.into()]);
+            let heads = g.transpose(heads, &[0, 2, 1, 3]);
+            let keys = g.transpose(heads, &[0, 1, 3, 2]);
+            let scores = g.matmul(heads, keys);
+            let scale = g.f32(0.25);
+            let scores = g.mul(scores, scale);
+            let p = g.softmax(scores);
+            let y = g.matmul(p, heads);
+            g.output("p", p);
+            g.output("y", y);
+        })
+    })
+}
+
 /// The result of an attention goes into a cache.
 fn cached_attention() -> Model {
     let mut m = ModelBuilder::new("codes");
@@ -260,12 +285,14 @@ fn case(code: Refusal) -> (Model, CompileOptions) {
         Refusal::Cycle => (cycle(), usual),
         Refusal::Dtype => (mixed_storage(), usual),
         Refusal::Map => (halves(), usual),
+        Refusal::Probs => (kept_probabilities(), usual),
         Refusal::Dup => (two_readers(), usual),
         Refusal::RowTile => (softmax_of_product(), usual),
         Refusal::Recompute => (norm_and_product(100_000, 6600), usual),
         Refusal::Commute => (residual_and_norm(NormKind::Rms, 6600), usual),
         Refusal::Stat => (residual_and_norm(NormKind::Layer, 6600), usual),
         Refusal::Bind => (many_matrices(), usual),
+        Refusal::Smem => (chain_of(3000), usual),
         Refusal::Dispatch => (siblings(), fusion(|f| f.limit_binding_bytes = 20_000)),
         Refusal::Grid => (attention_of_product(), usual),
         Refusal::Effect => (cached_attention(), usual),
@@ -334,6 +361,32 @@ fn found(plan: &Plan) -> Vec<&RefusedEdge> {
     plan.report.phases.iter().flat_map(|p| &p.refused).collect()
 }
 
+/// What the refusal of a case says: part of its operands, and of what would allow the fusion.
+fn told(code: Refusal) -> [&'static str; 2] {
+    match code {
+        Refusal::Cycle => ["operand", "remove the path"],
+        Refusal::Dtype => ["f32 and f16", "a type"],
+        Refusal::Map => ["", "same tile"],
+        Refusal::Probs => ["f32[1, 3, N, N]", "out of the outputs"],
+        Refusal::Dup => ["2 regions", "one region"],
+        Refusal::RowTile => ["300", "nothing"],
+        Refusal::Commute | Refusal::Recompute | Refusal::Stat => ["column tiles", "fewer rows"],
+        Refusal::Bind => ["> 8 storage buffers", "fewer matrices"],
+        Refusal::Smem => ["rows of 3000 > ", "narrower"],
+        Refusal::Dispatch => ["20000", "along its rows"],
+        Refusal::Grid => ["N positions", "nothing"],
+        Refusal::Effect => ["", "order"],
+        Refusal::Mode => ["strict", "numeric mode"],
+        Refusal::User => ["switched off", "on again"],
+        Refusal::Profit => ["rows of 48 and read weights of 40 columns", "nothing"],
+        Refusal::Chain => ["64 rows", "narrower"],
+        Refusal::Halo => ["", "fewer channels"],
+        Refusal::Peak => ["the budget is 30720", "budget"],
+        Refusal::Measured => ["8.5", "another device"],
+        Refusal::Mismatch => ["operations", "fault"],
+    }
+}
+
 /// Each code names its edge, its operands and what would allow the fusion.
 #[test]
 fn every_code_is_met_by_a_graph() {
@@ -344,7 +397,75 @@ fn every_code_is_met_by_a_graph() {
         let codes: Vec<&str> = all.iter().map(|r| r.code.as_str()).collect();
         let hit = all.iter().find(|r| r.code == code.code()).unwrap_or_else(|| panic!("{code} is not in {codes:?}"));
         assert!(!hit.from.is_empty() && !hit.to.is_empty() && !hit.detail.is_empty(), "{hit:?}");
-        assert_eq!(hit.remedy, code.remedy());
+        let [operands, remedy] = told(code);
+        assert!(hit.detail.contains(operands) && hit.remedy.contains(remedy), "{hit:?}");
+    }
+}
+
+/// The edge from an operation to another whose names start so.
+fn edge<'p>(plan: &'p Plan, from: &str, to: &str) -> &'p RefusedEdge {
+    let all = found(plan);
+    let hit = all.iter().find(|r| r.from.starts_with(from) && r.to.starts_with(to));
+    hit.unwrap_or_else(|| panic!("{from} -> {to} is not in {all:?}"))
+}
+
+/// What a reduction is refused for are the rows that it reads, whatever it makes of them.
+#[test]
+fn rows_that_are_reduced_are_told_by_their_own_width() {
+    let plan = compile(
+        &model(64, |m| {
+            let w = matrix(m, "w", 300, 48);
+            Box::new(move |g| {
+                let x = x(g, 48);
+                let y = g.linear(x, w, None);
+                let place = g.reduce(ReduceOp::ArgMax, y, &[1], false);
+                g.output("place", place);
+            })
+        }),
+        CompileOptions::default(),
+    );
+    assert!(edge(&plan, "matmul", "reduce_arg_max").detail.ends_with("rows of 300"));
+    let normed = compile(&norm_and_product(100_000, 6600), CompileOptions::default());
+    assert!(found(&normed).iter().all(|r| r.code != "L7-ROWTILE"));
+}
+
+/// A chain tells which of its conditions failed.
+#[test]
+fn chains_tell_what_reads_the_first_product() {
+    let plan = compile(
+        &model(64, |m| {
+            let (a, b) = (matrix(m, "a", 40, 48), matrix(m, "b", 9, 40));
+            Box::new(move |g| {
+                let x = x(g, 48);
+                let y = g.linear(x, a, None);
+                let y = g.unary(UnaryOp::GeluErf, y);
+                g.output("inner", y);
+                let y = g.linear(y, b, None);
+                g.output("y", y);
+            })
+        }),
+        CompileOptions::default(),
+    );
+    let e = edge(&plan, "gelu_erf", "matmul");
+    assert_eq!((e.code.as_str(), e.detail.as_str()), ("N-CHAIN", "the result of gelu_erf leaves the graph"));
+    assert_eq!(e.remedy, "leave it out of the outputs");
+    let bert = compile(&support::load("devset/bert"), CompileOptions::default());
+    let e = edge(&bert, "gelu_erf", "matmul");
+    assert_eq!(e.detail, "add reads what layer_norm in front makes as well");
+}
+
+/// Attention counts what looks like it: where its probabilities are kept, and where the mode forbids it.
+#[test]
+fn attention_that_was_not_raised_is_counted() {
+    let kept = compile(&kept_probabilities(), CompileOptions::default());
+    let a = kept.report.phases[0].attention;
+    assert_eq!((a.blocks, a.fused), (1, 0));
+    for (numeric, fused) in [(NumericMode::Strict, 0), (NumericMode::Default, 2)] {
+        let plan = compile(&support::load("onnx/bert.onnx"), fusion(|f| f.numeric = numeric));
+        let a = plan.report.phases[0].attention;
+        assert_eq!((a.blocks, a.fused), (2, fused), "{numeric:?}");
+        let classes = plan.report.phases[0].regions.iter().filter(|r| r.kind == "attention").map(|r| r.class.as_str());
+        assert!(classes.eq(std::iter::repeat_n("REASSOC", fused as usize)));
     }
 }
 
