@@ -13,7 +13,7 @@ use frit_kernels::dim::{Bounds, Dim, product};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::KernelSpec;
 use frit_plan::{AttentionCount, LayerCount, Ledger, PhaseReport, RefusedEdge, RegionReport};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Whether the operation would be a kernel if nothing were fused: views, sources and integer arithmetic would not.
 pub fn is_launch(graph: &Graph, v: ValueId) -> bool {
@@ -62,7 +62,7 @@ struct Leaf {
 /// The values in memory that an operand is made of; `part` holds the slices that views pick, and the bytes of the last one.
 fn operand_leaves(graph: &Graph, o: ValueId, part: Option<(&[(usize, Dim)], &Dim)>, out: &mut Vec<Leaf>) {
     let op = graph.op(o);
-    let stored = matches!(op, Op::Input(_) | Op::State(_)) || is_launch(graph, o);
+    let stored = matches!(op, Op::Input(_) | Op::State(_) | Op::KvLoad { .. }) || is_launch(graph, o);
     let below = |part, out: &mut Vec<Leaf>| {
         graph.operands(o).into_iter().for_each(|x| operand_leaves(graph, x, part, out));
     };
@@ -150,6 +150,21 @@ fn used_probabilities(graph: &Graph) -> impl Fn(&LeftAttention) -> Refused {
     }
 }
 
+/// Of `stored`, what a region writes, or its `members` read through nothing but views and integer arithmetic.
+fn touches(graph: &Graph, r: &Region, members: &[ValueId], stored: &HashSet<ValueId>) -> BTreeSet<ValueId> {
+    let mut found: BTreeSet<ValueId> = r.outputs.iter().copied().filter(|v| stored.contains(v)).collect();
+    let mut seen: HashSet<ValueId> = HashSet::new();
+    let mut stack: Vec<ValueId> = members.iter().flat_map(|v| graph.operands(*v)).collect();
+    while let Some(o) = stack.pop() {
+        if stored.contains(&o) {
+            found.insert(o);
+        } else if !is_launch(graph, o) && seen.insert(o) {
+            stack.extend(graph.operands(o));
+        }
+    }
+    found
+}
+
 /// The report of one program.
 pub fn phase(
     program: &str,
@@ -164,6 +179,8 @@ pub fn phase(
     let left = left_attention(graph, tables);
     let blocks = left.len() as u32 + order.iter().filter(|v| graph.op(**v).attention().is_some()).count() as u32;
     let fused = specs.iter().filter(|(r, ..)| matches!(r.anchor, RegionAnchor::Attention(_))).count() as u32;
+    let outputs = specs.iter().flat_map(|(r, ..)| &r.outputs).copied();
+    let stored: HashSet<ValueId> = outputs.filter(|v| !is_launch(graph, *v)).collect();
     let mut regions = Vec::new();
     let layers = layers::of_regions(graph, &specs.iter().map(|s| s.0).collect::<Vec<_>>());
     let (mut weights, mut activations) = (Dim::zero(), Dim::zero());
@@ -214,6 +231,7 @@ pub fn phase(
             kernel: (*kernel).into(),
             ops: told.iter().map(|v| graph.op(*v).name()).collect(),
             origins,
+            copies: touches(graph, r, &told, &stored).into_iter().map(|v| describe(graph, v)).collect(),
             saved_bytes: before - a.clone() + written - owed,
             saved_launches: new.len() as i32 - 1,
             bindings: spec.bindings() as u32,

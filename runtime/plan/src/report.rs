@@ -139,6 +139,10 @@ pub struct RegionReport {
     pub ops: Vec<String>,
     /// Where they come from in the source model.
     pub origins: Vec<String>,
+    /// What it writes or reads of stored views and stored integers or truth values, which the unfused graph has no launch
+    /// for: why a region may move more bytes than its operations alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<String>,
     /// Bytes not moved because the region is one kernel.
     pub saved_bytes: Dim,
     /// Launches saved: operations that no region in front counts, less one. Negative for `copy` and `index`.
