@@ -393,7 +393,8 @@ fn few_rows_have_a_program_of_their_own_where_it_differs() {
     assert_eq!(names(&norm_and_product(100_000, 100)), ["forward", "forward@1"]);
     assert_eq!(names(&norm_and_product(8, 6600)), ["forward", "forward@1"]);
     let product = |program: usize| {
-        let of = |s: &frit_plan::Step| plan.kernels[s.kernel as usize].variant(Tier::Gpu).unwrap().schedule.template.clone();
+        let of =
+            |s: &frit_plan::Step| plan.kernels[s.kernel as usize].variant(Tier::Gpu).unwrap().schedule.template.clone();
         plan.programs[program].steps.iter().map(of).next_back().unwrap()
     };
     assert_eq!([0, 1, 2].map(product), ["gemm_staged", "gemm_staged", "gemv"]);

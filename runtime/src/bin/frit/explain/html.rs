@@ -166,7 +166,8 @@ fn refused(out: &mut String, p: &PhaseReport) {
     out.push_str("</table>\n");
 }
 
-fn size(n: i64) -> String {
+/// A number of bytes, which may be negative.
+pub(super) fn size(n: i64) -> String {
     match u64::try_from(n) {
         Ok(n) => crate::model::bytes(n),
         Err(_) => format!("−{}", crate::model::bytes(n.unsigned_abs())),

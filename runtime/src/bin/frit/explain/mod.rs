@@ -398,16 +398,25 @@ fn print_search(e: &ExactSearch) {
     );
 }
 
+/// Launches of the layers.
+fn in_layers(phase: &PhaseReport) -> String {
+    let most = phase.dispatches_per_layer;
+    let differ = phase.layers.iter().any(|l| l.dispatches != most);
+    match phase.layers.len() {
+        0 => String::new(),
+        n => format!(", {}{most} in each of {n} layers", if differ { "at most " } else { "" }),
+    }
+}
+
 fn print(a: &Args, plan: &Plan, phase: &PhaseReport, at: &[u64]) {
     let named: Vec<String> = plan.sizes.iter().zip(at).map(|(s, v)| format!("{} = {v}", s.name)).collect();
-    let count = |d: &Dim| bytes(u64::try_from(signed(plan, at, d)).unwrap_or(0));
+    let count = |d: &Dim| html::size(signed(plan, at, d));
     println!("{}  {}  at {}", plan.model.name, phase.program, named.join(", "));
     println!(
-        "{} kernels, {} if nothing were fused, {} in each of {} layers; attention blocks fused: {} of {}\n",
+        "{} kernels, {} if nothing were fused{}; attention blocks fused: {} of {}\n",
         phase.dispatches,
         phase.unfused_dispatches,
-        phase.dispatches_per_layer,
-        plan.model.layers,
+        in_layers(phase),
         phase.attention.fused,
         phase.attention.blocks
     );
