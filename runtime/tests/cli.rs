@@ -453,7 +453,7 @@ fn bisection_names_the_fusion_or_rewrite_that_a_command_objects_to() {
     let command = format!("! {frit} explain {{}} --phase forward --all | grep -q 'layer_norm · matmul'");
     let said = succeeds(&["compile", path(&gpt2), "--bisect", &command]);
     assert!(said.contains("the fusion `norm`"), "{said}");
-    let command = format!("! {frit} explain {{}} --json | grep -q '\"blocks\": [1-9]'");
+    let command = format!("! {frit} explain {{}} --json | grep -q '\"fused\": [1-9]'");
     let said = succeeds(&["compile", path(&fixture("onnx/bert.onnx")), "--bisect", &command]);
     assert!(said.contains("an application of `attention`"), "{said}");
     assert!(succeeds(&["compile", path(&gpt2), "--bisect", "true"]).contains("nothing to search for"));

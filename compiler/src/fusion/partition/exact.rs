@@ -7,7 +7,7 @@
 //! rows that the kernels in front of it write; [`search`](super::search) puts the regions together. Windows that are alike are searched once.
 
 use super::search::{LARGEST, Problem};
-use super::{Given, Partition, Partitioner, is_anchor};
+use super::{Given, Groups, Partition, Partitioner, is_anchor};
 use crate::fusion::anchors::{self, Site};
 use crate::fusion::cost::{self, MANY_ROWS};
 use crate::fusion::outline::{Shape, shape_of};
@@ -64,17 +64,16 @@ type Form = Option<(u64, bool)>;
 
 impl<'a> Partitioner<'a> {
     /// What an exhaustive search of each window finds, and the groups of operations that may share a region where that is
-    /// worth more than what `greedy` found.
-    pub(super) fn exact(&self, greedy: &Partition) -> (ExactSearch, Option<HashMap<ValueId, u32>>) {
+    /// worth more than what `greedy` found. Between windows nothing was searched.
+    pub(super) fn exact(&self, greedy: &Partition) -> (ExactSearch, Option<Groups>) {
         let mut report = ExactSearch::default();
-        let mut groups: HashMap<ValueId, u32> = HashMap::new();
+        let mut groups = Groups::new();
         let mut known: HashMap<Vec<(Role, Form)>, Option<Solved>> = HashMap::new();
         let given: Given = Rc::new(greedy.regions.iter().filter_map(forwarded_to).collect());
         let seen = Seen { sized: self.sized(), given: given.clone() };
         let form = |v: &ValueId| given.get(v).map(|(stats, commuted)| (stats.tile, *commuted));
-        let mut next = 0;
         let mut better = false;
-        for window in self.windows() {
+        for (number, window) in self.windows().into_iter().enumerate() {
             let roles: Vec<(Role, Form)> = self.roles(&window).into_iter().zip(window.iter().map(form)).collect();
             if !known.contains_key(&roles) {
                 let solved = self.search(&window, greedy, &seen, &mut report.work);
@@ -94,11 +93,8 @@ impl<'a> Partitioner<'a> {
                 }
                 _ => self.greedy_sets(&window, greedy),
             };
-            for set in regions {
-                for i in set {
-                    groups.insert(window[i], next);
-                }
-                next += 1;
+            for (group, set) in regions.into_iter().enumerate() {
+                groups.extend(set.into_iter().map(|i| (window[i], (number, group))));
             }
         }
         (report, better.then_some(groups))

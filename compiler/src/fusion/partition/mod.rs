@@ -49,6 +49,9 @@ pub struct Partition {
     pub exact: ExactSearch,
 }
 
+/// The windows of operations, and within each the regions that a search found.
+type Groups = HashMap<ValueId, (usize, usize)>;
+
 /// Statistics of rows that kernels write for norms, and whether these are commuted.
 type Given = Rc<HashMap<ValueId, (RowStats, bool)>>;
 
@@ -75,7 +78,7 @@ pub(super) struct Partitioner<'a> {
     /// The launches that may be fused, if not all, with the statistics of rows that other kernels write for their norms.
     scope: Option<Scope>,
     /// Operations that may share a region have one number here.
-    groups: Option<HashMap<ValueId, u32>>,
+    groups: Option<Groups>,
     owner: HashMap<ValueId, usize>,
     regions: Vec<Region>,
     stored: HashSet<ValueId>,
@@ -246,7 +249,7 @@ impl<'a> Partitioner<'a> {
             return Err((Refusal::User, "outside of what is looked at".into()));
         }
         if let Some(groups) = &self.groups
-            && groups.get(&a).is_some_and(|g| groups.get(&b).is_some_and(|h| g != h))
+            && groups.get(&a).is_some_and(|g| groups.get(&b).is_some_and(|h| g.0 == h.0 && g.1 != h.1))
         {
             return Err((Refusal::Profit, "the cheapest regions of their window hold them apart".into()));
         }

@@ -116,6 +116,7 @@ fn gated(n: u64, k: u64, storage: Storage, lead: &[&str], size: i64) -> Case {
     let domain: Vec<&str> = lead.iter().copied().chain([columns.as_str()]).collect();
     let (name, axis) = (lead[0], domain.len() - 1);
     let mut s = SpecBuilder::new("gated", &domain, &[name]);
+    s.spec.few_rows = name == "B";
     let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*{name}"));
     let w = s.arg("w", Space::Weight, storage, &(2 * n * k).to_string());
     let gain = s.arg("gain", Space::Side, Storage::F32, &columns);
