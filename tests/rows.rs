@@ -65,7 +65,10 @@ fn cut(build: impl FnOnce(&mut GraphBuilder<'_>, frit_compiler::graph::ValueId))
 fn takes_all_rows(model: &Model) -> bool {
     let plan = Compiler::default().compile(model).unwrap();
     let all = plan.report.phases[0].regions.iter().any(|r| r.flops.symbols().iter().any(|s| s.to_string() == "N"));
-    let inputs = vec![("x".to_owned(), Random::new(9).tensor(&[2, 19, 40]))];
+    let mut inputs = vec![("x".to_owned(), Random::new(9).tensor(&[2, 19, 40]))];
+    if model.graph("forward").unwrap().graph.inputs.iter().any(|i| i.name == "other") {
+        inputs.push(("other".to_owned(), Random::new(10).tensor(&[2, 19, 24])));
+    }
     let want = support::oracle(model, "forward", &[("N", 19)], &inputs);
     for backend in [BackendChoice::Cpu, BackendChoice::Wgpu] {
         let mut session = support::open(&support::compile(model), backend);

@@ -1,6 +1,7 @@
 //! Programs for few rows. What pays depends on the number of rows, so a program that takes any number of them is divided
 //! again for at most 64, 8 and 1. Where that changes nothing, the program for more rows serves; so it does where only the
-//! schedule of products changes and the rows are tokens that attention reads, of which one alone is what decoding is for.
+//! schedule of products changes, unless one size alone counts rows, as of a batch: a text or an image of one row is rare, and
+//! a token by itself is what decoding is for.
 
 use super::region::Region;
 use super::{FusionOptions, Partition, Within, partition};
@@ -55,7 +56,8 @@ pub fn divide(graph: &Graph, tables: &Tables, within: &Within, options: &FusionO
     let whole = divide(within);
     let Some(rows) = rows(graph) else { return Buckets { whole, few: Vec::new(), work: 0 } };
     let (mut few, mut work): (Vec<Bucket>, u64) = (Vec::new(), 0);
-    let counts_tokens = graph.values().any(|v| graph.op(v).attention().is_some());
+    let attends = graph.values().any(|v| graph.op(v).attention().is_some());
+    let counts_rows = rows.as_size().is_some() && !attends;
     for most in AT_MOST {
         let narrow = Within {
             at_most: within.at_most.clone(),
@@ -64,9 +66,9 @@ pub fn divide(graph: &Graph, tables: &Tables, within: &Within, options: &FusionO
         };
         let partition = divide(&narrow);
         let more = few.last().map_or(&whole.regions, |b| &b.partition.regions);
-        let same = |a: &Region, b: &Region| match counts_tokens {
-            true => Region { few_rows: b.few_rows, ..a.clone() } == *b,
-            false => a == b,
+        let same = |a: &Region, b: &Region| match counts_rows {
+            true => a == b,
+            false => Region { few_rows: b.few_rows, ..a.clone() } == *b,
         };
         let is_new =
             more.len() != partition.regions.len() || more.iter().zip(&partition.regions).any(|(a, b)| !same(a, b));
