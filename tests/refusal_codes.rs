@@ -487,10 +487,11 @@ fn a_wrong_kernel_is_dropped_for_the_unfused_form() {
     let plan = compile(&model, options);
     assert_eq!(plan.programs[0].steps.len(), 2, "{:?}", plan.report.phases[0].regions);
     let v = &plan.report.validation;
-    assert_eq!((v.on, v.kernels[1]), (true, 1));
+    // For any number of rows, and for one.
+    assert_eq!((v.on, v.kernels[1]), (true, 2));
     assert!(v.dropped[0].contains("matmul_tanh") && v.dropped[0].contains("its operations give"), "{:?}", v.dropped);
     let sound = compile(&model, CompileOptions { validate: Some(1 << 30), ..CompileOptions::default() });
-    assert_eq!((sound.programs[0].steps.len(), sound.report.validation.kernels), (1, [1, 0, 0]));
+    assert_eq!((sound.programs[0].steps.len(), sound.report.validation.kernels), (1, [2, 0, 0]));
 }
 
 /// No kernel binds more storage buffers than the limit says, whatever it would be fused from.

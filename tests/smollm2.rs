@@ -44,7 +44,7 @@ fn its_layers_are_five_launches_a_token() {
     assert_eq!(plan.model.layers, 30);
     assert!(decode.dispatches_per_layer <= 5 && decode.dispatches <= 5 * 30 + 3, "{}", decode.dispatches);
     assert_eq!((decode.attention.fused, decode.attention.blocks), (30, 30));
-    assert!(plan.kernels.len() <= 60, "{} kernels for 30 equal layers", plan.kernels.len());
+    assert!(plan.kernels.len() <= 66, "{} kernels for 30 equal layers", plan.kernels.len());
 }
 
 /// With any number of rows as well: the norm in front of gate and up is commuted through them.

@@ -7,6 +7,7 @@ use super::region::Region;
 use super::{FusionOptions, Partition, Within, partition};
 use crate::graph::{Graph, Op, Tables};
 use frit_kernels::dim::{Dim, product};
+use frit_kernels::spec::FEW_ROWS;
 use std::collections::{BTreeMap, HashSet};
 
 /// Largest numbers of rows of the buckets, the last one being what is left: {1, 2–8, 9–64, >64}.
@@ -58,7 +59,8 @@ pub fn divide(graph: &Graph, tables: &Tables, within: &Within, options: &FusionO
     let (mut few, mut work): (Vec<Bucket>, u64) = (Vec::new(), 0);
     let attends = graph.values().any(|v| graph.op(v).attention().is_some());
     let counts_rows = rows.as_size().is_some() && !attends;
-    for most in AT_MOST {
+    // Few sequences have a program of their own.
+    for most in AT_MOST.into_iter().filter(|most| !within.many_sequences || *most > FEW_ROWS) {
         let narrow = Within {
             at_most: within.at_most.clone(),
             limits: within.limits.iter().cloned().chain([(rows.clone(), most)]).collect(),
