@@ -465,7 +465,7 @@ fn attention_that_was_not_raised_is_counted() {
         let a = plan.report.phases[0].attention;
         assert_eq!((a.blocks, a.fused), (2, fused), "{numeric:?}");
         let classes = plan.report.phases[0].regions.iter().filter(|r| r.kind == "attention").map(|r| r.class.as_str());
-        assert!(classes.eq(std::iter::repeat_n("REASSOC", fused as usize)));
+        assert!(classes.eq(std::iter::repeat_n("BIT", fused as usize)));
     }
 }
 

@@ -215,8 +215,7 @@ pub fn phase(
         };
         let class = match &r.anchor {
             RegionAnchor::MatMul(g) if g.norm.is_some() || spec.columns.is_some() => ProofClass::Reassoc,
-            // Attention adds up its values while the largest score may still grow.
-            RegionAnchor::Attention(_) | RegionAnchor::Chain(_) | RegionAnchor::ConvChain(_) => ProofClass::Reassoc,
+            RegionAnchor::Chain(_) | RegionAnchor::ConvChain(_) => ProofClass::Reassoc,
             _ if members.iter().any(|v| matches!(graph.op(*v), Op::MergeParts { .. })) => ProofClass::Reassoc,
             _ => ProofClass::Bit,
         };
