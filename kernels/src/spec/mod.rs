@@ -302,8 +302,8 @@ pub struct KernelSpec {
     pub domain: Vec<Dim>,
     /// The operation it is built around.
     pub anchor: Anchor,
-    /// Whether it is made for few rows: a product for [`FEW_ROWS`] or not many more, other kernels for those of so many
-    /// tokens. Of how few they are no kernel relies on.
+    /// Whether it is scheduled for few rows: a product for about [`FEW_ROWS`], another kernel for those of so many tokens.
+    /// Results are right for any number.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub few_rows: bool,
     /// Tensors it reads and writes.

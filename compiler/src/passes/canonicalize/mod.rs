@@ -14,8 +14,8 @@ use crate::graph::Graph;
 ///
 /// Pre: types are inferred. Post, unless the context says that the bound was hit: views are composed and none is
 /// without effect; broadcasts that elementwise functions do by themselves are gone; a constant stands on the right of a
-/// commutative function; rows are cut in front of the product or norm that makes them; `x − c` is `x + (−c)`; squares, roots and reciprocals are spelled `mul`, `sqrt`, `rsqrt`,
-/// `recip`; no matmul reads a transpose of its last two axes. Rules name their equations.
+/// commutative function; rows are cut in front of the product or norm that makes them; `x − c` is `x + (−c)`; squares,
+/// roots and reciprocals are spelled `mul`, `sqrt`, `rsqrt`, `recip`; no matmul reads a transpose of its last two axes. Rules name their equations.
 ///
 /// ```text
 /// %2 = transpose{perm=[0, 2, 3, 1]} %1
