@@ -89,6 +89,8 @@ struct Lowering<'a> {
     validator: Validator,
     validation: Validation,
     kernel_budget: u64,
+    /// Kernels that were compared with their operations and not found wrong, by [`fusion::validate::key`].
+    compared: HashSet<u64>,
 }
 
 impl Compiler {
@@ -122,6 +124,7 @@ impl Compiler {
             validator: self.options.validate.map_or_else(Validator::off, Validator::new),
             validation: Validation { on: self.options.validate.is_some(), ..Validation::default() },
             kernel_budget: self.options.validate.unwrap_or(0),
+            compared: HashSet::new(),
         };
         let (mut programs, mut phases) = (Vec::new(), Vec::new());
         for g in &model.graphs {

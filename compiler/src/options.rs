@@ -24,7 +24,7 @@ pub struct CompileOptions {
     /// Rules left out, by name.
     pub disabled_rules: Vec<String>,
     /// Check every rewrite and every kernel on random operands, with at most this many evaluations of an element or an
-    /// expression for each of the two.
+    /// expression for each of the two. Work is limited and not time, so that a model has one plan on every machine.
     pub validate: Option<u64>,
     /// Write values over inputs that die where alias contracts allow it.
     pub in_place: bool,
@@ -62,8 +62,8 @@ impl std::fmt::Debug for Plant {
 }
 
 impl CompileOptions {
-    /// Evaluations that validation makes at most, unless told otherwise.
-    pub const VALIDATION_BUDGET: u64 = 50_000_000;
+    /// Evaluations that validation makes at most, unless told otherwise: enough for all of SmolLM2-135M.
+    pub const VALIDATION_BUDGET: u64 = 4_000_000;
     /// Names of everything that [`CompileOptions::disable`] switches off: kinds of fusion and rules of rewrites.
     pub fn ids() -> Vec<&'static str> {
         FusionOptions::IDS.into_iter().chain(passes::rule_names()).collect()
@@ -94,7 +94,7 @@ impl Default for CompileOptions {
             skip_passes: Vec::new(),
             rewrite_fuel: None,
             disabled_rules: Vec::new(),
-            validate: None,
+            validate: Some(CompileOptions::VALIDATION_BUDGET),
             in_place: true,
             peak: None,
             plant: Plant::default(),

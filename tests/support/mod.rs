@@ -31,9 +31,11 @@ pub fn compile_with(model: &Model, fusion: FusionOptions, targets: Vec<Capabilit
     compile_as(model, CompileOptions { fusion, targets, every_text: true, ..CompileOptions::default() })
 }
 
+/// Translation validation, which is on unless switched off, must find nothing to drop in any model of a test.
 fn compile_as(model: &Model, options: CompileOptions) -> LoadedModel {
     let plan = Compiler::new(options).compile(model).unwrap_or_else(|e| panic!("{e}"));
     plan.validate().unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(plan.report.validation.dropped, Vec::<String>::new());
     LoadedModel { plan: Arc::new(plan), weights: model.weights(), artifact: None }
 }
 

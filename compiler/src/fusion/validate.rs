@@ -8,6 +8,7 @@ use super::RowStats;
 use super::anchors::Site;
 use super::spec_builder::{Operand, PackedWeight};
 use crate::graph::{Graph, KvSlotId, Op, ValueId, WeightData};
+use crate::passes::alike::{Alike, Depth};
 use crate::passes::validate::{random, small_sizes};
 use crate::reference::{Elements, RefError, hashed, scalar_binary, scalar_cast, scalar_literal, scalar_unary};
 use frit_kernels::dim::{Dim, Sym};
@@ -15,6 +16,7 @@ use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{Anchor, Attention, ConvChain, Expr, ExprId, KernelSpec, PartialKind, ReduceOp, Stat};
 use frit_plan::KvPart;
 use std::collections::{BTreeMap, HashSet};
+use std::rc::Rc;
 
 /// Relative difference allowed: both sides are f64 and differ by the order of sums.
 const TOLERANCE: f64 = 1e-6;
@@ -29,7 +31,7 @@ const SAMPLES: u64 = 3;
 pub fn region(site: &Site<'_>, spec: &KernelSpec, operands: &[Operand], left: &mut u64) -> Result<bool, String> {
     let sizes = small_sizes(site.tables);
     let memory = Memory { site, sizes: &sizes };
-    let own: HashSet<ValueId> = site.region.anchors().into_iter().chain(site.region.epilogue.iter().copied()).collect();
+    let own: HashSet<ValueId> = computed(site).collect();
     let given = |v: ValueId, i: usize| memory.given(&own, v, i);
     let mut graph = Elements::new(site.graph, &sizes, &given, *left);
     let done = compare(&memory, &mut graph, spec, operands, left);
@@ -38,6 +40,44 @@ pub fn region(site: &Site<'_>, spec: &KernelSpec, operands: &[Operand], left: &m
         Ok(found) => found.map_or(Ok(true), Err),
         Err(_) => Ok(false),
     }
+}
+
+/// What the kernel of a region computes, its prologue aside.
+fn computed(site: &Site<'_>) -> impl Iterator<Item = ValueId> {
+    site.region.anchors().into_iter().chain(site.region.epilogue.iter().copied())
+}
+
+/// A number for a region with its kernel: equal numbers, equal verdicts.
+pub fn key(site: &Site<'_>, spec: &KernelSpec, operands: &[Operand]) -> u64 {
+    let own: Vec<ValueId> = computed(site).collect();
+    let depth = |v: ValueId, _| if site.stored.contains(&v) && !own.contains(&v) { Depth::Stop } else { Depth::Follow };
+    let mut alike = Alike::new(site.graph, site.tables, spec.hash().as_bytes());
+    for v in site.region.outputs.iter().chain(&own) {
+        alike.value(*v, &depth);
+    }
+    for o in operands {
+        match o {
+            Operand::Value(v) => alike.value(*v, &depth),
+            Operand::Gained(v) => {
+                alike.add(1u8);
+                alike.value(*v, &|_, d| if d == 0 { Depth::Follow } else { Depth::Stop });
+            }
+            Operand::RowStats(s) => {
+                alike.add((2u8, s.kind, s.tile));
+                alike.value(s.of, &depth);
+            }
+            Operand::Weight(w) => {
+                alike.add((3u8, w.rows, w.side));
+                w.parts.iter().for_each(|p| alike.weight(*p));
+            }
+            Operand::State(s) => alike.add((4u8, s)),
+            Operand::Kv(slot, part) => {
+                alike.add(5u8);
+                alike.slot(*slot, *part);
+            }
+        }
+    }
+    alike.finish()
 }
 
 fn compare(
@@ -300,6 +340,8 @@ struct Eval<'a> {
     stats: Vec<f64>,
     inner: i64,
     values: Vec<f64>,
+    /// What an expression is computed from, in order, once it was asked for.
+    orders: Vec<Option<Rc<[ExprId]>>>,
 }
 
 impl<'a> Eval<'a> {
@@ -326,6 +368,7 @@ impl<'a> Eval<'a> {
             stats: Vec::new(),
             inner: 1,
             values: vec![0.0; spec.exprs.len()],
+            orders: vec![None; spec.exprs.len()],
         };
         let inner = match &spec.anchor {
             Anchor::MatMul { k, .. } => Some(k),
@@ -345,11 +388,18 @@ impl<'a> Eval<'a> {
         };
         d.eval(&find).map_err(|e| RefError::new(e.to_string()))
     }
+    fn order(&mut self, root: ExprId) -> Rc<[ExprId]> {
+        let found = || Rc::from(self.spec.exprs.reachable(&[root]));
+        match self.orders.get_mut(root.0 as usize) {
+            Some(known) => known.get_or_insert_with(found).clone(),
+            None => found(),
+        }
+    }
     fn value(&mut self, root: ExprId) -> Result<f64, RefError> {
         let exprs = &self.spec.exprs;
-        let order = exprs.reachable(&[root]);
+        let order = self.order(root);
         *self.left = self.left.checked_sub(order.len() as u64).ok_or_else(|| RefError::new("too much work".into()))?;
-        for id in order {
+        for id in order.iter().copied() {
             let at = |e: &ExprId| self.values.get(e.0 as usize).copied().unwrap_or(f64::NAN);
             let x = match exprs.get(id) {
                 Expr::Load { arg, .. } => match self.index.get(id.0 as usize) {

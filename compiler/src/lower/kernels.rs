@@ -58,12 +58,17 @@ impl Lowering<'_> {
             }
             spec.aliases = memory::contracts(&spec);
             let hash = spec.hash();
-            if !known.contains_key(&hash) && self.validation.on {
+            let key = (self.validation.on && !known.contains_key(&hash))
+                .then(|| fusion::validate::key(&site, &spec, &operands));
+            if let Some(key) = key.filter(|k| !self.compared.contains(k)) {
                 let verdict = fusion::validate::region(&site, &spec, &operands, &mut self.kernel_budget);
                 let members = region.members();
                 let fused = members.iter().filter(|v| report::is_launch(graph, **v)).count() > 1;
                 match verdict {
-                    Ok(decided) => self.validation.kernels[if decided { 0 } else { 2 }] += 1,
+                    Ok(decided) => {
+                        self.compared.insert(key);
+                        self.validation.kernels[if decided { 0 } else { 2 }] += 1;
+                    }
                     Err(fault) if fused && members.iter().any(|v| !apart.contains(v)) => {
                         self.validation.kernels[1] += 1;
                         self.validation.dropped.push(format!("kernel {}: {fault}", anchors::describe(&site)));

@@ -1,6 +1,7 @@
 //! Graph to graph. Each pass is named, says what it needs and what it leaves, and edits through
 //! [`crate::graph::patch`] alone. Nothing here knows a file format or a target.
 
+pub mod alike;
 pub mod approximate;
 pub mod canonicalize;
 pub mod constant_fold;

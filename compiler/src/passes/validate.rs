@@ -10,14 +10,14 @@
 //! [`TOLERANCE`] is allowed. Places that look alike are checked once. Rows of an attention that see no key are left out:
 //! the operation defines them as 0, the softmax that it is raised from as a mean.
 
+use super::alike::{Alike, Depth};
 use crate::graph::{Graph, Op, Tables, ValueId, WeightData};
 use crate::reference::{Elements, hashed};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{BinaryOp, ReduceOp, UnaryOp};
 use frit_plan::sizes;
-use rustc_hash::{FxHashMap, FxHasher};
+use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, VecDeque};
-use std::hash::{Hash, Hasher};
 
 /// Relative difference allowed where functions are involved that round: constants of models are rounded to f32.
 pub const TOLERANCE: f64 = 1e-5;
@@ -26,7 +26,9 @@ const EACH: u64 = 400_000;
 /// Elements compared of a value.
 const SAMPLES: usize = 8;
 /// How far below a place its computation begins, in turn.
-const REACHES: [usize; 4] = [4, 9, 24, usize::MAX];
+const REACHES: [usize; 4] = [4, 9, DEEPEST, usize::MAX];
+/// How deep places have to look alike to be checked once.
+const DEEPEST: usize = 24;
 
 /// What came of checking a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +71,13 @@ impl Validator {
         if !self.on || old == new {
             return true;
         }
-        let key = key(graph, rule, old, new);
-        let verdict = match self.known.get(&key) {
+        let alike = key(graph, tables, rule, [old, new], false);
+        let exact = || key(graph, tables, rule, [old, new], true);
+        let verdict = match self.known.get(&alike).or_else(|| self.known.get(&exact())) {
             Some(v) => *v,
             None => {
-                let v = self.check(graph, tables, old, new);
-                self.known.insert(key, v);
+                let (v, reach) = self.check(graph, tables, old, new);
+                self.known.insert(if reach <= DEEPEST { alike } else { exact() }, v);
                 v
             }
         };
@@ -89,7 +92,8 @@ impl Validator {
         }
         verdict != Verdict::Differs
     }
-    fn check(&mut self, graph: &Graph, tables: &Tables, old: ValueId, new: ValueId) -> Verdict {
+    /// The verdict, and how far below the place the computation began that gave it.
+    fn check(&mut self, graph: &Graph, tables: &Tables, old: ValueId, new: ValueId) -> (Verdict, usize) {
         let sizes = small_sizes(tables);
         for reach in REACHES {
             let cone = Cone::of(graph, old, reach);
@@ -97,7 +101,7 @@ impl Validator {
             let mut compared = 0;
             for positive in [false, true] {
                 if self.left == 0 {
-                    return Verdict::Open;
+                    return (Verdict::Open, reach);
                 }
                 let given = |v: ValueId, i: usize| cone.given(graph, tables, v, i, positive);
                 let limit = EACH.min(self.left);
@@ -110,17 +114,17 @@ impl Validator {
                         all_equal &= equal;
                         compared += n;
                     }
-                    None => return Verdict::Open,
+                    None => return (Verdict::Open, reach),
                 }
             }
             if all_equal {
-                return if compared > 0 { Verdict::Equal } else { Verdict::Open };
+                return (if compared > 0 { Verdict::Equal } else { Verdict::Open }, reach);
             }
             if cone.is_whole {
-                break;
+                return (Verdict::Differs, reach);
             }
         }
-        Verdict::Differs
+        (Verdict::Differs, usize::MAX)
     }
 }
 
@@ -242,36 +246,21 @@ pub fn random(id: u64, i: usize, scalar: Scalar, positive: bool) -> f64 {
     }
 }
 
-/// What a place and its replacement look like: equal keys, equal verdicts.
-fn key(graph: &Graph, rule: &str, old: ValueId, new: ValueId) -> u64 {
-    let mut h = FxHasher::default();
-    rule.hash(&mut h);
-    for root in [old, new] {
-        let mut number: FxHashMap<ValueId, usize> = FxHashMap::default();
-        let mut queue = VecDeque::from([(root, 0usize)]);
-        number.insert(root, 0);
-        while let Some((v, d)) = queue.pop_front() {
-            let node = graph.node(v);
-            match &node.op {
-                Op::Weight(w) => (0u8, w.0).hash(&mut h),
-                op if op.is_source() || d >= 24 => v.hash(&mut h),
-                op => op.hash(&mut h),
-            }
-            node.ty.hash(&mut h);
-            if d >= 24 {
-                continue;
-            }
-            for o in graph.operands(v) {
-                let next = number.len();
-                let n = *number.entry(o).or_insert(next);
-                n.hash(&mut h);
-                if n == next {
-                    queue.push_back((o, d + 1));
-                }
-            }
-        }
+/// A number for `rule` with its old side and its new one, the same for places that look alike down to [`DEEPEST`]
+/// operations; that of a place alone where `named`.
+fn key(graph: &Graph, tables: &Tables, rule: &str, [old, new]: [ValueId; 2], named: bool) -> u64 {
+    let cut = |d: usize, name: bool| match (d < DEEPEST, name) {
+        (true, _) => Depth::Follow,
+        (false, true) => Depth::Name,
+        (false, false) => Depth::Stop,
+    };
+    let mut alike = Alike::new(graph, tables, (rule, named));
+    if named {
+        alike.add((old, new));
     }
-    h.finish()
+    alike.value(old, &|_, d| cut(d, named));
+    alike.value(new, &|_, d| cut(d, true));
+    alike.finish()
 }
 
 #[cfg(test)]

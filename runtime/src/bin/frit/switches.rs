@@ -23,10 +23,11 @@ pub struct Switches {
     /// How exactly matmuls multiply: auto, f32, or both sides as sums of bf16 numbers, bf16x1, bf16x2 or bf16x3.
     #[arg(long, value_name = "PRECISION")]
     matmul_precision: Option<String>,
-    /// Compare both sides of every rewrite, and every kernel with its operations, on random operands: on or off.
+    /// Compare both sides of every rewrite, and every kernel with its operations, on random operands: on, unless told
+    /// otherwise, or off.
     #[arg(long, value_name = "on|off")]
     verify_rewrites: Option<String>,
-    /// Evaluations that --verify-rewrites makes at most.
+    /// Evaluations made at most to compare rewrites, and as many for kernels; what they do not suffice for stays open.
     #[arg(long, value_name = "N", default_value_t = CompileOptions::VALIDATION_BUDGET)]
     verify_budget: u64,
     /// Absorb no more than this many operations into regions.
@@ -104,6 +105,7 @@ impl Switches {
             && self.numeric.is_none()
             && self.matmul_precision.is_none()
             && self.verify_rewrites.is_none()
+            && self.verify_budget == CompileOptions::VALIDATION_BUDGET
             && self.fusion_fuel.is_none()
             && self.key_parts_from.is_none()
             && self.fuse_conv_chain.is_none()
@@ -155,8 +157,7 @@ impl Switches {
             o.fusion.matmul_precision = precision;
         }
         o.validate = match self.verify_rewrites.as_deref() {
-            None => o.validate,
-            Some("on") => Some(self.verify_budget),
+            None | Some("on") => Some(self.verify_budget),
             Some("off") => None,
             Some(other) => bail!("--verify-rewrites is on or off, not `{other}`"),
         };
