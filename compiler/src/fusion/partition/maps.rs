@@ -67,7 +67,15 @@ impl Partitioner<'_> {
                     self.refuse(v, u, code, detail.clone());
                 }
             }
-            let id = self.map_region(v);
+            let beside = if forwards.is_none() { self.beside(v) } else { None };
+            let id = match beside {
+                Some(id) => {
+                    self.regions[id].epilogue.push(v);
+                    self.owner.insert(v, id);
+                    id
+                }
+                None => self.map_region(v),
+            };
             self.regions[id].forwards = forwards;
             homes.insert(v, BTreeMap::from([(id, Reach::Anything)]));
         }
