@@ -94,6 +94,8 @@ pub struct FusionOptions {
     pub fuel: Option<u64>,
     /// Storage bindings that a kernel may have.
     pub limit_bindings: u32,
+    /// Invocations that a workgroup may have.
+    pub limit_invocations: u32,
     /// Largest binding; larger weights are split by rows.
     pub limit_binding_bytes: u64,
 }
@@ -127,6 +129,7 @@ impl Default for FusionOptions {
             no_fuse: Vec::new(),
             fuel: None,
             limit_bindings: 8,
+            limit_invocations: 256,
             limit_binding_bytes: 128 << 20,
         }
     }

@@ -29,7 +29,8 @@ pub(super) fn build(site: &Site<'_>) -> Result<(KernelSpec, Vec<Operand>), Fault
     let mut last = None;
     for v in made {
         let (op, shape) = (site.graph.op(v), shape_of(site, v));
-        let mut at = coords::delinear(&Dim::axis(0), shape.get(..shape.len().saturating_sub(1)).unwrap_or(&[]), &bounds);
+        let mut at =
+            coords::delinear(&Dim::axis(0), shape.get(..shape.len().saturating_sub(1)).unwrap_or(&[]), &bounds);
         if !shape.is_empty() {
             at.push(Dim::axis(1));
         }

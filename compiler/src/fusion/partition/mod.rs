@@ -15,6 +15,7 @@ mod movement;
 mod norm_pairs;
 mod norms;
 mod order;
+mod registers;
 mod search;
 mod sibling_maps;
 mod siblings;

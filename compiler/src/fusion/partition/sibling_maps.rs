@@ -21,9 +21,8 @@ impl Partitioner<'_> {
         if !self.has_siblings(v) {
             return None;
         }
-        let related: Vec<(usize, bool)> = (0..self.regions.len())
-            .filter_map(|id| Some((id, self.reads_alike(v, id)?)))
-            .collect();
+        let related: Vec<(usize, bool)> =
+            (0..self.regions.len()).filter_map(|id| Some((id, self.reads_alike(v, id)?))).collect();
         for (id, common) in related {
             let Some(first) = self.regions[id].epilogue.first().copied() else { continue };
             match self.joins(v, id, common) {
@@ -82,6 +81,7 @@ impl Partitioner<'_> {
         }
         all.iter().try_for_each(|m| self.permitted(v, *m))?;
         self.binds(id, v)?;
+        self.holds(id, v)?;
         let waits = self.graph.operands(v).into_iter().any(|o| self.reaches(o, id));
         if waits || self.region_waits(id, v) {
             return Err((Refusal::Cycle, "one waits for what is made of the other".into()));
@@ -103,7 +103,9 @@ impl Partitioner<'_> {
         let limit = self.options.tiers.iter().map(per_launch).fold(f64::MAX, f64::min);
         match fewer {
             Some(n) if (n as f64) < limit => Ok(()),
-            Some(n) => Err((Refusal::Profit, format!("{n} elements take longer than a launch, in which {limit:.0} are made"))),
+            Some(n) => {
+                Err((Refusal::Profit, format!("{n} elements take longer than a launch, in which {limit:.0} are made")))
+            }
             None => Err((Refusal::Profit, "how many elements they have is not known".into())),
         }
     }
