@@ -15,8 +15,8 @@ use frit_plan::Rates;
 use std::collections::{BTreeSet, HashSet};
 
 impl Partitioner<'_> {
-    /// The region of pointwise values that may make `v` as well. Where values with an input or a reader in common stay
-    /// apart, it is noted why.
+    /// The region of pointwise values that may make `v` as well: values with a reader in common, or with an input in common
+    /// that some anchor makes. Where such stay apart, it is noted why.
     pub(super) fn beside(&mut self, v: ValueId) -> Option<usize> {
         if !self.has_siblings(v) {
             return None;
@@ -63,7 +63,8 @@ impl Partitioner<'_> {
         let owners = |readers: &BTreeSet<ValueId>| -> BTreeSet<usize> {
             readers.iter().filter_map(|r| self.owner.get(r).copied()).collect()
         };
-        let together = !own.is_disjoint(&others) || !owners(&own).is_disjoint(&owners(&others));
+        let leave = self.graph.is_output(v) && all.iter().any(|m| self.graph.is_output(*m));
+        let together = leave || !own.is_disjoint(&others) || !owners(&own).is_disjoint(&owners(&others));
         // What is made of inputs alone could be made anywhere; apart from its reader it would only live longer.
         let near = together || common && in_front.iter().any(|word| *word != 0);
         near.then_some(common)
