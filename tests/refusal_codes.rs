@@ -212,10 +212,11 @@ fn values_beside_each_other_are_one_launch() {
     let said = refused.iter().find(|r| r.code == "L20-USER").unwrap();
     assert_eq!(said.detail, "merging of pointwise values beside each other is switched off");
     // Of equal rows with one input however many: the input is read once. Of other widths only while a launch takes longer.
-    assert_eq!(launches(&functions_of_rows(100_000, 48, 48), CompileOptions::default()).0, 1);
-    assert_eq!(launches(&functions_of_rows(100, 48, 20), CompileOptions::default()).0, 1);
-    let (large, plan) = launches(&functions_of_rows(100_000, 48, 40), CompileOptions::default());
-    assert_eq!(large, 2);
+    // The sums of rows are a launch in front.
+    assert_eq!(launches(&functions_of_rows(100_000, 480, 480), CompileOptions::default()).0, 2);
+    assert_eq!(launches(&functions_of_rows(100, 48, 20), CompileOptions::default()).0, 2);
+    let (large, plan) = launches(&functions_of_rows(100_000, 480, 400), CompileOptions::default());
+    assert_eq!(large, 3);
     let refused = found(&plan);
     assert!(refused.iter().any(|r| r.code == "N-PROFIT" && r.detail.contains("longer than a launch")), "{refused:?}");
 }

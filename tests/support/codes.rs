@@ -290,11 +290,11 @@ pub fn beside_each_other() -> Model {
     })
 }
 
-/// Functions of the first columns of one input, `a` of them and `b`, both scaled by the sums of its rows.
+/// Functions of rows of `a` elements and of their first `b`, both scaled by the sums of the rows.
 pub fn functions_of_rows(rows: u64, a: u64, b: u64) -> Model {
     model(rows, |_| {
         Box::new(move |g| {
-            let x = x(g, 48);
+            let x = x(g, a);
             let s = g.reduce(ReduceOp::Sum, x, &[1], true);
             for (name, op, width) in [("a", UnaryOp::Tanh, a), ("b", UnaryOp::Sin, b)] {
                 let part = g.slice(x, 1, Dim::zero(), width.into());
