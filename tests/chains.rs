@@ -143,11 +143,16 @@ fn refusals(model: &Model, fusion: FusionOptions) -> Vec<RefusedEdge> {
 fn the_cost_model_takes_small_chains_alone() {
     let small = compiled(&model(ADAPTER, 4), FusionOptions::default());
     assert_eq!(chains(&small.plan.report.phases[0]), 1);
-    for (block, rows) in [(ADAPTER, 100_000), (Block { width: 192, inner: 512, gated: true, normed: true }, 1)] {
+    let wider = Block { width: 192, inner: 512, gated: true, normed: true };
+    let cases = [
+        (ADAPTER, 100_000, "N-CHAIN", "B of weights are read again"),
+        (wider, 1, "N-PAR", "1 workgroups of 8 rows < 128 that fill the gpu tier"),
+    ];
+    for (block, rows, code, said) in cases {
         let found = refusals(&model(block, rows), FusionOptions::default());
         let [edge] = found.as_slice() else { panic!("{found:?}") };
-        assert_eq!(edge.code, "N-CHAIN");
-        assert!(edge.detail.contains("B of weights are read again") && edge.detail.contains("us"), "{}", edge.detail);
+        assert_eq!(edge.code, code);
+        assert!(edge.detail.contains(said) && edge.detail.contains("us"), "{}", edge.detail);
     }
     let wide = refusals(&model(Block { width: 1024, inner: 8, gated: false, normed: false }, 4), forced());
     assert!(wide[0].code == "L10-SMEM" && wide[0].detail.contains("do not fit a workgroup"), "{wide:?}");

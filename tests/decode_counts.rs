@@ -82,16 +82,34 @@ fn the_processor_creates_nothing_either() {
     check("devset/qwen2", 3, BackendChoice::Cpu);
 }
 
+/// A layer is at most five launches in decode, a token at most 5L + 3, and no launch binds more than eight buffers.
+fn within_five_a_layer(model: &str) {
+    let loaded = support::compile(&support::load(model));
+    let layers = loaded.plan.model.layers;
+    assert!(layers > 0, "{model} has no layers");
+    let decode = loaded.plan.report.phases.iter().find(|p| p.program == "decode").unwrap();
+    assert!(decode.dispatches_per_layer <= 5, "{model}: {} a layer", decode.dispatches_per_layer);
+    assert!(decode.dispatches <= 5 * layers + 3, "{model}: {} a token", decode.dispatches);
+    assert!(decode.regions.iter().all(|r| r.bindings <= 8), "{model}");
+}
+
 /// Layers with norms behind their parts, in front of rotations, or both, beside the plain form.
 #[test]
 fn a_layer_takes_five_launches_whatever_its_norms() {
-    for (model, layers) in [("gemma", 2), ("gemma2", 3), ("gemma3", 3), ("qwen3", 2), ("mistral", 2), ("cohere", 2)] {
-        let loaded = support::compile(&support::load(&format!("families/{model}")));
-        let decode = loaded.plan.report.phases.iter().find(|p| p.program == "decode").unwrap();
-        assert!(decode.dispatches_per_layer <= 5, "{model}: {} a layer", decode.dispatches_per_layer);
-        assert!(decode.dispatches <= 5 * layers + 3, "{model}: {} a token", decode.dispatches);
-        assert!(decode.regions.iter().all(|r| r.bindings <= 8), "{model}");
+    for model in ["gemma", "gemma2", "gemma3", "qwen3", "mistral", "cohere"] {
+        within_five_a_layer(&format!("families/{model}"));
     }
     check("families/gemma3", 1, BackendChoice::Wgpu);
     check("families/qwen3", 3, BackendChoice::Cpu);
+}
+
+/// Decoders that an exporter wrote compute what a config says of the others: angles, masks and positions are no launches
+/// of a layer.
+#[test]
+fn decoders_from_onnx_take_no_more() {
+    for model in ["llama_gqa_past", "gpt2_past"] {
+        within_five_a_layer(&format!("onnx/{model}.onnx"));
+    }
+    check("onnx/llama_gqa_past.onnx", 1, BackendChoice::Wgpu);
+    check("onnx/gpt2_past.onnx", 3, BackendChoice::Cpu);
 }

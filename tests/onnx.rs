@@ -198,8 +198,8 @@ fn a_decoder_has_the_same_layers_for_one_token_and_for_many() {
     let path = fixtures().join("onnx/llama_gqa_past.onnx");
     let plan = model_source::open(&path, &mut |_| {}).unwrap().plan;
     let dispatches = |name: &str| plan.report.phases.iter().find(|p| p.program == name).unwrap().dispatches;
-    // Two layers, embedding, three for the angles, final norm with the head, the choice of a token.
-    assert_eq!(dispatches("decode"), 2 * 5 + 6);
+    // Two layers, embedding with the angles, final norm with the head, the choice of a token.
+    assert_eq!(dispatches("decode"), 2 * 5 + 3);
     // The last row is cut out where its kernel reads it.
     assert_eq!(dispatches("prefill"), dispatches("decode"));
 }

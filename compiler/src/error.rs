@@ -21,6 +21,18 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A kernel has more invocations in a workgroup than a target allows.
+    #[error("{code}: {region}: {used} invocations of a workgroup, {limit} allowed\nhint: a target that allows {used}")]
+    Invocations {
+        /// The code of the condition that does not hold.
+        code: crate::fusion::Refusal,
+        /// The kernel.
+        region: String,
+        /// What it has.
+        used: u64,
+        /// What the target allows.
+        limit: u64,
+    },
     /// The memory of a run is more than was allowed, whatever is left out.
     #[error(
         "{model}: the values of a run take {least} bytes at {at}, the budget is {budget}\nhint: a larger budget, or smaller sizes"

@@ -1,15 +1,28 @@
 //! The closed set of reasons for which two operations do not share a kernel. Codes are stable; tests and reports cite
 //! them.
 //!
-//! Conditions that cannot fail have no code. Rows of any length are reduced in as many passes as they need, barriers and
-//! invocations follow from the templates, and registers from their fixed tiles. The shapes that a raise asks for are the
-//! recognisers' business: `explain --lint` names them.
+//! Conditions that cannot fail have no code; [`NEVER`] says why. An edge names one code, but for two: a reuse of storage
+//! is refused in the report of memory ([`Refusal::Alias`]), and a target with fewer invocations than a kernel has is an
+//! error of compiling ([`Refusal::Threads`]) where no fusion is at fault.
 
 use crate::graph::Op;
 use std::fmt;
 
 /// Said where a condition decides whether a launch is needed.
 pub(super) const LEFT_OUT: &str = "the launch is left out where the condition is false";
+
+/// Conditions of legality that cannot fail, and why.
+pub const NEVER: [(&str, &str); 2] = [
+    (
+        "L6-ROW",
+        "one team of invocations owns a reduced row whatever its length: a row that exceeds its registers is read again for each \
+         statistic",
+    ),
+    (
+        "L15-UNIFORM",
+        "templates put barriers outside of masks, and the verifier of kernels refuses one that does not as an internal error",
+    ),
+];
 
 /// Why an edge was not fused. The number orders the conditions: the first failure is the headline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,18 +50,28 @@ pub enum Refusal {
     Bind,
     /// More workgroup memory than the target has.
     Smem,
+    /// More invocations of a workgroup than the target has.
+    Threads,
     /// Grid or binding limits.
     Dispatch,
+    /// More values at once than an invocation has registers for.
+    Registers,
     /// A dependency across the grid.
     Grid,
+    /// A value may not be written over an input.
+    Alias,
     /// The order of effects.
     Effect,
     /// The rewrite's proof class exceeds the numeric mode.
     Mode,
+    /// It looks like an operation that kernels know, but for its shapes or attributes.
+    Shape,
     /// Switched off by the user.
     User,
     /// Legal, but it saves too little.
     Profit,
+    /// One kernel would have too few workgroups to fill the device.
+    Workgroups,
     /// Two products in a row that do not fit a workgroup or take longer as one kernel.
     Chain,
     /// Two convolutions in a row whose tiles and their borders do not fit a workgroup or take longer as one kernel.
@@ -63,7 +86,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every code, in the order of the conditions.
-    pub const ALL: [Refusal; 22] = [
+    pub const ALL: [Refusal; 27] = [
         Refusal::Cycle,
         Refusal::Dtype,
         Refusal::Map,
@@ -75,12 +98,17 @@ impl Refusal {
         Refusal::Stat,
         Refusal::Bind,
         Refusal::Smem,
+        Refusal::Threads,
         Refusal::Dispatch,
+        Refusal::Registers,
         Refusal::Grid,
+        Refusal::Alias,
         Refusal::Effect,
         Refusal::Mode,
+        Refusal::Shape,
         Refusal::User,
         Refusal::Profit,
+        Refusal::Workgroups,
         Refusal::Chain,
         Refusal::Halo,
         Refusal::Peak,
@@ -104,12 +132,17 @@ impl Refusal {
             Refusal::Stat => "L8-STAT",
             Refusal::Bind => "L9-BIND",
             Refusal::Smem => "L10-SMEM",
+            Refusal::Threads => "L11-THREADS",
             Refusal::Dispatch => "L12-DISPATCH",
+            Refusal::Registers => "L13-REG",
             Refusal::Grid => "L14-GRID",
+            Refusal::Alias => frit_plan::ALIAS,
             Refusal::Effect => "L17-EFFECT",
             Refusal::Mode => "L18-MODE",
+            Refusal::Shape => "L19-SHAPE",
             Refusal::User => "L20-USER",
             Refusal::Profit => "N-PROFIT",
+            Refusal::Workgroups => "N-PAR",
             Refusal::Chain => "N-CHAIN",
             Refusal::Halo => "N-HALO",
             Refusal::Peak => "N-PEAK",
@@ -138,12 +171,20 @@ impl Refusal {
             }
             Refusal::Bind => "the region binds no more storage buffers than the target has",
             Refusal::Smem => "the rows and the sums of both products fit the memory of a workgroup",
+            Refusal::Threads => "a workgroup has no more invocations than the target allows",
             Refusal::Dispatch => "what is packed together fits one binding",
+            Refusal::Registers => "an invocation holds no more values at once than four in five of its registers",
             Refusal::Grid => "the consumer needs nothing that other workgroups of the same kernel compute",
+            Refusal::Alias => {
+                "the input dies there and does not leave the program, each element is read before it is written, nothing else lies \
+                 there, and both are equally large"
+            }
             Refusal::Effect => "what is written to a cache is read in the order of the graph",
             Refusal::Mode => "the proof class of the rewrite is allowed by the numeric mode",
+            Refusal::Shape => "the operations that look like one that kernels know have its shapes and attributes",
             Refusal::User => "neither the fusion nor the operation is switched off, and there is fuel",
             Refusal::Profit => "one kernel takes less time than two",
+            Refusal::Workgroups => "one kernel has enough workgroups to take less time than two",
             Refusal::Chain => "the second product alone reads the first, and one kernel takes less time than two",
             Refusal::Halo => {
                 "a workgroup holds a tile between two convolutions with its border, and one kernel takes less time than two"
@@ -204,14 +245,19 @@ impl Refusal {
             Refusal::Stat => "run with fewer rows, or with fewer columns behind the norm",
             Refusal::Bind => "read fewer matrices at once, or raise the target's limit of storage buffers",
             Refusal::Smem => "narrower products",
+            Refusal::Threads => "a target that allows more invocations",
             Refusal::Dispatch => "split the tensor along its rows",
+            Refusal::Registers => "let fewer values wait for a later reader",
             Refusal::Grid => "nothing: what other workgroups make needs a launch in between",
+            Refusal::Alias => "nothing: the result takes storage of its own",
             Refusal::Effect => "keep the order of cache writes and reads",
             Refusal::Mode => "allow the numeric mode that covers this rewrite",
+            Refusal::Shape => "write the operation with the shapes and attributes that the condition names",
             Refusal::User => "switch the fusion on again",
             Refusal::Mismatch => "none: report the model, this is a fault of the compiler",
             Refusal::Peak => "a larger budget, or fewer rows",
             Refusal::Measured => "measure on another device, or compile without the measurements",
+            Refusal::Workgroups => "more rows: each workgroup of a chain owns a few of them",
             Refusal::Chain => "narrower products, or fewer rows",
             Refusal::Halo => "fewer channels, smaller windows or fewer places",
             Refusal::Profit => "larger extents: at these it saves less than a launch",

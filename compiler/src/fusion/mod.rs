@@ -67,6 +67,8 @@ pub struct FusionOptions {
     pub exact_through_views: bool,
     /// Run matmuls with the same left side as one.
     pub merge_siblings: bool,
+    /// Make pointwise values beside each other by one kernel.
+    pub merge_maps: bool,
     /// Run two matmuls in a row as one kernel, where that pays.
     pub fuse_chains: bool,
     /// Run two convolutions in a row as one kernel, where that pays.
@@ -92,6 +94,8 @@ pub struct FusionOptions {
     pub fuel: Option<u64>,
     /// Storage bindings that a kernel may have.
     pub limit_bindings: u32,
+    /// Invocations that a workgroup may have.
+    pub limit_invocations: u32,
     /// Largest binding; larger weights are split by rows.
     pub limit_binding_bytes: u64,
 }
@@ -112,6 +116,7 @@ impl Default for FusionOptions {
             exact: true,
             exact_through_views: false,
             merge_siblings: true,
+            merge_maps: true,
             fuse_chains: true,
             fuse_conv_chains: true,
             force_chains: false,
@@ -124,6 +129,7 @@ impl Default for FusionOptions {
             no_fuse: Vec::new(),
             fuel: None,
             limit_bindings: 8,
+            limit_invocations: 256,
             limit_binding_bytes: 128 << 20,
         }
     }
@@ -131,7 +137,7 @@ impl Default for FusionOptions {
 
 impl FusionOptions {
     /// Names of the switches, for [`FusionOptions::switch_off`].
-    pub const IDS: [&'static str; 13] = [
+    pub const IDS: [&'static str; 14] = [
         "epilogue",
         "rope",
         "prologue",
@@ -143,6 +149,7 @@ impl FusionOptions {
         "argmax-tiles",
         "commute",
         "siblings",
+        "sibling-maps",
         "chain",
         "conv-chain",
     ];
@@ -160,6 +167,7 @@ impl FusionOptions {
             "argmax-tiles" => &mut self.forward_largest,
             "commute" => &mut self.commute_norms,
             "siblings" => &mut self.merge_siblings,
+            "sibling-maps" => &mut self.merge_maps,
             "chain" => &mut self.fuse_chains,
             "conv-chain" => &mut self.fuse_conv_chains,
             _ => return false,
@@ -203,6 +211,7 @@ impl FusionOptions {
             forward_largest: false,
             commute_norms: false,
             merge_siblings: false,
+            merge_maps: false,
             fuse_chains: false,
             fuse_conv_chains: false,
             ..FusionOptions::default()

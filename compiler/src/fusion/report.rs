@@ -8,7 +8,7 @@ use super::traffic::{self, visible_keys};
 use super::{MatMulGroup, Refusal, Refused, Region, RegionAnchor, RowStats};
 use crate::graph::{Graph, Op, Tables, ValueId};
 use crate::numeric::ProofClass;
-use crate::passes::recognize::{LeftAttention, left_attention};
+use crate::passes::recognize::{LeftAttention, left_attention, missed};
 use frit_kernels::dim::{Bounds, Dim, product};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::KernelSpec;
@@ -150,6 +150,16 @@ fn used_probabilities(graph: &Graph) -> impl Fn(&LeftAttention) -> Refused {
     }
 }
 
+/// What keeps operations from being the one that they look like.
+fn misshapen(graph: &Graph) -> impl Fn((ValueId, String)) -> Refused {
+    move |(v, condition)| {
+        let operands = graph.operands(v);
+        let made = operands.iter().find(|o| !graph.op(**o).is_source()).or(operands.first());
+        let detail = format!("{}: {condition}", graph.ty(v));
+        Refused { from: made.copied().unwrap_or(v), to: v, code: Refusal::Shape, detail }
+    }
+}
+
 /// Of `stored`, what a region writes, or its `members` read through nothing but views and integer arithmetic.
 fn touches(graph: &Graph, r: &Region, members: &[ValueId], stored: &HashSet<ValueId>) -> BTreeSet<ValueId> {
     let mut found: BTreeSet<ValueId> = r.outputs.iter().copied().filter(|v| stored.contains(v)).collect();
@@ -245,6 +255,7 @@ pub fn phase(
     }
     let refused =
         refused.iter().cloned().chain(left.iter().filter(|l| l.probabilities_used).map(used_probabilities(graph)));
+    let refused = refused.chain(missed(graph, tables).into_iter().map(misshapen(graph)));
     let refused = refused.map(|r| {
         let handed = specs.iter().find_map(|(region, ..)| handed_over(region, r.to));
         RefusedEdge {

@@ -8,7 +8,7 @@ use crate::graph::{Graph, ValueId};
 use crate::memory;
 use frit_kernels::ir::TileMap;
 use frit_kernels::spec::{Anchor, ArgId, KernelSpec};
-use frit_kernels::templates;
+use frit_kernels::templates::{self, TemplateError};
 use frit_plan::{Kernel, Matrix, Schedule, Variant};
 use std::collections::{HashMap, HashSet};
 
@@ -107,8 +107,7 @@ impl Lowering<'_> {
             if !pays || caps.has_warpgroups() && templates::warpgroup_refusal(spec).is_some() {
                 continue;
             }
-            let r = templates::render(spec, caps)
-                .map_err(|e| Error::Unsupported { region: spec.name.clone(), reason: e.to_string() })?;
+            let r = templates::render(spec, caps).map_err(|e| refused(spec, e))?;
             let dynamic_shared_bytes = u32::try_from(r.dynamic_shared_bytes())
                 .map_err(|e| Error::Unsupported { region: spec.name.clone(), reason: e.to_string() })?;
             variants.push(Variant {
@@ -128,6 +127,17 @@ impl Lowering<'_> {
         self.kernels.push(Kernel { name, spec: spec.clone(), variants });
         self.kernel_ids.insert(hash, id);
         Ok(id)
+    }
+}
+
+/// Why a target does not run a kernel.
+fn refused(spec: &KernelSpec, e: TemplateError) -> Error {
+    let region = spec.name.clone();
+    match e {
+        TemplateError::Invocations { used, limit, .. } => {
+            Error::Invocations { code: fusion::Refusal::Threads, region, used, limit }
+        }
+        e => Error::Unsupported { region, reason: e.to_string() },
     }
 }
 

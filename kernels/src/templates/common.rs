@@ -158,6 +158,11 @@ impl<'a> KernelCtx<'a> {
         workgroup: [u32; 3],
         view: impl Fn(ArgId, &Arg) -> View,
     ) -> Result<Self, TemplateError> {
+        let used = workgroup.iter().map(|n| u64::from(*n)).product::<u64>();
+        let limit = u64::from(caps.limit_invocations);
+        if used > limit {
+            return Err(TemplateError::Invocations { kernel: spec.name.clone(), used, limit });
+        }
         let b = Builder::new(&spec.name, workgroup);
         let texture = caps.weight_texture(spec);
         let mut bound: Vec<(Space, ArrayRef)> = Vec::new();

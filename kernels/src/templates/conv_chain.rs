@@ -61,6 +61,10 @@ impl Tiles {
     pub fn computed(&self) -> u64 {
         self.blocks * self.count[0] * self.count[1] * self.halo[0] * self.halo[1]
     }
+    /// Invocations of a workgroup.
+    pub fn invocations(&self) -> u32 {
+        (PLACES * self.teams.min(TEAMS)) as u32
+    }
     /// Workgroups an image.
     pub fn groups(&self) -> u64 {
         self.blocks * self.count[0] * self.count[1]

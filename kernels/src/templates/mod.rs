@@ -101,6 +101,16 @@ pub enum TemplateError {
         /// What is not covered.
         reason: String,
     },
+    /// A workgroup with more invocations than the target has.
+    #[error("kernel `{kernel}`: {used} invocations of a workgroup, {limit} allowed")]
+    Invocations {
+        /// The kernel's name.
+        kernel: String,
+        /// Those of the template's workgroup.
+        used: u64,
+        /// Those that the target allows.
+        limit: u64,
+    },
     /// A template built something invalid.
     #[error(transparent)]
     Ir(#[from] ir::Error),

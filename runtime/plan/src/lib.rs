@@ -13,6 +13,7 @@ mod lock;
 mod model;
 mod plan;
 mod report;
+mod reuse;
 mod validate;
 mod weights;
 
@@ -26,5 +27,6 @@ pub use report::{
     AttentionCount, ExactSearch, FusionReport, InPlace, LayerCount, Ledger, PhaseReport, RefusedEdge, RegionReport,
     Validation,
 };
+pub use reuse::{ALIAS, AliasPoint, Reuse};
 pub use validate::{PlanError, StoredShape};
 pub use weights::{Part, Placement, RopePart, TensorData, TensorSource, WeightDecl, WeightSource, repack};

@@ -47,15 +47,26 @@ impl Widths {
     }
     /// Times on a tier in µs: of two kernels, and of one.
     pub(super) fn times_us(&self, tier: Tier) -> (f64, f64) {
+        self.times_on(tier, self.share(tier))
+    }
+    /// Workgroups that fill a device of a tier.
+    fn full(tier: Tier) -> u64 {
+        if tier == Tier::Cpu { 2 } else { WORKGROUPS }
+    }
+    /// The share of a device that as many workgroups as there are tiles occupy.
+    fn share(&self, tier: Tier) -> f64 {
+        (self.tiles() as f64 / Self::full(tier) as f64).min(1.0)
+    }
+    /// The same where the chain occupies `share` of the device.
+    fn times_on(&self, tier: Tier, share: f64) -> (f64, f64) {
         let rates = Rates::of(tier);
         let weights = self.inner * (self.sides * self.input + self.output);
         let flops = 2.0 * (self.rows * weights) as f64;
         let once = weights as f64 * self.weight_bytes + 4.0 * (self.rows * (self.input + self.output)) as f64;
         let (moved, again) = self.bytes();
         let two = 2.0 * rates.launch_us + ((once + moved) / rates.bytes_per_us).max(flops / rates.flops_per_us);
-        // A share of the device is as many of its workgroups; on cores the slices go through memory element by element.
-        let (full, slower) = if tier == Tier::Cpu { (2, CORES_SLOWER) } else { (WORKGROUPS, 1.0) };
-        let share = (self.tiles() as f64 / full as f64).min(1.0);
+        // On cores the slices go through memory element by element.
+        let slower = if tier == Tier::Cpu { CORES_SLOWER } else { 1.0 };
         let busy = ((once + again) / rates.bytes_per_us).max(slower * flops / rates.flops_per_us) / share;
         (two, rates.launch_us + busy)
     }
@@ -180,6 +191,7 @@ impl Partitioner<'_> {
         if !chain::fits(w.input, w.output, memory) {
             return Err((Refusal::Smem, w.too_wide(memory)));
         }
+        self.has_invocations(chain::SLICE)?;
         self.kept_inside(id, g)?;
         let largest = w.weight_bytes * (w.inner * (w.sides * w.input).max(w.output)) as f64;
         if largest > self.options.limit_binding_bytes as f64 {
@@ -195,6 +207,15 @@ impl Partitioner<'_> {
         let times = self.options.tiers.iter().map(|t| (w.times_us(*t), *t));
         let least = times.min_by(|a, b| (a.0.0 - a.0.1).total_cmp(&(b.0.0 - b.0.1)));
         match least {
+            Some(((two, one), tier)) if !pays(two, one) && pays(two, w.times_on(tier, 1.0).1) => {
+                let (tiles, full) = (w.tiles(), Widths::full(tier));
+                let detail = format!(
+                    "{tiles} workgroups of {} rows < {full} that fill the {} tier: {one:.0} us as a chain; two kernels take {two:.0} us",
+                    chain::ROWS,
+                    tier.name()
+                );
+                Err((Refusal::Workgroups, detail))
+            }
             Some(((two, one), tier)) if !pays(two, one) => {
                 let (moved, again) = w.bytes();
                 refused(format!(
@@ -207,6 +228,14 @@ impl Partitioner<'_> {
                 ))
             }
             _ => Ok(()),
+        }
+    }
+    /// Whether a workgroup may have so many invocations.
+    pub(super) fn has_invocations(&self, used: u32) -> Result<(), (Refusal, String)> {
+        let limit = self.options.limit_invocations;
+        match used <= limit {
+            true => Ok(()),
+            false => Err((Refusal::Threads, format!("{used} > {limit} invocations of a workgroup"))),
         }
     }
     /// Whether nothing but the second product reads what is made in front of it, element by element.

@@ -169,6 +169,7 @@ impl Partitioner<'_> {
                 columns.halo(1)
             ));
         };
+        self.has_invocations(tiles.invocations())?;
         if [id, target].iter().any(|r| self.regions[*r].forwards.is_some()) {
             return refused("statistics of rows go through the launches".into());
         }

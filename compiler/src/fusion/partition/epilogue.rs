@@ -90,6 +90,7 @@ impl Partitioner<'_> {
         if !op.is_view() {
             self.permitted(v, u)?;
             self.binds(id, u)?;
+            self.holds(id, u)?;
         }
         let shape_in = &g.ty(v).shape;
         if self.guarded.contains(&u) {

@@ -38,7 +38,10 @@ impl Partitioner<'_> {
                 && self.options.fuse_prologues
                 && here.iter().all(|(r, reach)| self.takes(*r, *reach, v));
             let barred = match (here.keys().next(), self.users(v).first()) {
-                (Some(r), Some(u)) if single && !free => self.permitted(v, *u).and_then(|()| self.binds(*r, v)).err(),
+                (Some(r), Some(u)) if single && !free => {
+                    let fits = self.permitted(v, *u).and_then(|()| self.binds(*r, v));
+                    fits.and_then(|()| self.holds(*r, v)).err()
+                }
                 _ => None,
             };
             if !pinned && (free || (single && barred.is_none())) {
@@ -67,7 +70,15 @@ impl Partitioner<'_> {
                     self.refuse(v, u, code, detail.clone());
                 }
             }
-            let id = self.map_region(v);
+            let beside = if forwards.is_none() { self.beside(v) } else { None };
+            let id = match beside {
+                Some(id) => {
+                    self.regions[id].epilogue.push(v);
+                    self.owner.insert(v, id);
+                    id
+                }
+                None => self.map_region(v),
+            };
             self.regions[id].forwards = forwards;
             homes.insert(v, BTreeMap::from([(id, Reach::Anything)]));
         }

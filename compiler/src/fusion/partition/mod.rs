@@ -15,7 +15,9 @@ mod movement;
 mod norm_pairs;
 mod norms;
 mod order;
+mod registers;
 mod search;
+mod sibling_maps;
 mod siblings;
 mod windows;
 
@@ -75,6 +77,8 @@ pub(super) struct Partitioner<'a> {
     position: Rc<HashMap<ValueId, usize>>,
     users: Rc<HashMap<ValueId, Vec<ValueId>>>,
     ancestors: Rc<Vec<Vec<u64>>>,
+    /// Which places of the order hold anchors, as bits.
+    anchor_bits: Rc<Vec<u64>>,
     /// The launches that may be fused, if not all, with the statistics of rows that other kernels write for their norms.
     scope: Option<Scope>,
     /// Operations that may share a region have one number here.
@@ -125,6 +129,10 @@ impl<'a> Partitioner<'a> {
             }
             ancestors[i] = own;
         }
+        let mut anchor_bits = vec![0u64; words];
+        for (i, _) in order.iter().enumerate().filter(|(_, v)| is_anchor(graph.op(**v))) {
+            anchor_bits[i / 64] |= 1 << (i % 64);
+        }
         let mut bounds = size_bounds(tables);
         for (name, max) in &within.at_most {
             bounds.set(Sym::Size(name.as_str().into()), 1, Some(Dim::from(*max)));
@@ -145,6 +153,7 @@ impl<'a> Partitioner<'a> {
             position: Rc::new(position),
             users: Rc::new(users),
             ancestors: Rc::new(ancestors),
+            anchor_bits: Rc::new(anchor_bits),
             scope: None,
             groups: None,
             owner: HashMap::new(),

@@ -40,6 +40,18 @@ pub fn lint(graph: &Graph, tables: &Tables) -> Vec<LintFinding> {
     findings.collect()
 }
 
+/// Where operations look like one that is recognised, and the first condition that does not hold; probabilities of
+/// attention that have another reader are left out, since [`left_attention`] tells them.
+pub fn missed(graph: &Graph, tables: &Tables) -> Vec<(ValueId, String)> {
+    let bounds = verify::size_bounds(tables);
+    let site = Site { g: graph, tables, bounds: &bounds };
+    let doubt = |v: ValueId| {
+        let why = RECOGNIZERS.iter().find_map(|r| Some((r.name, (r.doubt)(&site, v)?)))?;
+        (why.1 != attention::USED_ELSEWHERE).then(|| (v, format!("{}: {}", why.0, why.1)))
+    };
+    graph.order().into_iter().filter_map(doubt).collect()
+}
+
 /// A product of probabilities and values that is no attention.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftAttention {

@@ -14,7 +14,7 @@ mod scores;
 mod softmax;
 mod terms;
 
-pub use lint::{LeftAttention, LintFinding, left_attention, lint};
+pub use lint::{LeftAttention, LintFinding, left_attention, lint, missed};
 
 use super::rewrite::{New, Rule, Site, sweep};
 use super::{Changed, Ctx, Pass};

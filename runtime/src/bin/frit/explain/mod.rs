@@ -91,6 +91,7 @@ fn json(a: &Args, plan: &Plan) -> serde_json::Value {
             Some(serde_json::json!({
                 "arena_bytes": arena_bytes, "value_bytes": value_bytes, "peak_bytes": peak_bytes,
                 "in_place": p.in_place.len(),
+                "refused": plan.program(&p.program).map(|program| kept_apart(plan, program)),
             }))
         }),
         "numeric": plan.report.numeric,
@@ -98,6 +99,21 @@ fn json(a: &Args, plan: &Plan) -> serde_json::Value {
         "validation": plan.report.validation,
         "phases": plan.report.phases,
     })
+}
+
+/// Results that a kernel could write over an input, and do not lie there: each with the conditions that do not hold.
+fn kept_apart(plan: &Plan, program: &frit_plan::Program) -> Vec<serde_json::Value> {
+    let name = |v: u32| program.values.get(v as usize).map(|d| d.name.as_str()).unwrap_or_default();
+    let refused = plan.reuses(program).into_iter().filter(|r| !r.taken && !r.failed.is_empty());
+    let said = refused.map(|r| {
+        let points: Vec<u8> = r.failed.iter().map(|p| p.number()).collect();
+        let why: Vec<String> = r.failed.iter().map(|p| p.failed(name(r.input))).collect();
+        serde_json::json!({
+            "code": frit_plan::ALIAS, "step": r.step, "output": name(r.output), "input": name(r.input), "points": points,
+            "detail": why.join("; "),
+        })
+    });
+    said.collect()
 }
 
 /// Lists what can be switched off and what a refusal may say, as far as it is asked for.
@@ -116,6 +132,9 @@ fn list(a: &Args) -> Result<()> {
         if a.all_codes {
             let code = |c: &frit_compiler::fusion::Refusal| serde_json::json!({ "code": c.code(), "condition": c.condition(), "remedy": c.remedy() });
             report.insert("codes".into(), codes.iter().map(code).collect());
+            let never = frit_compiler::fusion::legality::NEVER.iter();
+            let never = never.map(|(code, why)| serde_json::json!({ "code": code, "why": why }));
+            report.insert("cannot_fail".into(), never.collect());
         }
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());
@@ -125,6 +144,9 @@ fn list(a: &Args) -> Result<()> {
     }
     for c in codes {
         println!("{:14} holds if   {}\n{:14} remedy     {}", c.code(), c.condition(), "", c.remedy());
+    }
+    for (code, why) in frit_compiler::fusion::legality::NEVER.iter().filter(|_| a.all_codes) {
+        println!("{code:14} always     {why}");
     }
     Ok(())
 }
