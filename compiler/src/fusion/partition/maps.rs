@@ -38,7 +38,14 @@ impl Partitioner<'_> {
                 && self.options.fuse_prologues
                 && here.iter().all(|(r, reach)| self.takes(*r, *reach, v));
             let barred = match (here.keys().next(), self.users(v).first()) {
-                (Some(r), Some(u)) if single && !free => self.permitted(v, *u).and_then(|()| self.binds(*r, v)).err(),
+                (Some(r), Some(u)) if single && !free => {
+                    let each = |u: &ValueId| {
+                        self.edge_allowed(v, *u)?;
+                        self.allowed("prologue", "prologues are switched off", v, *u)
+                    };
+                    let permitted = self.permitted(v, *u).and_then(|()| self.users(v).iter().try_for_each(each));
+                    permitted.and_then(|()| self.binds(*r, v)).err()
+                }
                 _ => None,
             };
             if !pinned && (free || (single && barred.is_none())) {
