@@ -258,7 +258,8 @@ impl Lowering<'_> {
     }
     /// What a deep graph repeats.
     fn short(&self, graph: &Graph) -> Option<Short> {
-        let outline = self.options.outline.then(|| Outline::find(graph, &self.model.tables)).flatten();
+        let equal = self.options.outline && !self.options.fusion.tells_places_apart();
+        let outline = equal.then(|| Outline::find(graph, &self.model.tables)).flatten();
         outline.and_then(|outline| outline.shrink(graph).map(|graph| Short { outline, graph }))
     }
     fn program(

@@ -33,6 +33,17 @@ struct Likeness {
     refused: Vec<(usize, String)>,
 }
 
+/// What layers are compared by.
+struct Scene<'a> {
+    graph: &'a Graph,
+    told: &'a [Told<'a>],
+    refused: &'a [Refused],
+    homes: HashMap<ValueId, Vec<usize>>,
+    edges: Vec<Edge>,
+    /// The stretch of each operation, and its place there.
+    place: HashMap<ValueId, (usize, usize)>,
+}
+
 struct Edge {
     from: ValueId,
     to: ValueId,
@@ -50,14 +61,14 @@ pub fn of(graph: &Graph, told: &[Told<'_>], refused: &[Refused]) -> Drawing {
         .enumerate()
         .flat_map(|(s, stretch)| stretch.ops.iter().enumerate().map(move |(i, v)| (*v, (s, i))))
         .collect();
+    let scene = Scene { graph, told, refused, homes, edges, place };
     let mut out = Drawing::default();
     let mut known: HashMap<Likeness, usize> = HashMap::new();
     let mut block_of: Vec<usize> = Vec::with_capacity(stretches.len());
     let mut first_op: Vec<usize> = Vec::new();
     for (at, s) in stretches.iter().enumerate() {
-        let alike = likeness(graph, told, s, at, &homes, &edges, &place, refused);
         let next = out.blocks.len();
-        let block = if s.layer.is_some() { *known.entry(alike).or_insert(next) } else { next };
+        let block = if s.layer.is_some() { *known.entry(scene.likeness(at, s)).or_insert(next) } else { next };
         block_of.push(block);
         if let Some(b) = out.blocks.get_mut(block) {
             b.layers.extend(s.layer.map(str::to_owned));
@@ -71,17 +82,17 @@ pub fn of(graph: &Graph, told: &[Told<'_>], refused: &[Refused]) -> Drawing {
                 op: graph.op(*v).name(),
                 origin: graph.node(*v).origin.clone(),
                 block: block as u32,
-                regions: homes.get(v).into_iter().flatten().map(|r| *r as u32).collect(),
+                regions: scene.homes.get(v).into_iter().flatten().map(|r| *r as u32).collect(),
                 bytes: graph.ty(*v).bytes(),
             });
         }
     }
     let mut drawn: HashMap<(u32, u32), usize> = HashMap::new();
     let index = |v: &ValueId| {
-        let (s, i) = place.get(v)?;
+        let (s, i) = scene.place.get(v)?;
         Some((first_op.get(*block_of.get(*s)?)? + i) as u32)
     };
-    for e in &edges {
+    for e in &scene.edges {
         let (Some(from), Some(to)) = (index(&e.from), index(&e.to)) else { continue };
         let at = *drawn.entry((from, to)).or_insert_with(|| {
             out.edges.push(DrawnEdge { from, to, flows: false, refused: None });
@@ -155,33 +166,26 @@ fn edges(
     out
 }
 
-#[allow(clippy::too_many_arguments)]
-fn likeness(
-    graph: &Graph,
-    told: &[Told<'_>],
-    s: &Stretch<'_>,
-    at: usize,
-    homes: &HashMap<ValueId, Vec<usize>>,
-    edges: &[Edge],
-    place: &HashMap<ValueId, (usize, usize)>,
-    refused: &[Refused],
-) -> Likeness {
-    let code = |e: &Edge| e.refused.and_then(|r| refused.get(r)).map(|r| format!("{} {}", r.code, r.detail));
-    let own = |v: &ValueId| place.get(v).filter(|p| p.0 == at).map(|p| p.1);
-    let mut inside = Vec::new();
-    let mut entering = Vec::new();
-    for e in edges {
-        match (own(&e.from), own(&e.to)) {
-            (Some(f), Some(t)) => inside.push((f, t, code(e))),
-            (None, Some(t)) => entering.extend(code(e).map(|c| (t, c))),
-            _ => {}
+impl Scene<'_> {
+    fn likeness(&self, at: usize, s: &Stretch<'_>) -> Likeness {
+        let code = |e: &Edge| e.refused.and_then(|r| self.refused.get(r)).map(|r| format!("{} {}", r.code, r.detail));
+        let own = |v: &ValueId| self.place.get(v).filter(|p| p.0 == at).map(|p| p.1);
+        let mut inside = Vec::new();
+        let mut entering = Vec::new();
+        for e in &self.edges {
+            match (own(&e.from), own(&e.to)) {
+                (Some(f), Some(t)) => inside.push((f, t, code(e))),
+                (None, Some(t)) => entering.extend(code(e).map(|c| (t, c))),
+                _ => {}
+            }
         }
-    }
-    let regions = |v: &ValueId| homes.get(v).into_iter().flatten().map(|r| r.wrapping_sub(s.regions.start)).collect();
-    Likeness {
-        kernels: told.get(s.regions.clone()).unwrap_or_default().iter().map(|t| t.kernel.to_owned()).collect(),
-        ops: s.ops.iter().map(|v| (graph.op(*v).name(), regions(v))).collect(),
-        edges: inside,
-        refused: entering,
+        let home = |v: &ValueId| self.homes.get(v).into_iter().flatten().map(|r| r.wrapping_sub(s.regions.start));
+        let kernels = self.told.get(s.regions.clone()).unwrap_or_default().iter().map(|t| t.kernel.to_owned());
+        Likeness {
+            kernels: kernels.collect(),
+            ops: s.ops.iter().map(|v| (self.graph.op(*v).name(), home(v).collect())).collect(),
+            edges: inside,
+            refused: entering,
+        }
     }
 }

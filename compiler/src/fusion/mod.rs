@@ -199,6 +199,10 @@ impl FusionOptions {
             _ => false,
         }
     }
+    /// Whether layers that do the same may be fused differently: something is switched off by place.
+    pub fn tells_places_apart(&self) -> bool {
+        !(self.no_fuse.is_empty() && self.off_at.is_empty() && self.off_edges.is_empty())
+    }
     /// Switches one kind of fusion off for a reason; `false` for a name that is not in [`FusionOptions::IDS`].
     pub fn overrule(&mut self, id: &str, why: Overruled) -> bool {
         let known = self.switch_off(id);

@@ -198,8 +198,17 @@ impl Partitioner<'_> {
     }
     fn rows_owned(&self, e: &Between) -> Answer {
         let reduces = matches!(self.graph.op(e.to), Op::Norm { .. } | Op::Softmax | Op::Reduce { .. });
+        let is_norm = matches!(self.graph.op(e.to), Op::Norm { .. });
         match e.maker.and_then(|id| self.regions.get(id).map(|r| (id, &r.anchor))) {
             _ if !reduces => holds("no rows are reduced behind it"),
+            _ if e.kinds.contains(&"norm-pairs") => {
+                not_asked("both norms are computed in the product behind them, which owns their rows")
+            }
+            Some((_, RegionAnchor::MatMul(g))) if is_norm => match self.head_columns(&g.members, e.from, e.to) {
+                Err((Refusal::RowTile, why)) => fails(why),
+                Err(_) => holds("a workgroup owns whole heads"),
+                Ok(columns) => holds(format!("a workgroup owns heads of {columns}")),
+            },
             None | Some((_, RegionAnchor::Map)) => holds("what is computed where it is read owns no rows"),
             Some((id, _)) => fails(self.not_whole(id, e.to)),
         }

@@ -62,7 +62,7 @@ pub struct Switches {
     looping: Looping,
     /// An edge for which every condition is answered.
     #[arg(skip)]
-    pub ask: Option<(String, String)>,
+    ask: Option<(String, String)>,
 }
 
 /// What becomes of layers that repeat.
@@ -115,6 +115,10 @@ impl Switches {
             && self.peak_budget.is_none()
             && self.looping == Looping::Auto
             && self.ask.is_none()
+    }
+    /// The same, with every condition of an edge answered.
+    pub fn asking(self, ask: Option<(String, String)>) -> Self {
+        Switches { ask, ..self }
     }
     /// The options they stand for.
     pub fn options(&self) -> Result<CompileOptions> {

@@ -215,7 +215,7 @@ pub fn main(a: &Args) -> Result<()> {
     let loaded = {
         let asked = a.edge.as_deref().filter(|_| !frit::model_source::is_artifact(&path));
         let ask = asked.and_then(|e| e.split_once(':')).map(|(from, to)| (from.into(), to.into()));
-        crate::switches::Switches { ask, ..a.switches.clone() }.open(&path, &progress)?
+        a.switches.clone().asking(ask).open(&path, &progress)?
     };
     #[cfg(not(feature = "compiler"))]
     let loaded = model::open(&path, &progress)?;
