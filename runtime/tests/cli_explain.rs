@@ -115,7 +115,10 @@ fn switches_by_place_are_checked() {
     let one = kernels(&["--disable", "epilogue@layers.3.mlp"]);
     let more = kernels(&["--disable", "epilogue@layers."]);
     assert!(all < one && one < more, "{all} {one} {more}");
-    assert!(kernels(&["--no-fuse", "layers.3.mlp.gate_proj:silu"]) > all);
+    let report = json(&["explain", &lexicon, "--json", "--no-fuse", "layers.3.mlp.gate_proj:silu"]);
+    let off =
+        |e: &&Value| e["code"] == "L20-USER" && e["from"].as_str().is_some_and(|f| f.contains("layers.3.mlp.gate"));
+    assert!(report["refused"].as_array().unwrap().iter().any(|e| off(&e)), "{}", report["refused"]);
     let (code, text) = said(&["explain", &lexicon, "--disable", "epilog@layers.3"]);
     assert!(code == Some(1) && text.contains("did you mean `epilogue`?"), "{text}");
     let (code, text) = said(&["explain", &lexicon, "--disable", "matmul:"]);

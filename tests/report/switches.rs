@@ -40,8 +40,6 @@ fn one_edge_is_switched_off_and_says_so() {
         assert_eq!(e.detail, "the edge is switched off");
         assert!(e.from.contains("layers.3.mlp.gate_proj") && e.to.contains("silu"), "{e:?}");
     }
-    let (own, rest) = launches(&plan);
-    assert!(rest == 5 && own > 5, "{own} {rest}");
     let together = |r: &&frit_plan::RegionReport| {
         r.origins.iter().any(|o| o.contains("layers.3.mlp.gate_proj")) && r.ops.iter().any(|o| o == "silu")
     };
