@@ -21,4 +21,4 @@ pub use error::{Error, Result};
 pub use lower::Compiler;
 pub use model::Model;
 pub use numeric::{NumericMode, ProofClass};
-pub use options::{CompileOptions, PeakBudget};
+pub use options::{CompileOptions, PeakBudget, SwitchError};

@@ -5,6 +5,7 @@ mod kernels;
 mod weights;
 
 use crate::error::{Error, Result};
+use crate::fusion::crossover::{Decided, crossovers};
 use crate::fusion::outline::{Built, Outline};
 use crate::fusion::spec_builder::size_bounds;
 use crate::fusion::{self, Operand, PackedWeight, Partition, Refused, RowStats, Within, anchors, guards, report};
@@ -91,6 +92,8 @@ struct Lowering<'a> {
     kernel_budget: u64,
     /// Kernels that were compared with their operations and not found wrong, by [`fusion::validate::key`].
     compared: HashSet<u64>,
+    /// What the programs of the graph at hand do with its edges.
+    decided: Vec<Decided>,
 }
 
 impl Compiler {
@@ -125,6 +128,7 @@ impl Compiler {
             validation: Validation { on: self.options.validate.is_some(), ..Validation::default() },
             kernel_budget: self.options.validate.unwrap_or(0),
             compared: HashSet::new(),
+            decided: Vec::new(),
         };
         let (mut programs, mut phases) = (Vec::new(), Vec::new());
         for g in &model.graphs {
@@ -220,12 +224,16 @@ impl Lowering<'_> {
         let options = &self.options.fusion;
         let seen = short.as_ref().map_or(&graph, |s| &s.graph);
         let buckets = fusion::buckets::divide(seen, tables, &whole, options);
+        self.decided.clear();
         let mut first = self.program(&graph, short.as_ref(), g, g.name.clone(), &whole, buckets.whole)?;
         first.1.work += buckets.work;
         let mut out = vec![first];
         for b in buckets.few {
             let name = Plan::bucket_name(&g.name, b.most);
             out.push(self.program(&graph, short.as_ref(), g, name, &b.within, b.partition)?);
+        }
+        if let Some((_, phase)) = out.first_mut() {
+            phase.crossovers = crossovers(&graph, &self.decided);
         }
         out.extend(self.in_parts(&graph, g, &whole)?);
         Ok(out)
@@ -253,7 +261,8 @@ impl Lowering<'_> {
     }
     /// What a deep graph repeats.
     fn short(&self, graph: &Graph) -> Option<Short> {
-        let outline = self.options.outline.then(|| Outline::find(graph, &self.model.tables)).flatten();
+        let equal = self.options.outline && !self.options.fusion.tells_places_apart();
+        let outline = equal.then(|| Outline::find(graph, &self.model.tables)).flatten();
         outline.and_then(|outline| outline.shrink(graph).map(|graph| Short { outline, graph }))
     }
     fn program(
@@ -376,8 +385,21 @@ impl Lowering<'_> {
             .iter()
             .filter_map(|b| self.kernels.get(b.kernel as usize).map(|k| (&b.region, &k.spec, k.name.as_str())))
             .collect();
-        let phase =
-            PhaseReport { instances, work, exact, in_place, ..report::phase(&name, graph, tables, &refused, &named) };
+        let ask = |edge: &Refused| {
+            let asked = self.options.fusion.ask.as_ref();
+            let meant = |(from, to): &&(String, String)| {
+                fusion::is_named(graph, edge.from, from) && fusion::is_named(graph, edge.to, to)
+            };
+            let conditions = |_| {
+                let regions = built.iter().map(|b| b.region.clone()).collect();
+                fusion::conditions(graph, tables, within, &self.options.fusion, regions, edge)
+            };
+            asked.filter(meant).map(conditions).unwrap_or_default()
+        };
+        let told = report::phase(&name, graph, tables, &refused, &named, &ask);
+        let phase = PhaseReport { instances, work, exact, in_place, ..told };
+        let most_rows = within.limits.last().map(|l| l.1).filter(|_| name != g.name);
+        self.decided.push(Decided::new(most_rows, built.iter().map(|b| &b.region), &refused));
         let ints = layouts.pop().unwrap_or_default();
         let arena = layouts.pop().unwrap_or_default();
         let program = Program {

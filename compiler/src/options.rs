@@ -76,6 +76,89 @@ impl CompileOptions {
         }
         rule || self.fusion.switch_off(id)
     }
+    /// Switches something off by its text: `ID`, `ID@ORIGIN` where the origin contains a text, `@ORIGIN` for every fusion
+    /// there, or `FROM:TO` for one edge.
+    ///
+    /// # Errors
+    /// [`SwitchError`] for an id that does not exist, and for a place without a text.
+    pub fn switch_off(&mut self, text: &str) -> Result<(), SwitchError> {
+        let place = || SwitchError::NoPlace { text: text.into() };
+        match (text.split_once('@'), text.split_once(':')) {
+            (Some((id, origin)), _) if !id.contains(':') => {
+                if origin.is_empty() {
+                    return Err(place());
+                }
+                if id.is_empty() {
+                    self.fusion.no_fuse.push(origin.into());
+                } else if FusionOptions::IDS.contains(&id) {
+                    self.fusion.off_at.push((id.into(), origin.into()));
+                } else if passes::rule_names().contains(&id) {
+                    self.disabled_rules.push(text.into());
+                } else {
+                    return Err(SwitchError::unknown(id));
+                }
+            }
+            (_, Some((from, to))) => {
+                if from.is_empty() || to.is_empty() {
+                    return Err(place());
+                }
+                self.fusion.off_edges.push((from.into(), to.into()));
+            }
+            _ if self.disable(text) => {}
+            _ => return Err(SwitchError::unknown(text)),
+        }
+        Ok(())
+    }
+}
+
+/// Why nothing is switched off.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SwitchError {
+    /// No fusion and no rule has this name.
+    #[error("there is no fusion `{id}`{}", .near.first().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
+    Unknown {
+        /// What was asked for.
+        id: String,
+        /// Names that are close to it, the closest first.
+        near: Vec<&'static str>,
+    },
+    /// A place or an edge that names nothing.
+    #[error("`{text}` names no place")]
+    NoPlace {
+        /// What was asked for.
+        text: String,
+    },
+}
+
+impl SwitchError {
+    fn unknown(id: &str) -> Self {
+        let mut near: Vec<(usize, &'static str)> = CompileOptions::ids()
+            .into_iter()
+            .map(|name| (distance(id, name), name))
+            .filter(|(d, name)| *d <= 2.max(name.len() / 4))
+            .collect();
+        near.sort_unstable();
+        SwitchError::Unknown { id: id.into(), near: near.into_iter().map(|(_, name)| name).collect() }
+    }
+}
+
+/// Letters to insert, drop or exchange to make one text of the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut corner = i;
+        let mut left = i + 1;
+        for (above, y) in row.iter_mut().skip(1).zip(&b) {
+            let best = (corner + usize::from(x != *y)).min(left + 1).min(*above + 1);
+            corner = std::mem::replace(above, best);
+            left = best;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
 }
 
 impl Default for CompileOptions {

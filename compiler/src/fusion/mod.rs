@@ -8,6 +8,8 @@ pub mod anchors;
 pub mod buckets;
 pub mod coords;
 pub mod cost;
+pub mod crossover;
+mod drawing;
 pub mod guards;
 pub mod key_parts;
 mod layers;
@@ -34,6 +36,7 @@ use crate::numeric::NumericMode;
 use frit_kernels::dim::Dim;
 use frit_kernels::spec::MatmulPrecision;
 use frit_kernels::target::Tier;
+use frit_plan::Condition;
 use std::collections::{BTreeMap, HashSet};
 
 /// What fusion may do. Every switch is on by default.
@@ -90,6 +93,13 @@ pub struct FusionOptions {
     pub overruled: BTreeMap<String, Overruled>,
     /// Operations whose origin contains one of these are not fused.
     pub no_fuse: Vec<String>,
+    /// Kinds of fusion that are off where the origin of an operation contains a text: names in [`FusionOptions::IDS`] and
+    /// texts.
+    pub off_at: Vec<(String, String)>,
+    /// Edges that are not fused, by parts of the names or origins of their operations.
+    pub off_edges: Vec<(String, String)>,
+    /// An edge, given likewise, for which the report answers every condition.
+    pub ask: Option<(String, String)>,
     /// How many operations are absorbed at most, in the order in which fusion meets them.
     pub fuel: Option<u64>,
     /// Storage bindings that a kernel may have.
@@ -127,6 +137,9 @@ impl Default for FusionOptions {
             key_parts_from: None,
             overruled: BTreeMap::new(),
             no_fuse: Vec::new(),
+            off_at: Vec::new(),
+            off_edges: Vec::new(),
+            ask: None,
             fuel: None,
             limit_bindings: 8,
             limit_invocations: 256,
@@ -175,6 +188,29 @@ impl FusionOptions {
         *switch = false;
         true
     }
+    /// Whether a kind of fusion is on, by its name in [`FusionOptions::IDS`].
+    fn is_on(&self, id: &str) -> bool {
+        match id {
+            "epilogue" => self.fuse_epilogues,
+            "rope" => self.fuse_rope,
+            "prologue" => self.fuse_prologues,
+            "windows" => self.fuse_windows,
+            "norm" => self.fuse_norms,
+            "norm-pairs" => self.fuse_norm_pairs,
+            "head-norms" => self.fuse_head_norms,
+            "stat-forward" => self.forward_stats,
+            "argmax-tiles" => self.forward_largest,
+            "commute" => self.commute_norms,
+            "siblings" => self.merge_siblings,
+            "chain" => self.fuse_chains,
+            "conv-chain" => self.fuse_conv_chains,
+            _ => false,
+        }
+    }
+    /// Whether layers that do the same may be fused differently: something is switched off by place.
+    pub fn tells_places_apart(&self) -> bool {
+        !(self.no_fuse.is_empty() && self.off_at.is_empty() && self.off_edges.is_empty())
+    }
     /// Switches one kind of fusion off for a reason; `false` for a name that is not in [`FusionOptions::IDS`].
     pub fn overrule(&mut self, id: &str, why: Overruled) -> bool {
         let known = self.switch_off(id);
@@ -197,7 +233,10 @@ impl FusionOptions {
             p => format!("{}, matmuls in {}", self.numeric.name(), p.name()),
         }
     }
-    /// Every operation a kernel of its own; views and integer arithmetic are still expanded in place.
+    /// Every operation a kernel of its own; views and integer arithmetic are still expanded in place where they are read.
+    /// A view behind an anchor is an epilogue: one that nothing but the host reads is a copy of its own here, a launch that
+    /// [`PhaseReport::unfused_dispatches`](frit_plan::PhaseReport::unfused_dispatches) does not count and that
+    /// [`FusionOptions::fuel`] of 0 saves, since absorbing a view spends none.
     pub fn unfused() -> Self {
         FusionOptions {
             fuse_epilogues: false,
@@ -241,6 +280,24 @@ pub struct Within {
     pub limits: Vec<(Dim, u64)>,
     /// They have many sequences: for few there is another program.
     pub many_sequences: bool,
+}
+
+/// Every condition of a refused edge, in the order of the codes, for `regions`, which are those of the whole graph.
+pub fn conditions(
+    graph: &Graph,
+    tables: &Tables,
+    within: &Within,
+    options: &FusionOptions,
+    regions: Vec<Region>,
+    edge: &Refused,
+) -> Vec<Condition> {
+    let apart = HashSet::new();
+    partition::Partitioner::new(graph, tables, within, options, &apart).conditions(regions, edge)
+}
+
+/// Whether an operation is meant by a part of its name or origin.
+pub fn is_named(graph: &Graph, v: ValueId, part: &str) -> bool {
+    report::describe(graph, v).contains(part)
 }
 
 /// Splits a graph into regions. Operations in `apart` are not fused: kernels that held them were found wrong.

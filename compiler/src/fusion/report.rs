@@ -1,6 +1,7 @@
 //! Fills the fusion report: what each region saves, what was refused and why, and the ledger of bytes.
 
 use super::cost;
+use super::drawing::{self, Told};
 use super::layers;
 use super::partition::is_anchor;
 use super::spec_builder::size_bounds;
@@ -12,7 +13,9 @@ use crate::passes::recognize::{LeftAttention, left_attention, missed};
 use frit_kernels::dim::{Bounds, Dim, product};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::KernelSpec;
-use frit_plan::{AttentionCount, LayerCount, Ledger, PhaseReport, RefusedEdge, RegionReport};
+use frit_plan::{
+    AppliedRewrite, AttentionCount, Condition, LayerCount, Ledger, PhaseReport, RefusedEdge, RegionReport,
+};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Whether the operation would be a kernel if nothing were fused: views, sources and integer arithmetic would not.
@@ -83,7 +86,7 @@ fn operand_leaves(graph: &Graph, o: ValueId, part: Option<(&[(usize, Dim)], &Dim
     }
 }
 
-fn describe(graph: &Graph, v: ValueId) -> String {
+pub(super) fn describe(graph: &Graph, v: ValueId) -> String {
     let n = graph.node(v);
     if n.origin.is_empty() { n.op.name() } else { format!("{} ({})", n.op.name(), n.origin) }
 }
@@ -175,13 +178,22 @@ fn touches(graph: &Graph, r: &Region, members: &[ValueId], stored: &HashSet<Valu
     found
 }
 
-/// The report of one program.
+/// Rewrites that change numbers and made operations of a region.
+fn rewrites(graph: &Graph, r: &Region) -> Vec<AppliedRewrite> {
+    let members = r.members();
+    let marks = members.iter().flat_map(|v| &graph.node(*v).rewrites);
+    let applied = marks.map(|(rule, class)| AppliedRewrite { rule: (*rule).into(), class: class.name().into() });
+    applied.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// The report of one program. `asked` answers for every condition of an edge, of edges that someone asked about.
 pub fn phase(
     program: &str,
     graph: &Graph,
     tables: &Tables,
     refused: &[Refused],
     specs: &[(&Region, &KernelSpec, &str)],
+    asked: &dyn Fn(&Refused) -> Vec<Condition>,
 ) -> PhaseReport {
     let bounds = &size_bounds(tables);
     let order = graph.order();
@@ -192,6 +204,7 @@ pub fn phase(
     let outputs = specs.iter().flat_map(|(r, ..)| &r.outputs).copied();
     let stored: HashSet<ValueId> = outputs.filter(|v| !is_launch(graph, *v)).collect();
     let mut regions = Vec::new();
+    let mut told_of: Vec<Vec<ValueId>> = Vec::with_capacity(specs.len());
     let layers = layers::of_regions(graph, &specs.iter().map(|s| s.0).collect::<Vec<_>>());
     let (mut weights, mut activations) = (Dim::zero(), Dim::zero());
     let mut counted: HashSet<ValueId> = HashSet::new();
@@ -245,24 +258,37 @@ pub fn phase(
             saved_launches: new.len() as i32 - 1,
             bindings: spec.bindings() as u32,
             class: class.name().into(),
+            rewrites: rewrites(graph, r),
             weight_bytes: w.clone(),
             activation_bytes: a.clone(),
             flops: cost::flops(spec),
             norm: norm_form(r).unwrap_or_default().into(),
         });
+        told_of.push(told);
         weights = weights + w;
         activations = activations + a;
     }
-    let refused =
-        refused.iter().cloned().chain(left.iter().filter(|l| l.probabilities_used).map(used_probabilities(graph)));
-    let refused = refused.chain(missed(graph, tables).into_iter().map(misshapen(graph)));
-    let refused = refused.map(|r| {
+    let refused: Vec<Refused> = refused
+        .iter()
+        .cloned()
+        .chain(left.iter().filter(|l| l.probabilities_used).map(used_probabilities(graph)))
+        .chain(missed(graph, tables).into_iter().map(misshapen(graph)))
+        .collect();
+    let told: Vec<Told<'_>> = specs
+        .iter()
+        .zip(&told_of)
+        .zip(&layers)
+        .map(|(((_, _, kernel), ops), layer)| Told { layer: layer.as_deref(), kernel, ops })
+        .collect();
+    let drawing = drawing::of(graph, &told, &refused);
+    let refused = refused.into_iter().map(|r| {
         let handed = specs.iter().find_map(|(region, ..)| handed_over(region, r.to));
         RefusedEdge {
             from: describe(graph, r.from),
             to: describe(graph, r.to),
             code: r.code.code().into(),
             remedy: r.code.remedy_of(graph.op(r.from), graph.op(r.to), &r.detail).into(),
+            conditions: asked(&r),
             detail: match handed.filter(|_| r.code == Refusal::RowTile) {
                 Some(done) => format!("{}; done instead: {done}", r.detail),
                 None => r.detail,
@@ -290,6 +316,8 @@ pub fn phase(
         attention: AttentionCount { blocks, fused },
         regions,
         refused: refused.collect(),
+        crossovers: Vec::new(),
+        drawing,
         ledger: Ledger {
             activations_unfused: launches.iter().fold(Dim::zero(), |s, v| s + alone(graph, *v, bounds)),
             activations_fused: activations.clone(),

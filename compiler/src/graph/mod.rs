@@ -16,6 +16,7 @@ pub use op::{AttentionAttrs, Float, NormKind, Op, RopeStyle};
 pub use tables::{KvSlot, KvSlotId, StateId, StateInfo, Tables, WeightData, WeightId, WeightInfo};
 pub use tensor_type::TensorType;
 
+use crate::numeric::ProofClass;
 use frit_plan::InputFill;
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
@@ -56,6 +57,8 @@ pub struct Node {
     pub ty: TensorType,
     /// Where it comes from in the source model, such as `model.layers.0.mlp.up_proj`.
     pub origin: String,
+    /// Rewrites above [`ProofClass::Bit`] that made it, or something that it stands for.
+    pub rewrites: Vec<(&'static str, ProofClass)>,
 }
 
 /// A result that leaves the graph.
@@ -97,7 +100,7 @@ impl Graph {
     }
     /// Adds a node whose type is already known. Passes use [`patch`] instead.
     pub(crate) fn push(&mut self, op: Op, inputs: &[ValueId], ty: TensorType, origin: &str) -> ValueId {
-        let n = self.g.add_node(Node { op, ty, origin: origin.into() });
+        let n = self.g.add_node(Node { op, ty, origin: origin.into(), rewrites: Vec::new() });
         for (port, i) in inputs.iter().enumerate() {
             self.g.add_edge(i.0, n, port as u8);
         }
@@ -131,6 +134,7 @@ impl Graph {
                 op: Op::Const(frit_kernels::spec::Literal::f32(0.0)),
                 ty: TensorType::new(frit_kernels::dtype::Scalar::F32, []),
                 origin: "missing".into(),
+                rewrites: Vec::new(),
             })
         })
     }

@@ -3,6 +3,7 @@
 use super::control::Control;
 use super::verify::same_type;
 use super::{Graph, GraphError, Node, Op, TensorType, ValueId};
+use crate::numeric::ProofClass;
 use frit_kernels::dim::{Bounds, Dim};
 use indexmap::IndexMap;
 use std::collections::HashSet;
@@ -69,6 +70,7 @@ impl Log {
 pub struct Editor<'a> {
     graph: &'a mut Graph,
     rule: &'static str,
+    class: ProofClass,
     log: &'a mut Log,
     bounds: Bounds,
     added: HashSet<ValueId>,
@@ -77,7 +79,12 @@ pub struct Editor<'a> {
 impl<'a> Editor<'a> {
     /// An editor for one rewrite.
     pub fn new(graph: &'a mut Graph, rule: &'static str, log: &'a mut Log) -> Self {
-        Editor { graph, rule, log, bounds: Bounds::new(), added: HashSet::new() }
+        Editor { graph, rule, class: ProofClass::Bit, log, bounds: Bounds::new(), added: HashSet::new() }
+    }
+    /// Notes the class of the rule on what it makes.
+    pub fn of_class(mut self, class: ProofClass) -> Self {
+        self.class = class;
+        self
     }
     /// Uses what is known of sizes when types are compared.
     pub fn with_bounds(mut self, bounds: &Bounds) -> Self {
@@ -124,6 +131,13 @@ impl<'a> Editor<'a> {
         {
             n.ty = ty;
         }
+        let mut marks = self.existing(old)?.rewrites.clone();
+        if self.class > ProofClass::Bit {
+            marks.push((self.rule, self.class));
+            for v in self.added.clone() {
+                self.mark(v, &[(self.rule, self.class)]);
+            }
+        }
         for user in self.graph.users(old) {
             if self.added.contains(&user) {
                 continue;
@@ -139,16 +153,25 @@ impl<'a> Editor<'a> {
                 o.value = new;
             }
         }
-        self.prune(old);
+        marks.extend(self.prune(old));
+        self.mark(new, &marks);
         Ok(true)
+    }
+    fn mark(&mut self, v: ValueId, marks: &[(&'static str, ProofClass)]) {
+        let Some(n) = self.graph.node_mut(v).filter(|n| !n.op.is_source()) else { return };
+        for m in marks {
+            if !n.rewrites.contains(m) {
+                n.rewrites.push(*m);
+            }
+        }
     }
     /// Takes back a node that was added and not used.
     pub fn discard(&mut self, added: ValueId) {
         self.prune(added);
     }
-    /// Removes `v` and what only it used, as far as nothing needs them.
-    fn prune(&mut self, v: ValueId) {
-        let mut stack = vec![v];
+    /// Removes `v` and what only it used, as far as nothing needs them; gives the rewrites that had made them.
+    fn prune(&mut self, v: ValueId) -> Vec<(&'static str, ProofClass)> {
+        let (mut stack, mut marks) = (vec![v], Vec::new());
         while let Some(v) = stack.pop() {
             let needed = self.graph.get(v).is_none_or(|n| matches!(n.op, Op::KvAppend { .. }))
                 || !self.graph.users(v).is_empty()
@@ -156,9 +179,11 @@ impl<'a> Editor<'a> {
                 || self.graph.inputs.iter().any(|i| i.value == v);
             if !needed {
                 stack.extend(self.graph.operands(v));
+                marks.extend(self.graph.node(v).rewrites.iter().copied());
                 self.graph.remove(v);
             }
         }
+        marks
     }
     /// Replaces `old` by a new node. `None` when there is no fuel left.
     ///

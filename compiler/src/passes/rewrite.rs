@@ -111,7 +111,7 @@ fn apply_at(pass: &'static str, graph: &mut Graph, ctx: &mut Ctx<'_>, rules: &[R
         let site = Site { g: graph, tables: ctx.tables, bounds: &ctx.bounds };
         let Some(new) = (rule.apply)(&site, v) else { continue };
         ctx.tried += 1;
-        if ctx.disabled.iter().any(|d| d == rule.name) {
+        if ctx.disabled.iter().any(|d| is_off(d, rule.name, &graph.node(v).origin)) {
             continue;
         }
         if !ctx.mode.allows(rule.class) {
@@ -122,7 +122,7 @@ fn apply_at(pass: &'static str, graph: &mut Graph, ctx: &mut Ctx<'_>, rules: &[R
             continue;
         }
         let bounds = ctx.bounds.clone();
-        let mut e = Editor::new(graph, rule.name, &mut ctx.log).with_bounds(&bounds);
+        let mut e = Editor::new(graph, rule.name, &mut ctx.log).of_class(rule.class).with_bounds(&bounds);
         let origin = e.graph().node(v).origin.clone();
         let approximate = rule.class == ProofClass::Approx;
         let done = build(&mut e, &new, &origin).and_then(|n| {
@@ -138,6 +138,14 @@ fn apply_at(pass: &'static str, graph: &mut Graph, ctx: &mut Ctx<'_>, rules: &[R
         }
     }
     Ok(false)
+}
+
+/// Whether a switch, `RULE` or `RULE@ORIGIN`, stops a rule at a node of that origin.
+fn is_off(switch: &str, rule: &str, origin: &str) -> bool {
+    match switch.split_once('@') {
+        Some((name, part)) => name == rule && origin.contains(part),
+        None => switch == rule,
+    }
 }
 
 fn build(e: &mut Editor<'_>, new: &New, origin: &str) -> std::result::Result<ValueId, GraphError> {

@@ -6,6 +6,7 @@
 
 mod buffer;
 mod cost;
+mod drawing;
 pub mod format;
 mod kernel;
 pub mod limits;
@@ -19,13 +20,14 @@ mod weights;
 
 pub use buffer::{BufferRef, KvPart, KvSlotDecl, SlotLayout, StateDecl, ValueDecl};
 pub use cost::Rates;
+pub use drawing::{Drawing, DrawnBlock, DrawnEdge, DrawnOp};
 pub use kernel::{Kernel, Matrix, Schedule, Variant};
 pub use lock::lock_changes;
 pub use model::{ChatInfo, InputFill, ModelInfo, Passes, Port, Retention, Task, WritingRules};
 pub use plan::{Instead, PLAN_VERSION, Plan, Program, RAN, SizeDecl, Step, sizes};
 pub use report::{
-    AttentionCount, ExactSearch, FusionReport, InPlace, LayerCount, Ledger, PhaseReport, RefusedEdge, RegionReport,
-    Validation,
+    AppliedRewrite, AttentionCount, BucketDecision, Condition, Crossover, ExactSearch, FusionReport, InPlace,
+    LayerCount, Ledger, PhaseReport, RefusedEdge, RegionReport, Validation, Verdict,
 };
 pub use reuse::{ALIAS, AliasPoint, Reuse};
 pub use validate::{PlanError, StoredShape};

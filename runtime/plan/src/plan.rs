@@ -8,7 +8,7 @@ use frit_kernels::target::Tier;
 use serde::{Deserialize, Serialize};
 
 /// Version of the plan's types; another number is refused on load.
-pub const PLAN_VERSION: u32 = 4;
+pub const PLAN_VERSION: u32 = 5;
 
 /// Names of the sizes that decoders and encoders use.
 pub mod sizes {

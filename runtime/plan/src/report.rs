@@ -1,6 +1,9 @@
 //! The fusion report: what was fused, what was not and why, and the bytes of both. It is stored in the artifact.
 
+use crate::Rates;
+use crate::drawing::Drawing;
 use frit_kernels::dim::Dim;
+use frit_kernels::target::Tier;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -72,6 +75,12 @@ pub struct PhaseReport {
     pub regions: Vec<RegionReport>,
     /// Every edge between operations that was considered and refused.
     pub refused: Vec<RefusedEdge>,
+    /// Edges that this program and those for fewer rows decide differently.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub crossovers: Vec<Crossover>,
+    /// The operations before fusion.
+    #[serde(default)]
+    pub drawing: Drawing,
     /// Bytes of one run, symbolic in the sizes.
     pub ledger: Ledger,
 }
@@ -149,8 +158,11 @@ pub struct RegionReport {
     pub saved_launches: i32,
     /// Storage bindings.
     pub bindings: u32,
-    /// Proof class of the rewrite: `BIT`, `ROUND`, `REASSOC`, `APPROX`.
+    /// Proof class of the fusion: `BIT`, `ROUND`, `REASSOC`, `APPROX`.
     pub class: String,
+    /// Rewrites of a class above `BIT` that made one of its operations.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rewrites: Vec<AppliedRewrite>,
     /// Weight bytes it reads.
     pub weight_bytes: Dim,
     /// Activation and cache bytes it reads and writes.
@@ -162,6 +174,14 @@ pub struct RegionReport {
     /// by the kernel that makes the rows; empty without a norm.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub norm: String,
+}
+
+impl RegionReport {
+    /// Predicted time in µs on devices of a tier, with `count` the value of a number of bytes or operations at some sizes.
+    pub fn predicted_us(&self, tier: Tier, count: &dyn Fn(&Dim) -> i64) -> f64 {
+        let bytes = count(&self.weight_bytes) + count(&self.activation_bytes);
+        Rates::of(tier).launch_time_us(bytes as f64, count(&self.flops) as f64)
+    }
 }
 
 /// An edge that was not fused.
@@ -177,6 +197,82 @@ pub struct RefusedEdge {
     pub detail: String,
     /// The smallest change that would allow it.
     pub remedy: String,
+    /// Every condition in the order of the codes, of edges that the compilation was asked about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// A condition of fusion, for one edge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// Stable code of its failure.
+    pub code: String,
+    /// What was found.
+    pub verdict: Verdict,
+    /// Operands and numbers, or why it was not asked.
+    pub detail: String,
+}
+
+/// What became of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// It holds.
+    #[serde(rename = "holds")]
+    Holds,
+    /// It fails.
+    #[serde(rename = "fails")]
+    Fails,
+    /// It speaks of a kernel that an earlier condition rules out.
+    #[serde(rename = "not asked")]
+    NotAsked,
+}
+
+impl Verdict {
+    /// As reports say it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Verdict::Holds => "holds",
+            Verdict::Fails => "fails",
+            Verdict::NotAsked => "not asked",
+        }
+    }
+}
+
+/// A rewrite that changes numbers, as a region notes it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AppliedRewrite {
+    /// The rule.
+    pub rule: String,
+    /// Its proof class.
+    pub class: String,
+}
+
+/// An edge that is fused for some numbers of rows and not for others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Crossover {
+    /// Producer.
+    pub from: String,
+    /// Consumer.
+    pub to: String,
+    /// Edges that are decided like this one and whose operations are of the same kinds, this one included.
+    pub times: u32,
+    /// From few rows to many.
+    pub decisions: Vec<BucketDecision>,
+}
+
+/// What a program for some number of rows does with an edge.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BucketDecision {
+    /// The most rows; `None`: any number.
+    pub most_rows: Option<u64>,
+    /// Whether one kernel holds both operations.
+    pub fused: bool,
+    /// The code of the refusal; empty where there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub code: String,
+    /// Its operands and numbers.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
 }
 
 /// Bytes of one run.

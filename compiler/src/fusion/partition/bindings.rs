@@ -19,7 +19,7 @@ impl Partitioner<'_> {
             RegionAnchor::ConvChain(c) => vec![c.up],
             _ => Vec::new(),
         };
-        self.bound(&packed, region.members().into_iter().chain([v]).collect())
+        self.bound(&packed, region.members().into_iter().chain([v]))
     }
     /// The same for regions `first` and `second` as one.
     pub(super) fn binds_both(&self, first: usize, second: usize) -> Result<(), (Refusal, String)> {
@@ -28,9 +28,10 @@ impl Partitioner<'_> {
             RegionAnchor::MatMul(g) => g.members.clone(),
             _ => Vec::new(),
         };
-        self.bound(&packed, a.members().into_iter().chain(b.members()).collect())
+        self.bound(&packed, a.members().into_iter().chain(b.members()))
     }
-    fn bound(&self, packed: &[ValueId], members: Vec<ValueId>) -> Result<(), (Refusal, String)> {
+    /// Storage buffers of a region, and how many of them are matrices of weights.
+    pub(super) fn buffers(&self, packed: &[ValueId], members: impl Iterator<Item = ValueId>) -> (u32, usize) {
         let mut spaces: BTreeSet<(u8, u32)> = BTreeSet::from([(0, 0)]);
         if !packed.is_empty() {
             spaces.insert((1, 0));
@@ -58,15 +59,13 @@ impl Partitioner<'_> {
                 }
             }
         }
-        let (n, limit) = (spaces.len() as u32, self.options.limit_bindings);
+        (spaces.len() as u32, spaces.iter().filter(|s| matches!(s.0, 1 | 4)).count())
+    }
+    fn bound(&self, packed: &[ValueId], members: impl Iterator<Item = ValueId>) -> Result<(), (Refusal, String)> {
+        let ((n, matrices), limit) = (self.buffers(packed, members), self.options.limit_bindings);
         if n <= limit {
             return Ok(());
         }
-        Err((
-            Refusal::Bind,
-            format!("{n} > {limit} storage buffers, {} of them matrices of weights", {
-                spaces.iter().filter(|s| matches!(s.0, 1 | 4)).count()
-            }),
-        ))
+        Err((Refusal::Bind, format!("{n} > {limit} storage buffers, {matrices} of them matrices of weights")))
     }
 }

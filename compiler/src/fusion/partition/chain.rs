@@ -181,9 +181,7 @@ impl Partitioner<'_> {
     }
     fn may_chain(&self, id: usize, v: ValueId, target: usize, g: &ChainGroup) -> Result<(), (Refusal, String)> {
         let refused = |detail: String| Err((Refusal::Chain, detail));
-        if !self.options.fuse_chains {
-            return Err(self.options.refused_by_switch("chain", "chains are switched off"));
-        }
+        self.allowed("chain", "chains are switched off", v, g.down)?;
         self.permitted(v, g.down)?;
         self.adds_in_its_own_order(Refusal::Chain)?;
         let Some(w) = self.widths(&g.up, g.down) else { return refused("rows of a width that is not known".into()) };

@@ -24,9 +24,7 @@ impl Partitioner<'_> {
     /// bound is known.
     pub(super) fn commutable(&self, v: ValueId, target: usize, kept: bool) -> Result<(), String> {
         let refuse = |why: &str| Err(why.to_owned());
-        if !self.options.commute_norms {
-            return Err(self.told_off("commute", "commuting is switched off"));
-        }
+        self.allowed("commute", "commuting is switched off", v, v).map_err(Self::told_off)?;
         match self.graph.op(v) {
             Op::Norm { kind: NormKind::Rms, has_bias: false, .. } => {}
             Op::Norm { kind: NormKind::Rms, .. } => return refuse("it has a bias"),

@@ -144,9 +144,7 @@ impl Partitioner<'_> {
     }
     fn may_chain_convs(&self, id: usize, target: usize, g: &ConvGroup) -> Result<(), (Refusal, String)> {
         let refused = |detail: String| Err((Refusal::Halo, detail));
-        if !self.options.fuse_conv_chains {
-            return Err(self.options.refused_by_switch("conv-chain", "chains of convolutions are switched off"));
-        }
+        self.allowed("conv-chain", "chains of convolutions are switched off", g.source, g.down)?;
         self.permitted(g.source, g.down)?;
         self.adds_in_its_own_order(Refusal::Halo)?;
         let plain = |m: ValueId| {

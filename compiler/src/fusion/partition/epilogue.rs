@@ -89,6 +89,8 @@ impl Partitioner<'_> {
         }
         if !op.is_view() {
             self.permitted(v, u)?;
+            self.allowed("epilogue", "epilogues are switched off", v, u)?;
+            g.operands(u).into_iter().filter(|o| members.contains(o)).try_for_each(|o| self.edge_allowed(o, u))?;
             self.binds(id, u)?;
             self.holds(id, u)?;
         }
@@ -120,12 +122,8 @@ impl Partitioner<'_> {
                     return Err((Refusal::Map, "only a range of columns is used".into()));
                 }
             }
-            Op::Rope { .. } if !self.options.fuse_rope => {
-                return Err(self
-                    .options
-                    .refused_by_switch("rope", "rotary embeddings behind projections are switched off"));
-            }
             Op::Rope { style, rotary_dim } => {
+                self.allowed("rope", "rotary embeddings behind projections are switched off", v, u)?;
                 let region = &self.regions[id];
                 let operand = g.operands(u).first() == Some(&v);
                 let pairs = matches!(&region.anchor, RegionAnchor::MatMul(m)
@@ -164,7 +162,7 @@ impl Partitioner<'_> {
         Ok(())
     }
     /// Why region `id` does not reduce the rows that `u` reduces.
-    fn not_whole(&self, id: usize, u: ValueId) -> String {
+    pub(super) fn not_whole(&self, id: usize, u: ValueId) -> String {
         let g = self.graph;
         let shape = g.operands(u).first().map(|x| g.ty(*x).shape.clone()).unwrap_or_default();
         let row = match g.op(u) {
@@ -178,7 +176,7 @@ impl Partitioner<'_> {
         }
     }
     /// Why attention `u` reads `v` from memory.
-    fn read_by_attention(&self, v: ValueId, u: ValueId) -> String {
+    pub(super) fn read_by_attention(&self, v: ValueId, u: ValueId) -> String {
         let g = self.graph;
         let operands = g.operands(u);
         let extent = |port: usize, axis: usize| {

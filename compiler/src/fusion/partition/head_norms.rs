@@ -67,11 +67,7 @@ impl Partitioner<'_> {
         if !members.iter().all(|m| self.reads_weight_rows(*m)) {
             return Err((Refusal::RowTile, "the right side is no matrix of weights".into()));
         }
-        if !self.options.fuse_head_norms {
-            return Err(self
-                .options
-                .refused_by_switch("head-norms", "norms of heads behind projections are switched off"));
-        }
+        self.allowed("head-norms", "norms of heads behind projections are switched off", v, u)?;
         if !self.options.numeric.allows(ProofClass::Reassoc) {
             let mode = self.options.numeric.name();
             return Err((

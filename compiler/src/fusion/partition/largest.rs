@@ -18,11 +18,8 @@ impl Partitioner<'_> {
             let RegionAnchor::Row(v) = self.regions[id].anchor else { continue };
             let Some((maker, stats)) = self.tiles_in_front(v) else { continue };
             let x = stats.of;
-            let allowed = match self.options.forward_largest {
-                true => self.permitted(x, v),
-                false => Err(self.options.refused_by_switch("argmax-tiles", "the largest of tiles is switched off")),
-            };
-            if let Err((code, detail)) = allowed {
+            let on = self.allowed("argmax-tiles", "the largest of tiles is switched off", x, v);
+            if let Err((code, detail)) = on.and_then(|()| self.permitted(x, v)) {
                 // That they are no single kernel stands there already, and says less.
                 self.refused.retain(|r| (r.from, r.to) != (x, v));
                 self.refuse(x, v, code, detail);

@@ -39,8 +39,12 @@ impl Partitioner<'_> {
                 && here.iter().all(|(r, reach)| self.takes(*r, *reach, v));
             let barred = match (here.keys().next(), self.users(v).first()) {
                 (Some(r), Some(u)) if single && !free => {
-                    let fits = self.permitted(v, *u).and_then(|()| self.binds(*r, v));
-                    fits.and_then(|()| self.holds(*r, v)).err()
+                    let each = |u: &ValueId| {
+                        self.edge_allowed(v, *u)?;
+                        self.allowed("prologue", "prologues are switched off", v, *u)
+                    };
+                    let permitted = self.permitted(v, *u).and_then(|()| self.users(v).iter().try_for_each(each));
+                    permitted.and_then(|()| self.binds(*r, v)).and_then(|()| self.holds(*r, v)).err()
                 }
                 _ => None,
             };

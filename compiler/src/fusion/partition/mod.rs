@@ -4,6 +4,7 @@
 mod bindings;
 mod chain;
 mod commute;
+mod conditions;
 mod conv_chain;
 mod epilogue;
 mod exact;
@@ -27,7 +28,7 @@ use super::legality::Refusal;
 use super::region::{Region, RegionAnchor};
 use super::report::is_launch;
 use super::spec_builder::size_bounds;
-use super::{FusionOptions, Refused, RowStats, Within, buckets};
+use super::{FusionOptions, Refused, RowStats, Within, buckets, is_named};
 use crate::graph::{Graph, Op, Tables, ValueId, WeightId};
 use frit_kernels::dim::{Bounds, Dim, Sym, product};
 use frit_kernels::spec::FEW_ROWS;
@@ -91,6 +92,8 @@ pub(super) struct Partitioner<'a> {
     refused: Vec<Refused>,
     apart: HashSet<ValueId>,
     off: HashSet<ValueId>,
+    /// For each edge that is switched off, the operations that its ends name.
+    off_edges: Rc<Vec<[HashSet<ValueId>; 2]>>,
     fuel: Option<u64>,
     work: Cell<u64>,
     /// Selects that decide whether the launches in front of them are needed.
@@ -142,6 +145,8 @@ impl<'a> Partitioner<'a> {
             options.no_fuse.iter().any(|part| origin.contains(part.as_str()))
         };
         let off = order.iter().copied().filter(named).collect();
+        let all = |part: &String| order.iter().copied().filter(|v| is_named(graph, *v, part)).collect();
+        let off_edges = options.off_edges.iter().map(|(from, to)| [all(from), all(to)]).collect();
         Partitioner {
             graph,
             tables,
@@ -163,6 +168,7 @@ impl<'a> Partitioner<'a> {
             refused: Vec::new(),
             apart: apart.clone(),
             off,
+            off_edges: Rc::new(off_edges),
             fuel: options.fuel,
             work: Cell::new(0),
             guarded: guarded_selects(graph),
@@ -252,6 +258,7 @@ impl<'a> Partitioner<'a> {
         if self.off.contains(&a) || self.off.contains(&b) {
             return Err((Refusal::User, "the operation is switched off by its origin".into()));
         }
+        self.edge_allowed(a, b)?;
         let through = self.options.exact_through_views;
         let outside = |v: ValueId, s: &Scope| !s.launches.contains(&v) && (!through || is_launch(self.graph, v));
         if self.scope.as_ref().is_some_and(|s| outside(a, s) || outside(b, s)) {
@@ -267,11 +274,34 @@ impl<'a> Partitioner<'a> {
         }
         Ok(())
     }
+    /// Whether no switch keeps two operations apart.
+    fn edge_allowed(&self, a: ValueId, b: ValueId) -> Result<(), (Refusal, String)> {
+        let off = |[from, to]: &&[HashSet<ValueId>; 2]| {
+            let ends =
+                |x: ValueId, y: ValueId| (from.contains(&x) || from.contains(&self.behind_views(x))) && to.contains(&y);
+            ends(a, b) || ends(b, a)
+        };
+        match self.off_edges.iter().find(off) {
+            Some(_) => Err((Refusal::User, "the edge is switched off".into())),
+            None => Ok(()),
+        }
+    }
+    /// Whether fusion `id` is on, at operations `a` and `b` too; `said`: that it is not.
+    fn allowed(&self, id: &str, said: &str, a: ValueId, b: ValueId) -> Result<(), (Refusal, String)> {
+        if !self.options.is_on(id) {
+            return Err(self.options.refused_by_switch(id, said));
+        }
+        let at = |part: &str| [a, b].iter().any(|v| self.graph.node(*v).origin.contains(part));
+        match self.options.off_at.iter().find(|(off, part)| off == id && at(part)) {
+            Some((_, part)) => Err((Refusal::User, format!("{said} at {part}"))),
+            None => Ok(()),
+        }
+    }
     /// Why fusion `id` is off, inside another refusal; the code in front where no user switched it off.
-    fn told_off(&self, id: &str, said: &str) -> String {
-        match self.options.refused_by_switch(id, said) {
-            (Refusal::User, said) => said,
-            (code, said) => format!("{code}, {said}"),
+    fn told_off((code, said): (Refusal, String)) -> String {
+        match code {
+            Refusal::User => said,
+            code => format!("{code}, {said}"),
         }
     }
     /// Takes note of an absorption.

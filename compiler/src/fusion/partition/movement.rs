@@ -70,7 +70,7 @@ impl Partitioner<'_> {
         let Some(anchor) = self.regions.get(region).and_then(|r| r.anchors().first().copied()) else { return false };
         let columns = self.graph.ty(anchor).last();
         let few = self.bounds.le(&columns, &Dim::constant(TILES * TILE_COLUMNS));
-        few && self.options.fuse_windows && self.is_window_sum(v)
+        few && self.allowed("windows", "", v, v).is_ok() && self.is_window_sum(v)
     }
     /// Whether `v` is made by pointwise operations from several elements of one value.
     pub(super) fn is_window_sum(&self, v: ValueId) -> bool {

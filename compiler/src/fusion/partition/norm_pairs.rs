@@ -56,9 +56,7 @@ impl Partitioner<'_> {
         target: usize,
     ) -> Result<Vec<ValueId>, (Refusal, String)> {
         let g = self.graph;
-        if !self.options.fuse_norm_pairs {
-            return Err(self.options.refused_by_switch("norm-pairs", "pairs of norms are switched off"));
-        }
+        self.allowed("norm-pairs", "pairs of norms are switched off", sum, outer)?;
         self.permitted(sum, outer)?;
         let region = &self.regions[id];
         let mut before = region.members();

@@ -35,12 +35,10 @@ impl Partitioner<'_> {
                 }
                 continue;
             }
-            if !self.options.fuse_norms {
-                let (code, detail) = self.options.refused_by_switch("norm", "norm prologues are switched off");
-                self.refuse(v, first, code, detail);
-                continue;
-            }
-            if let Err((code, detail)) = self.permitted(v, first) {
+            let on = self.allowed("norm", "norm prologues are switched off", v, first);
+            let permitted = on.and_then(|()| self.permitted(v, first));
+            let permitted = permitted.and_then(|()| matmuls.iter().try_for_each(|u| self.edge_allowed(v, *u)));
+            if let Err((code, detail)) = permitted {
                 self.refuse(v, first, code, detail);
                 continue;
             }
@@ -132,10 +130,8 @@ impl Partitioner<'_> {
         };
         let worst = |form: NormForm| each(form).into_iter().min_by(|a, b| a.gain().total_cmp(&b.gain()));
         let Some(recomputed) = worst(NormForm::Recompute) else { return Ok(Inside::default()) };
-        let stats = match self.options.forward_stats {
-            true => self.forwardable(v),
-            false => Err(self.told_off("stat-forward", "forwarding of statistics is switched off")),
-        };
+        let on = self.allowed("stat-forward", "forwarding of statistics is switched off", v, v);
+        let stats = on.map_err(Self::told_off).and_then(|()| self.forwardable(v));
         let pays = |p: &Priced| cost::pays(p.own, p.inside);
         let stats = match stats {
             Ok(stats) => stats,

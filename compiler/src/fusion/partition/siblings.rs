@@ -60,9 +60,8 @@ impl Partitioner<'_> {
             let same = w.storage == base.storage && w.shape.get(1) == base.shape.get(1);
             let apart = group.iter().all(|g| !self.depends(*v, *g) && !self.depends(*g, *v));
             let distinct = group.iter().all(|g| self.rhs_weight(*g) != self.rhs_weight(*v));
-            if !self.options.merge_siblings {
-                let said = "merging of sibling matmuls is switched off";
-                let (code, detail) = self.options.refused_by_switch("siblings", said);
+            let on = self.allowed("siblings", "merging of sibling matmuls is switched off", first, *v);
+            if let Err((code, detail)) = on {
                 self.refuse(first, *v, code, detail);
             } else if let Err((code, detail)) = self.permitted(first, *v) {
                 self.refuse(first, *v, code, detail);

@@ -5,15 +5,16 @@ use anyhow::{Context, Result, bail};
 use frit::{LoadedModel, Stage, model_source};
 use frit_compiler::fusion::FusionOptions;
 use frit_compiler::passes::PassManager;
-use frit_compiler::{CompileOptions, NumericMode, PeakBudget};
+use frit_compiler::{CompileOptions, NumericMode, PeakBudget, SwitchError};
 use frit_kernels::spec::MatmulPrecision;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Clone)]
 pub struct Switches {
-    /// Leave one fusion or rewrite out, by an id of `frit explain --ids`, or everything whose origin contains a text, as
-    /// in @layers.3.mlp. May be given several times.
+    /// Leave one fusion or rewrite out, by an id of `frit explain --ids`; with ID@TEXT only where the origin contains a
+    /// text; with @TEXT every fusion there, as in @layers.3.mlp; with FROM:TO one edge, by parts of names or origins. May be
+    /// given several times.
     #[arg(long, value_name = "ID", alias = "no-fuse")]
     disable: Vec<String>,
     /// How far results may differ in their last bits: strict (not at all), default (sums in another order) or fast
@@ -60,6 +61,9 @@ pub struct Switches {
     /// unroll (each layer is compiled by itself). The launches are the same.
     #[arg(long = "loop", value_name = "HOW", default_value = "auto")]
     looping: Looping,
+    /// An edge for which every condition is answered.
+    #[arg(skip)]
+    ask: Option<(String, String)>,
 }
 
 /// What becomes of layers that repeat.
@@ -112,11 +116,17 @@ impl Switches {
             && self.tuning.is_none()
             && self.peak_budget.is_none()
             && self.looping == Looping::Auto
+            && self.ask.is_none()
+    }
+    /// The same, with every condition of an edge answered.
+    pub fn asking(self, ask: Option<(String, String)>) -> Self {
+        Switches { ask, ..self }
     }
     /// The options they stand for.
     pub fn options(&self) -> Result<CompileOptions> {
         let mut o = CompileOptions { rewrite_fuel: self.rewrite_fuel, ..CompileOptions::default() };
         o.fusion.fuel = self.fusion_fuel;
+        o.fusion.ask.clone_from(&self.ask);
         o.fusion.key_parts_from = self.key_parts_from;
         match self.fuse_conv_chain {
             None => {}
@@ -134,11 +144,16 @@ impl Switches {
         }
         o.outline = self.looping != Looping::Unroll;
         for id in &self.disable {
-            if let Some(origin) = id.strip_prefix('@') {
-                o.fusion.no_fuse.push(origin.into());
-            } else if !o.disable(id) {
-                let kinds = FusionOptions::IDS.join(" | ");
-                bail!("there is no fusion `{id}`\nhint: --disable {kinds}, or a rule that `frit explain --ids` lists");
+            if let Err(e) = o.switch_off(id) {
+                let hint = match &e {
+                    SwitchError::NoPlace { .. } => {
+                        "ID@ORIGIN, @ORIGIN or FROM:TO, each a text, as in @layers.3.mlp".into()
+                    }
+                    SwitchError::Unknown { .. } => {
+                        format!("{}, or a rule that `frit explain --ids` lists", FusionOptions::IDS.join(" | "))
+                    }
+                };
+                bail!("{e}\nhint: --disable {hint}");
             }
         }
         if let Some(mode) = &self.numeric {
@@ -200,8 +215,17 @@ impl Switches {
                     || p.refused.iter().any(|e| e.from.contains(text) || e.to.contains(text))
             })
         };
-        for text in self.disable.iter().filter_map(|id| id.strip_prefix('@')).filter(|text| !names(text)) {
-            eprintln!("warning: --disable @{text}: no operation of {} has an origin with this text", plan.model.name);
+        let drawn = |text: &str| phases().any(|p| p.drawing.ops.iter().any(|o| o.op.contains(text)));
+        for switch in &self.disable {
+            let missed = match (switch.split_once('@'), switch.split_once(':')) {
+                (Some((id, text)), _) if !id.contains(':') => Some(text).filter(|text| !names(text)),
+                (_, Some((from, to))) => [from, to].into_iter().find(|text| !names(text) && !drawn(text)),
+                _ => None,
+            };
+            if let Some(text) = missed {
+                let model = &plan.model.name;
+                eprintln!("warning: --disable {switch}: no operation of {model} has an origin with `{text}`");
+            }
         }
         if self.fuse_conv_chain == Some(2) && !phases().any(|p| p.regions.iter().any(|r| r.kind == "conv_chain")) {
             eprintln!("warning: --fuse-conv-chain 2: no two convolutions of {} fit one kernel", plan.model.name);

@@ -63,6 +63,7 @@ struct Kernel {
 
 /// The kernels of a phase on a backend, in launch order.
 pub struct Measured {
+    program: String,
     backend: String,
     device: String,
     kernels: Vec<Kernel>,
@@ -93,7 +94,12 @@ pub fn run(model: &LoadedModel, phase: &PhaseReport, backend: BackendChoice, at:
         let predicted_us = rates.map(|rates| rates.launch_time_us(moved as f64, flops as f64));
         kernels.push(Kernel { predicted_us, measured_us, moved, flops });
     }
-    Ok(Measured { backend: backend.name().into(), device: backend.device().to_string(), kernels })
+    Ok(Measured {
+        program: phase.program.clone(),
+        backend: backend.name().into(),
+        device: backend.device().to_string(),
+        kernels,
+    })
 }
 
 /// Inputs of a program at the sizes `at`: zeros; every state is filled with ones.
@@ -107,6 +113,18 @@ pub fn inputs(e: &mut dyn Executor, plan: &Plan, program: usize, at: &[u64]) -> 
 }
 
 impl Measured {
+    /// Time of a region in µs, of the program that was measured.
+    pub fn of(&self, program: &str, region: usize) -> Option<f64> {
+        self.kernels.get(region).filter(|_| self.program == program).map(|k| k.measured_us)
+    }
+    /// Time of all its regions.
+    pub fn sum(&self, program: &str) -> Option<f64> {
+        (self.program == program).then(|| self.totals().0)
+    }
+    /// Backend and device.
+    pub fn on(&self) -> String {
+        format!("{} ({})", self.backend, self.device)
+    }
     fn totals(&self) -> (f64, Option<f64>) {
         let predicted = self.kernels.iter().map(|k| k.predicted_us).sum::<Option<f64>>();
         (self.kernels.iter().map(|k| k.measured_us).sum(), predicted)

@@ -2,15 +2,19 @@
 
 #[cfg(feature = "compiler")]
 mod chains;
+mod edge;
 mod html;
 pub(crate) mod measure;
+mod predicted;
 
 use crate::at::At;
 use crate::model::{self, Progress, bytes};
 use anyhow::{Context, Result, bail};
 use frit_kernels::dim::Dim;
 use frit_plan::format::FormatError;
-use frit_plan::{ExactSearch, PhaseReport, Plan, RegionReport};
+use frit_plan::{ExactSearch, PhaseReport, Plan};
+use measure::Measured;
+use predicted::Predicted;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -29,7 +33,8 @@ pub struct Args {
     /// Show every region and edge, not one layer.
     #[arg(long)]
     all: bool,
-    /// Every condition noted between two operations, each given by a part of its name or origin.
+    /// Every condition of fusing two operations, each given by a part of its name or origin: which hold, which fail, which
+    /// only the kernel could answer that another one rules out.
     #[arg(long, value_name = "FROM:TO")]
     edge: Option<String>,
     /// Say which recognisers found what looks like their operation and raised none; fails if there is one.
@@ -40,7 +45,7 @@ pub struct Args {
     #[cfg(feature = "compiler")]
     #[arg(long)]
     ids: bool,
-    /// List every code of a refusal with the condition that failed and its remedy.
+    /// List every code of a refusal with the condition that failed and its remedy; with --edge nothing more than that does.
     #[cfg(feature = "compiler")]
     #[arg(long)]
     all_codes: bool,
@@ -70,10 +75,41 @@ pub struct Args {
     switches: crate::switches::Switches,
 }
 
-fn json(a: &Args, plan: &Plan) -> serde_json::Value {
+/// Writes the report as a page.
+fn page(a: &Args, plan: &Plan, file: &Path, measured: Option<&Measured>) -> Result<()> {
+    let page = html::page(plan, &|program, d| signed(plan, &a.at.values_or_usual(plan, program), d), measured);
+    frit_plan::format::replace_file(file, |w| {
+        w.write_all(page.as_bytes()).map_err(|source| FormatError::Io { path: file.to_owned(), source })
+    })?;
+    eprintln!("{} written", file.display());
+    Ok(())
+}
+
+/// The report of a program with times: predicted ones at the sizes that are shown, and those that were measured.
+fn timed(a: &Args, plan: &Plan, p: &PhaseReport, measured: Option<&Measured>) -> serde_json::Value {
+    let at = a.at.values_or_usual(plan, &p.program);
+    let count = |d: &Dim| signed(plan, &at, d);
+    let mut report = serde_json::json!(p);
+    report["at"] = plan.sizes.iter().zip(&at).map(|(s, n)| (s.name.clone(), serde_json::json!(n))).collect();
+    report["predicted_us"] = Predicted::sum(p, &count).json();
+    if let Some(us) = measured.and_then(|m| m.sum(&p.program)) {
+        report["measured_us"] = us.into();
+    }
+    for (i, r) in p.regions.iter().enumerate() {
+        report["regions"][i]["predicted_us"] = Predicted::of(r, &count).json();
+        if let Some(us) = measured.and_then(|m| m.of(&p.program, i)) {
+            report["regions"][i]["measured_us"] = us.into();
+        }
+    }
+    report
+}
+
+fn json(a: &Args, plan: &Plan, measured: Option<&Measured>) -> serde_json::Value {
     let find = |n: &str| plan.report.phases.iter().find(|p| p.program == n);
     let main = find("decode").or_else(|| plan.report.phases.first());
     let prefill = find("prefill").or_else(|| find("forward"));
+    let phases: Vec<_> = plan.report.phases.iter().map(|p| timed(a, plan, p, measured)).collect();
+    let timed = main.and_then(|m| phases.iter().find(|p| p["program"] == m.program));
     serde_json::json!({
         "model": plan.model.name,
         "dispatches": {
@@ -83,7 +119,7 @@ fn json(a: &Args, plan: &Plan) -> serde_json::Value {
         },
         "unfused_dispatches": main.map(|p| p.unfused_dispatches),
         "attention": main.map(|p| p.attention),
-        "regions": main.map(|p| &p.regions),
+        "regions": timed.map(|p| &p["regions"]),
         "refused": main.map(|p| &p.refused),
         "ledger": main.map(|p| &p.ledger),
         "memory": main.and_then(|p| {
@@ -97,7 +133,7 @@ fn json(a: &Args, plan: &Plan) -> serde_json::Value {
         "numeric": plan.report.numeric,
         "refused_rewrites": plan.report.refused_rewrites,
         "validation": plan.report.validation,
-        "phases": plan.report.phases,
+        "phases": phases,
     })
 }
 
@@ -188,7 +224,7 @@ fn lock(a: &Args, plan: &Plan, file: &Path) -> Result<()> {
 
 pub fn main(a: &Args) -> Result<()> {
     #[cfg(feature = "compiler")]
-    if a.ids || a.all_codes {
+    if a.ids || a.all_codes && a.edge.is_none() {
         return list(a);
     }
     let path = model::path(a.model.as_deref())?;
@@ -198,7 +234,11 @@ pub fn main(a: &Args) -> Result<()> {
     }
     let progress = Progress::new();
     #[cfg(feature = "compiler")]
-    let loaded = a.switches.open(&path, &progress)?;
+    let loaded = {
+        let asked = a.edge.as_deref().filter(|_| !frit::model_source::is_artifact(&path));
+        let ask = asked.and_then(|e| e.split_once(':')).map(|(from, to)| (from.into(), to.into()));
+        a.switches.clone().asking(ask).open(&path, &progress)?
+    };
     #[cfg(not(feature = "compiler"))]
     let loaded = model::open(&path, &progress)?;
     progress.clear();
@@ -210,16 +250,11 @@ pub fn main(a: &Args) -> Result<()> {
     if let Some(file) = &a.lock {
         return lock(a, plan, file);
     }
-    if let Some(file) = &a.html {
-        let page = html::page(plan, &|program, d| signed(plan, &a.at.values_or_usual(plan, program), d));
-        frit_plan::format::replace_file(file, |w| {
-            w.write_all(page.as_bytes()).map_err(|source| FormatError::Io { path: file.clone(), source })
-        })?;
-        eprintln!("{} written", file.display());
-        return Ok(());
+    if let Some(file) = a.html.as_ref().filter(|_| !a.measure) {
+        return page(a, plan, file, None);
     }
     if a.json && !a.measure && a.edge.is_none() {
-        println!("{}", serde_json::to_string_pretty(&json(a, plan))?);
+        println!("{}", serde_json::to_string_pretty(&json(a, plan, None))?);
         return Ok(());
     }
     let wanted =
@@ -231,8 +266,11 @@ pub fn main(a: &Args) -> Result<()> {
     let at = a.at.values(plan, &phase.program)?;
     if a.measure {
         let measured = measure::run(&loaded, phase, a.backend.parse()?, &at)?;
+        if let Some(file) = &a.html {
+            return page(a, plan, file, Some(&measured));
+        }
         if a.json {
-            let mut report = json(a, plan);
+            let mut report = json(a, plan, Some(&measured));
             report["measured"] = measured.json(phase);
             println!("{}", serde_json::to_string_pretty(&report)?);
         } else {
@@ -241,7 +279,7 @@ pub fn main(a: &Args) -> Result<()> {
         return Ok(());
     }
     match &a.edge {
-        Some(edge) => print_edge(edge, phase, a.json),
+        Some(edge) => edge::print(edge, phase, a.json),
         None => {
             print(a, plan, phase, &at);
             Ok(())
@@ -328,30 +366,6 @@ fn lint(a: &Args, path: &Path) -> Result<()> {
     if silent.is_empty() { Ok(()) } else { bail!("raised nothing: {}", silent.join(", ")) }
 }
 
-fn print_edge(edge: &str, phase: &PhaseReport, json: bool) -> Result<()> {
-    let Some((from, to)) = edge.split_once(':') else {
-        bail!("`{edge}` is no edge\nhint: --edge FROM:TO, such as --edge attn:matmul");
-    };
-    let holds = |r: &RegionReport, part: &str| r.ops.iter().chain(&r.origins).any(|o| o.contains(part));
-    let fused: Vec<_> = phase.regions.iter().filter(|r| holds(r, from) && holds(r, to)).collect();
-    let refused: Vec<_> = phase.refused.iter().filter(|e| e.from.contains(from) && e.to.contains(to)).collect();
-    if fused.is_empty() && refused.is_empty() {
-        bail!("`{}` has no edge from `{from}` to `{to}`\nhint: frit explain --all", phase.program);
-    }
-    if json {
-        let report = serde_json::json!({ "program": phase.program, "fused": fused, "refused": refused });
-        println!("{}", serde_json::to_string_pretty(&report)?);
-        return Ok(());
-    }
-    for r in fused {
-        println!("fused  K{} {}: {}\n       from {}", r.id, r.kind, r.ops.join(" · "), r.origins.join(", "));
-    }
-    for e in refused {
-        println!("{}  {} -> {}\n       {}\n       to allow it: {}", e.code, e.from, e.to, e.detail, e.remedy);
-    }
-    Ok(())
-}
-
 /// Bytes of a program's arenas, of all the values that live in them, and of those alive at once at most.
 fn memory(plan: &Plan, program: &str, at: &[u64]) -> Option<[u64; 3]> {
     let p = plan.program(program)?;
@@ -411,7 +425,7 @@ fn print_search(e: &ExactSearch) {
     };
     let large = match e.unsearched {
         0 => String::new(),
-        n => format!("; N-BUDGET: {n} windows are not searched, too large or without a price"),
+        n => format!("; {n} windows are not searched, too large or without a price"),
     };
     println!(
         "exact partition: {found}: {:.1} us, greedily {:.1} us{large}\n",
@@ -443,6 +457,10 @@ fn print(a: &Args, plan: &Plan, phase: &PhaseReport, at: &[u64]) {
         phase.attention.blocks
     );
     print_buckets(plan, phase);
+    phase.crossovers.iter().for_each(|c| println!("{}", edge::crossover(c)));
+    if !phase.crossovers.is_empty() {
+        println!();
+    }
     print_search(&phase.exact);
     let middle = (plan.model.layers / 2).min(plan.model.layers.saturating_sub(1));
     let shown = |origins: &[String]| a.all || layer_of(origins).is_none_or(|l| l == middle);
@@ -459,6 +477,11 @@ fn print(a: &Args, plan: &Plan, phase: &PhaseReport, at: &[u64]) {
             r.bindings,
             r.class
         );
+        if !r.rewrites.is_empty() {
+            let each = r.rewrites.iter().map(|w| format!("{} {}", w.rule, w.class));
+            println!("      rewritten by {}", each.collect::<Vec<_>>().join(", "));
+        }
+        println!("      predicted {}", Predicted::of(r, &|d| signed(plan, at, d)));
         if let Some(o) = r.origins.first() {
             let more = if r.origins.len() > 1 { format!(" and {} more", r.origins.len() - 1) } else { String::new() };
             println!("      from {o}{more}");
@@ -478,6 +501,7 @@ fn print(a: &Args, plan: &Plan, phase: &PhaseReport, at: &[u64]) {
         count(&l.activations_fused),
         count(&l.total)
     );
+    println!("time     predicted {}", Predicted::sum(phase, &|d| signed(plan, at, d)));
     if let Some([arena, sum, peak]) = memory(plan, &phase.program, at) {
         let ratio = sum as f64 / arena.max(1) as f64;
         println!(
