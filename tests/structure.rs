@@ -6,6 +6,7 @@
 mod random_graph;
 mod support;
 
+use frit_compiler::fusion::FusionOptions;
 use frit_compiler::graph::{NormKind, text};
 use frit_compiler::ingest::builder::ModelBuilder;
 use frit_compiler::{CompileOptions, Compiler, Model};
@@ -169,4 +170,17 @@ fn every_rewrite_and_every_kernel_of_the_models_is_proved_on_random_operands() {
         assert_eq!(plan.structure(), compile(&model).structure(), "{name}");
     }
     assert!(rewrites > 100, "{rewrites}");
+}
+
+/// Kernels are proved whichever kind of fusion is off, also where a value and a view of it both lie in memory.
+#[test]
+fn kernels_are_proved_with_each_kind_of_fusion_off() {
+    let model = support::load("lexicon");
+    for id in FusionOptions::IDS {
+        let mut options = CompileOptions { targets: Vec::new(), ..CompileOptions::default() };
+        assert!(options.disable(id), "{id}");
+        let v = Compiler::new(options).compile(&model).unwrap_or_else(|e| panic!("{id}: {e}")).report.validation;
+        assert_eq!((v.rewrites[1], v.rewrites[2], v.kernels[1], v.kernels[2]), (0, 0, 0, 0), "{id}: {v:?}");
+        assert!(v.dropped.is_empty() && v.kernels[0] >= 40, "{id}: {v:?}");
+    }
 }

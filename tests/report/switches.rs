@@ -81,3 +81,16 @@ fn the_unfused_plan_has_a_copy_that_the_plan_without_fuel_has_not() {
     assert_eq!(copies.len(), 1, "{copies:?}");
     assert_eq!((a.dispatches, copies[0].ops.as_slice()), (a.unfused_dispatches + 1, ["reshape".to_owned()].as_slice()));
 }
+
+/// The angles of an exporter's decoder are one launch with its embedding, unless that is switched off there.
+#[test]
+fn values_beside_each_other_stay_apart_at_one_place() {
+    let launches = |switch: Option<&str>| {
+        let mut options = CompileOptions::default();
+        switch.map(|s| options.switch_off(s).unwrap());
+        phase(&plan("onnx/llama_gqa_past.onnx", options), "decode").dispatches
+    };
+    assert_eq!(launches(None), 13);
+    assert_eq!(launches(Some("sibling-maps@layers.0/self_attn")), 16);
+    assert_eq!(launches(Some("sibling-maps@layers.1/")), 13);
+}

@@ -202,6 +202,7 @@ impl FusionOptions {
             "argmax-tiles" => self.forward_largest,
             "commute" => self.commute_norms,
             "siblings" => self.merge_siblings,
+            "sibling-maps" => self.merge_maps,
             "chain" => self.fuse_chains,
             "conv-chain" => self.fuse_conv_chains,
             _ => false,
@@ -320,8 +321,9 @@ mod tests {
         let mut o = FusionOptions::default();
         for id in FusionOptions::IDS {
             let before = o.clone();
+            assert!(o.is_on(id), "{id}");
             assert!(o.switch_off(id));
-            assert_ne!(o, before, "{id}");
+            assert!(!o.is_on(id) && o != before, "{id}");
         }
         assert_eq!(o, FusionOptions::unfused());
         assert!(!o.switch_off("nope"));

@@ -15,6 +15,7 @@ use frit_kernels::dim::{Dim, Sym};
 use frit_kernels::dtype::Scalar;
 use frit_kernels::spec::{Anchor, Attention, ConvChain, Expr, ExprId, KernelSpec, PartialKind, ReduceOp, Stat};
 use frit_plan::KvPart;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 
@@ -30,15 +31,21 @@ const SAMPLES: u64 = 3;
 /// The store that differs, with both values.
 pub fn region(site: &Site<'_>, spec: &KernelSpec, operands: &[Operand], left: &mut u64) -> Result<bool, String> {
     let sizes = small_sizes(site.tables);
-    let memory = Memory { site, sizes: &sizes };
     let own: HashSet<ValueId> = computed(site).collect();
-    let given = |v: ValueId, i: usize| memory.given(&own, v, i);
+    let none = HashSet::new();
+    let unknown = Cell::new(false);
+    let memory = Memory { site, sizes: &sizes, own: &own, shown: None, unknown: &unknown };
+    let elsewhere = Memory { own: &none, ..memory };
+    let found_elsewhere = |v: ValueId, i: usize| elsewhere.given(v, i);
+    let shown = RefCell::new(Elements::new(site.graph, &sizes, &found_elsewhere, *left));
+    let memory = Memory { shown: Some(&shown), ..memory };
+    let given = |v: ValueId, i: usize| memory.given(v, i);
     let mut graph = Elements::new(site.graph, &sizes, &given, *left);
     let done = compare(&memory, &mut graph, spec, operands, left);
     *left = left.saturating_sub(1).min(graph.left);
     match done {
-        Ok(found) => found.map_or(Ok(true), Err),
-        Err(_) => Ok(false),
+        Ok(found) if !unknown.get() => found.map_or(Ok(true), Err),
+        _ => Ok(false),
     }
 }
 
@@ -47,10 +54,26 @@ fn computed(site: &Site<'_>) -> impl Iterator<Item = ValueId> {
     site.region.anchors().into_iter().chain(site.region.epilogue.iter().copied())
 }
 
+/// Whether `v` lies in memory with contents of its own: it does not show another value that lies there.
+fn is_apart(site: &Site<'_>, v: ValueId) -> bool {
+    let mut behind = v;
+    while site.graph.op(behind).is_view() {
+        let Some(o) = site.graph.operands(behind).first().copied() else { break };
+        if site.stored.contains(&o) {
+            return false;
+        }
+        behind = o;
+    }
+    site.stored.contains(&v)
+}
+
 /// A number for a region with its kernel: equal numbers, equal verdicts.
 pub fn key(site: &Site<'_>, spec: &KernelSpec, operands: &[Operand]) -> u64 {
     let own: Vec<ValueId> = computed(site).collect();
-    let depth = |v: ValueId, _| if site.stored.contains(&v) && !own.contains(&v) { Depth::Stop } else { Depth::Follow };
+    let depth = |v: ValueId, _| match is_apart(site, v) && !own.contains(&v) {
+        true => Depth::Stop,
+        false => Depth::Follow,
+    };
     let mut alike = Alike::new(site.graph, site.tables, spec.hash().as_bytes());
     for v in site.region.outputs.iter().chain(&own) {
         alike.value(*v, &depth);
@@ -200,9 +223,16 @@ fn differ(a: f64, b: f64) -> bool {
 }
 
 /// Random contents of everything a kernel reads.
+#[derive(Clone, Copy)]
 struct Memory<'a> {
     site: &'a Site<'a>,
     sizes: &'a BTreeMap<String, i64>,
+    /// What the kernel computes.
+    own: &'a HashSet<ValueId>,
+    /// Values that show others.
+    shown: Option<&'a RefCell<Elements<'a>>>,
+    /// Set once an element that was asked for could not be computed.
+    unknown: &'a Cell<bool>,
 }
 
 impl Memory<'_> {
@@ -258,7 +288,16 @@ impl Memory<'_> {
     fn element(&self, o: &Operand, i: i64) -> f64 {
         let Ok(i) = usize::try_from(i) else { return f64::NAN };
         match o {
-            Operand::Value(v) => random(v.index() as u64 | 4 << 40, i, self.site.graph.ty(*v).scalar, false),
+            Operand::Value(v) if is_apart(self.site, *v) || !self.site.graph.op(*v).is_view() => {
+                random(v.index() as u64 | 4 << 40, i, self.site.graph.ty(*v).scalar, false)
+            }
+            Operand::Value(v) => {
+                let shown = self.shown.and_then(|s| s.try_borrow_mut().ok()?.at(*v, i).ok());
+                shown.unwrap_or_else(|| {
+                    self.unknown.set(true);
+                    f64::NAN
+                })
+            }
             Operand::RowStats(s) => {
                 let whole = |at: usize| Ok::<f64, RefError>(self.element(&Operand::Value(s.of), at as i64));
                 row_stats(self.site.graph, s, i, whole).unwrap_or(f64::NAN)
@@ -282,7 +321,7 @@ impl Memory<'_> {
         }
     }
     /// The same for values of the graph; `None` for what is computed.
-    fn given(&self, own: &HashSet<ValueId>, v: ValueId, i: usize) -> Option<f64> {
+    fn given(&self, v: ValueId, i: usize) -> Option<f64> {
         Some(match self.site.graph.op(v) {
             Op::Const(_) | Op::Iota { .. } => return None,
             Op::Weight(w) => self.weight(&PackedWeight { parts: vec![*w], rows: None, side: false }, i),
@@ -291,7 +330,7 @@ impl Memory<'_> {
                 self.cached(*slot, *part, i, self.tokens(v))
             }
             Op::Input(_) => self.element(&Operand::Value(v), i as i64),
-            _ if self.site.stored.contains(&v) && !own.contains(&v) => self.element(&Operand::Value(v), i as i64),
+            _ if is_apart(self.site, v) && !self.own.contains(&v) => self.element(&Operand::Value(v), i as i64),
             _ => return None,
         })
     }

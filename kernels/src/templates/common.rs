@@ -38,6 +38,8 @@ pub struct Scope {
     split: HashMap<(Option<ArgId>, Dim), (Val, Dim)>,
     /// Expressions along an axis whose values this invocation keeps, every [`Held::step`]-th from its lane on.
     pub(super) held: Vec<Held>,
+    /// Which of the kept values belongs to this place, where that is known without the lane.
+    pub(super) turn: Option<Val>,
 }
 
 /// An expression whose values at the places `lane`, `lane + step`, … of an axis an invocation keeps in an array of its own.
@@ -69,6 +71,7 @@ impl Scope {
                 self.atoms.clear();
                 self.dims.clear();
                 self.split.clear();
+                self.turn = None;
             }
             *slot = Some(v);
         }

@@ -50,9 +50,11 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Option<Re
         if !spec.left.is_empty() {
             b.if_(b.eq(first, 0), |b| {
                 for (i, scope) in left.iter().enumerate() {
-                    b.if_(b.lt(b.add(row, i as u32), ctx.extent(&p.rows())), |b| {
-                        b.for_("i", lane, ctx.extent(p.k), LANES, |_, i| {
-                            ctx.store_left(&mut scope.with(p.k_axis(), i));
+                    b.if_(b.lt(b.add(row, i as u32), ctx.extent(&p.rows())), |_| {
+                        ctx.in_turns((lane, lane), ctx.extent(p.k), LANES, |_, i, turn| {
+                            let mut here = scope.with(p.k_axis(), i);
+                            here.turn = turn;
+                            ctx.store_left(&mut here);
                         });
                     });
                 }
@@ -201,11 +203,12 @@ fn hold(p: &Problem<'_>, ctx: &KernelCtx<'_>, scope: &mut Scope, lane: Val, what
     let floats = what.iter().filter(|e| p.spec.exprs.scalar(**e) == crate::dtype::Scalar::F32);
     let held: Vec<Held> =
         floats.map(|e| Held { expr: *e, axis, step: LANES, values: b.private("held", Type::F32, share) }).collect();
-    b.for_("i", lane, ctx.extent(p.k), LANES, |b, i| {
+    ctx.in_turns((lane, lane), ctx.extent(p.k), LANES, |b, i, turn| {
         let mut at = scope.with(axis, i);
+        at.turn = turn;
         for h in &held {
             let value = ctx.expr(&mut at, h.expr);
-            b.store(h.values, b.shr(i, LANES.trailing_zeros()), value);
+            b.store(h.values, turn.unwrap_or_else(|| b.shr(i, LANES.trailing_zeros())), value);
         }
     });
     scope.held = held;

@@ -12,7 +12,10 @@ impl KernelCtx<'_> {
             return *v;
         }
         let v = match self.held(scope, e) {
-            Some((held, i)) => self.b.load(held.values, self.b.shr(i, held.step.trailing_zeros())),
+            Some((held, i)) => {
+                let turn = scope.turn.unwrap_or_else(|| self.b.shr(i, held.step.trailing_zeros()));
+                self.b.load(held.values, turn)
+            }
             None => self.node(scope, e),
         };
         scope.exprs.insert(e, v);

@@ -77,7 +77,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
         for st in &each {
             ctx.hoist_index(&mut scope, Some(st.arg), &st.index);
         }
-        b.for_("i", lane, n, lanes, |_, i| ctx.store_all(&scope.with(last, i), &each));
+        ctx.in_turns((lane, lane), n, lanes, |_, i, _| ctx.store_all(&scope.with(last, i), &each));
     });
     ctx.finish("row", &[("lanes", lanes), ("rows", teams)], dispatch(&groups))
 }

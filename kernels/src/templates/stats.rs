@@ -3,6 +3,7 @@
 use super::common::{KernelCtx, Scope};
 use crate::ir::{ArrayRef, Builder, Collective, Type, Val, Var};
 use crate::spec::{Expr, ExprId, ReduceOp, Stat};
+use crate::target::Tier;
 
 /// The invocations that share a row. `lanes` is a power of two; the teams of a workgroup lie one after the other.
 pub(super) struct Team {
@@ -65,6 +66,26 @@ impl KernelCtx<'_> {
             self.pass(scope, std::slice::from_ref(s), at, extent, team);
         }
     }
+    /// Walks `start, start + lanes, …` below `extent`; `body` has the place and, where all lanes walk as many turns, the
+    /// number of the turn. Software drivers unroll such a loop, since its end does not depend on the lane.
+    pub(super) fn in_turns(
+        &self,
+        (start, lane): (Val, Val),
+        extent: Val,
+        lanes: u32,
+        body: impl FnOnce(&Builder, Val, Option<Val>),
+    ) {
+        let b = &self.b;
+        let even = b.const_u32(extent).is_some_and(|n| n.is_multiple_of(lanes));
+        if self.caps.tier == Tier::Cpu && lanes > 1 && even && start == lane {
+            let shift = lanes.trailing_zeros();
+            return b.for_("from", 0, extent, lanes, |b, from| {
+                let i = b.let_("i", b.add(from, lane));
+                body(b, i, Some(b.shr(from, shift)));
+            });
+        }
+        b.for_("i", start, extent, lanes, |b, i| body(b, i, None));
+    }
     fn uses_stats_below(&self, e: ExprId, limit: usize) -> bool {
         self.spec.exprs.reachable(&[e]).into_iter().all(|x| match self.spec.exprs.get(x) {
             Expr::Stat(j) => (*j as usize) < limit,
@@ -93,8 +114,10 @@ impl KernelCtx<'_> {
             let mut row = scope.clone();
             let values: Vec<ExprId> = stats.iter().map(|s| s.value).collect();
             self.hoist(&mut row, &values);
-            let value = |s: &Slot, i: Val| {
-                let v = self.expr(&mut at(&row, i), s.stat.value);
+            let value = |s: &Slot, i: Val, turn: Option<Val>| {
+                let mut here = at(&row, i);
+                here.turn = turn;
+                let v = self.expr(&mut here, s.stat.value);
                 (v, s.place.map(|p| (p, b.cast(crate::ir::Scalar::I32, i))))
             };
             // of tiles there are few
@@ -103,16 +126,16 @@ impl KernelCtx<'_> {
                 b.for_("i", team.lane, b.add(b.u32(ahead), team.lane), team.lanes * AHEAD, |b, i| {
                     let places: Vec<Val> = (0..AHEAD).map(|u| b.let_("at", b.add(i, u * team.lanes))).collect();
                     for s in &slots {
-                        let values: Vec<_> = places.iter().map(|i| value(s, *i)).collect();
+                        let values: Vec<_> = places.iter().map(|i| value(s, *i, None)).collect();
                         let values: Vec<_> = values.into_iter().map(|(v, place)| (b.let_("value", v), place)).collect();
                         values.into_iter().for_each(|(v, place)| fold(b, s, v, place));
                     }
                 });
             }
             let start = if ahead > 0 { b.add(b.u32(ahead), team.lane) } else { team.lane };
-            b.for_("i", start, extent, team.lanes, |b, i| {
+            self.in_turns((start, team.lane), extent, team.lanes, |b, i, turn| {
                 for s in &slots {
-                    let (v, place) = value(s, i);
+                    let (v, place) = value(s, i, turn);
                     fold(b, s, v, place);
                 }
             });

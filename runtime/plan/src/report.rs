@@ -36,7 +36,8 @@ pub struct Validation {
     pub rewrites: [u64; 3],
     /// Kernels found equal, found different, and not decided.
     pub kernels: [u64; 3],
-    /// Rewrites and kernels that were dropped for the unfused form, with their places.
+    /// Rewrites and kernels that were dropped for the unfused form, with their places; and kernels of one operation that
+    /// were found different, of which there is no other form.
     pub dropped: Vec<String>,
 }
 

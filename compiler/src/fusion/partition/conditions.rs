@@ -84,6 +84,7 @@ impl Partitioner<'_> {
                 vec!["epilogue", "argmax-tiles"]
             }
             (_, Op::Rope { .. }) => vec!["epilogue", "rope"],
+            _ if matches!(anchor, Some(RegionAnchor::Map)) && !self.depends(to, from) => vec!["sibling-maps"],
             _ if matches!(anchor, Some(RegionAnchor::Map) | None) => vec!["prologue"],
             _ => vec!["epilogue"],
         }

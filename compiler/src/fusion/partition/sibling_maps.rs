@@ -76,11 +76,8 @@ impl Partitioner<'_> {
     }
     fn joins(&self, v: ValueId, id: usize, common: bool) -> Result<(), (Refusal, String)> {
         let all = &self.regions[id].epilogue;
-        if !self.options.merge_maps {
-            let said = "merging of pointwise values beside each other is switched off";
-            return Err(self.options.refused_by_switch("sibling-maps", said));
-        }
-        all.iter().try_for_each(|m| self.permitted(v, *m))?;
+        let said = "merging of pointwise values beside each other is switched off";
+        all.iter().try_for_each(|m| self.allowed("sibling-maps", said, v, *m).and_then(|()| self.permitted(v, *m)))?;
         self.binds(id, v)?;
         self.holds(id, v)?;
         let waits = self.graph.operands(v).into_iter().any(|o| self.reaches(o, id));
