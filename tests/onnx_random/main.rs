@@ -73,6 +73,9 @@ fn difference(got: Option<&Tensor>, want: &Nd) -> Option<String> {
 fn wrong(g: &Graph, path: &Path, outputs: &[usize], backend: &dyn Backend) -> Result<Vec<(usize, String)>, String> {
     g.file(outputs).write(path);
     let model = model_source::open(path, &mut |_| {}).map_err(|e| e.to_string())?;
+    if let Some(d) = model.plan.report.validation.dropped.first() {
+        return Err(format!("validation finds wrong what is not: {d}"));
+    }
     let mut session =
         Session::builder().bind_on(backend, model.plan.clone(), &*model.weights).map_err(|e| e.to_string())?;
     let mut found = Vec::new();

@@ -185,6 +185,9 @@ impl<'a> Elements<'a> {
             }
             Op::Gather => {
                 let table = self.info(op(0)?)?;
+                if table.shape.contains(&0) {
+                    return fault("a row of an empty table");
+                }
                 let row: usize = table.shape.iter().skip(1).product();
                 let last = table.shape.first().copied().unwrap_or(1).saturating_sub(1);
                 let id = self.at(op(1)?, i / row.max(1))?.clamp(0.0, last as f64) as usize;
