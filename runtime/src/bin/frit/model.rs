@@ -80,12 +80,19 @@ impl Progress {
 
 /// Opens or compiles a model.
 pub fn open(path: &Path, progress: &Progress) -> Result<LoadedModel> {
-    Ok(model_source::open(path, &mut |s| progress.stage(s))?)
+    Ok(heard(model_source::open(path, &mut |s| progress.stage(s))?))
 }
 
 /// Opens or compiles a model to be run on these inputs.
 pub fn open_for(path: &Path, inputs: &[(String, Tensor)], progress: &Progress) -> Result<LoadedModel> {
-    Ok(model_source::open_for(path, inputs, &mut |s| progress.stage(s))?)
+    Ok(heard(model_source::open_for(path, inputs, &mut |s| progress.stage(s))?))
+}
+
+/// The model, once standard error has what validation found wrong in it.
+pub fn heard(loaded: LoadedModel) -> LoadedModel {
+    let wrong = loaded.plan.report.validation.dropped.iter();
+    wrong.for_each(|d| eprintln!("warning: validation: {d}\nhint: please report the model"));
+    loaded
 }
 
 /// Says on standard error what went to a file.

@@ -123,7 +123,8 @@ impl Policy {
             );
         }
         let load = LoadOptions { policy, ..LoadOptions::default() };
-        Ok(Some(model_source::compile_as(path, &load, options, &mut |s| progress.stage(s))?))
+        let loaded = model_source::compile_as(path, &load, options, &mut |s| progress.stage(s))?;
+        Ok(Some(crate::model::heard(loaded)))
     }
 }
 

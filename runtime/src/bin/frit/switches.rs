@@ -206,10 +206,8 @@ impl Switches {
         }
         Ok(())
     }
-    /// Says on standard error what validation found wrong, and which switches found nothing to switch.
+    /// Says on standard error which switches found nothing to switch.
     fn warn(&self, plan: &frit_plan::Plan) {
-        let wrong = plan.report.validation.dropped.iter();
-        wrong.for_each(|d| eprintln!("warning: validation: {d}\nhint: please report the model"));
         let phases = || plan.report.phases.iter();
         let names = |text: &str| {
             phases().any(|p| {
@@ -247,6 +245,6 @@ impl Switches {
         })?;
         progress.clear();
         self.check(&loaded.plan)?;
-        Ok(loaded)
+        Ok(crate::model::heard(loaded))
     }
 }
