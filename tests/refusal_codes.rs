@@ -46,8 +46,7 @@ fn case(code: Refusal) -> (Model, CompileOptions) {
         Refusal::Dispatch => (siblings(), fusion(|f| f.limit_binding_bytes = 20_000)),
         Refusal::Registers => (waiting_values(120), usual),
         Refusal::Grid => (attention_of_product(), usual),
-        // Refused in the report of memory, not of an edge.
-        Refusal::Alias => (two_readers(), usual),
+        Refusal::Alias => unreachable!("refused in the report of memory, not of an edge"),
         Refusal::Effect => (cached_attention(), usual),
         Refusal::Mode => (norm_and_product(4, 48), fusion(|f| f.numeric = NumericMode::Strict)),
         Refusal::Shape => (norm_but_for_epsilon(), usual),
@@ -93,7 +92,7 @@ fn told(code: Refusal) -> [&'static str; 2] {
         Refusal::Dispatch => ["20000", "along its rows"],
         Refusal::Registers => ["> 102 registers", "fewer values"],
         Refusal::Grid => ["N positions", "nothing"],
-        Refusal::Alias => ["", "storage of its own"],
+        Refusal::Alias => unreachable!("refused in the report of memory, not of an edge"),
         Refusal::Effect => ["cache write", "order"],
         Refusal::Mode => ["strict", "numeric mode"],
         Refusal::Shape => ["recognize-norm: ε is added outside of the root", "shapes and attributes"],

@@ -127,12 +127,10 @@ impl Partitioner<'_> {
             },
             Refusal::Threads => match products && !siblings {
                 true => not_asked("the workgroups of two products in a row are laid out where they are chained"),
-                false => holds(format!("no more than the target's {}", self.options.limit_invocations)),
+                false => not_asked("a template that exceeds the target is an error of compiling"),
             },
             Refusal::Registers => self.values_held(e),
-            Refusal::Alias => {
-                holds("not a question of kernels: the report of memory says which values take new storage")
-            }
+            Refusal::Alias => not_asked("of storage and not of kernels: the report of memory answers it"),
             Refusal::Shape => match missed(g, self.tables).into_iter().find(|(v, _)| *v == e.to) {
                 Some((_, condition)) => fails(condition),
                 None => holds("it resembles no operation that kernels know"),
