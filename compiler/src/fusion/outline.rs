@@ -32,7 +32,7 @@ pub struct Outline {
 }
 
 /// A region with its kernel and operands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Built {
     /// What one kernel computes.
     pub region: Region,
@@ -48,9 +48,27 @@ struct Shift<'a> {
     graph: &'a Graph,
     weights: &'a FxHashMap<WeightId, usize>,
     slots: &'a FxHashMap<KvSlotId, usize>,
-    /// Blocks `0..from` stay where they are.
-    from: usize,
-    by: usize,
+    blocks: Blocks,
+}
+
+/// Which blocks become which.
+#[derive(Clone, Copy)]
+enum Blocks {
+    /// All but the last, from one on, move this many further.
+    Later { from: usize, by: usize },
+    /// The last becomes the one that follows the third: in the short graph it stands there, and kernels of the third that
+    /// write statistics or gained rows for the norm behind them name it.
+    LastAsFourth,
+}
+
+impl Blocks {
+    fn of(self, block: usize, count: usize) -> usize {
+        match self {
+            Blocks::Later { from, by } if block >= from && block + 1 < count => block + by,
+            Blocks::LastAsFourth if block + 1 == count => KEPT - 1,
+            _ => block,
+        }
+    }
 }
 
 impl Outline {
@@ -147,7 +165,8 @@ impl Outline {
     /// fused alike. `part` and `built` speak of the short graph.
     pub fn stretch(&self, graph: &Graph, part: &Partition, built: &[Built]) -> Option<(Vec<Built>, Vec<Refused>)> {
         let (weights, slots) = self.owners(graph);
-        let shift = |from: usize, by: usize| Shift { outline: self, graph, weights: &weights, slots: &slots, from, by };
+        let moved = |blocks: Blocks| Shift { outline: self, graph, weights: &weights, slots: &slots, blocks };
+        let shift = |from: usize, by: usize| moved(Blocks::Later { from, by });
         if built.iter().any(|b| self.reach(graph, &b.region) > 1) {
             return None;
         }
@@ -162,23 +181,21 @@ impl Outline {
             return None;
         }
         let (unit, next) = (built.get(a..b)?, built.get(c..d)?);
-        let one = shift(0, 1);
+        let (one, follow) = (shift(0, 1), moved(Blocks::LastAsFourth));
         let alike = unit.len() == next.len()
-            && unit.iter().zip(next).all(|(x, y)| {
-                one.built(x).is_some_and(|m| m.kernel == y.kernel && m.region == y.region && m.operands == y.operands)
-            });
+            && unit.iter().zip(next).all(|(x, y)| one.built(x).zip(follow.built(y)).is_some_and(|(x, y)| x == y));
         if !alike {
             return None;
         }
-        let moved = self.count - KEPT;
+        let lacking = self.count - KEPT;
         let mut out: Vec<Built> = built.get(..b)?.to_vec();
-        for by in 1..=moved + 1 {
+        for by in 1..=lacking + 1 {
             let s = shift(0, by);
             for x in unit {
                 out.push(s.built(x)?);
             }
         }
-        let tail = shift(1, moved);
+        let tail = shift(1, lacking);
         for x in built.get(d..)? {
             out.push(tail.built(x)?);
         }
@@ -187,7 +204,7 @@ impl Outline {
             let tag = [r.from, r.to].iter().filter_map(|v| self.block(*v)).max();
             match tag {
                 Some(1) => {
-                    for by in 0..=moved + 1 {
+                    for by in 0..=lacking + 1 {
                         let s = shift(0, by);
                         let (from, to) = (s.value(r.from)?, s.value(r.to)?);
                         refused.push(Refused { from, to, ..r.clone() });
@@ -236,8 +253,8 @@ impl Outline {
 impl Shift<'_> {
     fn value(&self, v: ValueId) -> Option<ValueId> {
         match self.outline.place(v) {
-            Some((b, r)) if b >= self.from && b + 1 < self.outline.count => self.outline.at(b + self.by, r),
-            _ => Some(v),
+            Some((b, r)) => self.outline.at(self.blocks.of(b, self.outline.count), r),
+            None => Some(v),
         }
     }
     fn values(&self, vs: &[ValueId]) -> Option<Vec<ValueId>> {
