@@ -93,13 +93,18 @@ fn row(what: &str, run: &mut dyn FnMut(usize) -> Took) {
     );
 }
 
-fn both(path: &Path, backend: BackendChoice) -> [Session; 2] {
-    [FusionOptions::default(), FusionOptions::unfused()]
+fn both(path: &Path, backend: BackendChoice, unfused: FusionOptions) -> [Session; 2] {
+    [FusionOptions::default(), unfused]
         .map(|fusion| Session::builder().backend(backend).open(&load(path, fusion)).unwrap())
 }
 
-fn decode_row(name: &str, path: &Path, backend: BackendChoice, tokens: usize) {
-    let mut sessions = both(path, backend);
+/// `unfused` with weights decoded by kernels of their own.
+fn nothing_fused() -> FusionOptions {
+    FusionOptions { fuse_dequant: false, ..FusionOptions::unfused() }
+}
+
+fn decode_row(name: &str, path: &Path, backend: BackendChoice, tokens: usize, unfused: FusionOptions) {
+    let mut sessions = both(path, backend, unfused);
     let prompt: Vec<u32> = (0..16).map(|i| 5 + 31 * i).collect();
     sessions.iter_mut().for_each(|s| {
         decode(s, &prompt, tokens);
@@ -123,7 +128,7 @@ fn ids(batch: u64, tokens: u64) -> Tensor {
 }
 
 fn forward_row(name: &str, path: &Path, backend: BackendChoice, batch: u64, tokens: u64) {
-    let mut sessions = both(path, backend);
+    let mut sessions = both(path, backend, FusionOptions::unfused());
     let input = [("input_ids", ids(batch, tokens))];
     sessions.iter_mut().for_each(|s| {
         s.run(&input).unwrap();
@@ -145,11 +150,12 @@ fn table(fixtures: &Path) {
     println!("|---|---|---|---|---|---|---|---|---|---|");
     let real = std::env::var_os("FRIT_SMOLLM2").map(PathBuf::from);
     for backend in BACKENDS.into_iter().rev() {
-        decode_row("lexicon", &fixtures.join("lexicon"), backend, 32);
+        decode_row("lexicon", &fixtures.join("lexicon"), backend, 32, FusionOptions::unfused());
         forward_row("lexicon", &fixtures.join("lexicon"), backend, 1, 128);
         forward_row("BERT of the dev set", &fixtures.join("devset/bert"), backend, 8, 32);
         if let Some(path) = &real {
-            decode_row("SmolLM2-135M", path, backend, 8);
+            decode_row("SmolLM2-135M", path, backend, 8, FusionOptions::unfused());
+            decode_row("SmolLM2-135M against weights decoded apart", path, backend, 4, nothing_fused());
             forward_row("SmolLM2-135M", path, backend, 1, 32);
         }
     }

@@ -9,6 +9,7 @@ pub mod buckets;
 pub mod coords;
 pub mod cost;
 pub mod crossover;
+pub mod decoded;
 mod drawing;
 pub mod guards;
 pub mod key_parts;
@@ -48,6 +49,8 @@ pub struct FusionOptions {
     pub fuse_rope: bool,
     /// Expand pointwise operations where they are read.
     pub fuse_prologues: bool,
+    /// Decode quantised weights in the products that read them.
+    pub fuse_dequant: bool,
     /// Sum the taps of depthwise convolutions where a matmul of few columns reads the sums.
     pub fuse_windows: bool,
     /// Compute norms inside the matmul that reads them.
@@ -116,6 +119,7 @@ impl Default for FusionOptions {
             fuse_epilogues: true,
             fuse_rope: true,
             fuse_prologues: true,
+            fuse_dequant: true,
             fuse_windows: true,
             fuse_norms: true,
             fuse_norm_pairs: true,
@@ -150,10 +154,11 @@ impl Default for FusionOptions {
 
 impl FusionOptions {
     /// Names of the switches, for [`FusionOptions::switch_off`].
-    pub const IDS: [&'static str; 14] = [
+    pub const IDS: [&'static str; 15] = [
         "epilogue",
         "rope",
         "prologue",
+        "dequant",
         "windows",
         "norm",
         "norm-pairs",
@@ -172,6 +177,7 @@ impl FusionOptions {
             "epilogue" => &mut self.fuse_epilogues,
             "rope" => &mut self.fuse_rope,
             "prologue" => &mut self.fuse_prologues,
+            "dequant" => &mut self.fuse_dequant,
             "windows" => &mut self.fuse_windows,
             "norm" => &mut self.fuse_norms,
             "norm-pairs" => &mut self.fuse_norm_pairs,
@@ -194,6 +200,7 @@ impl FusionOptions {
             "epilogue" => self.fuse_epilogues,
             "rope" => self.fuse_rope,
             "prologue" => self.fuse_prologues,
+            "dequant" => self.fuse_dequant,
             "windows" => self.fuse_windows,
             "norm" => self.fuse_norms,
             "norm-pairs" => self.fuse_norm_pairs,
@@ -207,6 +214,10 @@ impl FusionOptions {
             "conv-chain" => self.fuse_conv_chains,
             _ => false,
         }
+    }
+    /// Whether a kind of fusion is on where an operation comes from.
+    pub(crate) fn is_on_at(&self, id: &str, origin: &str) -> bool {
+        self.is_on(id) && !self.off_at.iter().any(|(off, part)| off == id && origin.contains(part.as_str()))
     }
     /// Whether layers that do the same may be fused differently: something is switched off by place.
     pub fn tells_places_apart(&self) -> bool {
@@ -237,7 +248,8 @@ impl FusionOptions {
     /// Every operation a kernel of its own; views and integer arithmetic are still expanded in place where they are read.
     /// A view behind an anchor is an epilogue: one that nothing but the host reads is a copy of its own here, a launch that
     /// [`PhaseReport::unfused_dispatches`](frit_plan::PhaseReport::unfused_dispatches) does not count and that
-    /// [`FusionOptions::fuel`] of 0 saves, since absorbing a view spends none.
+    /// [`FusionOptions::fuel`] of 0 saves, since absorbing a view spends none. Decoding a weight is no operation of the graph:
+    /// products still decode what they read, unless `dequant` is switched off as well.
     pub fn unfused() -> Self {
         FusionOptions {
             fuse_epilogues: false,
@@ -325,7 +337,7 @@ mod tests {
             assert!(o.switch_off(id));
             assert!(!o.is_on(id) && o != before, "{id}");
         }
-        assert_eq!(o, FusionOptions::unfused());
+        assert_eq!(o, FusionOptions { fuse_dequant: false, ..FusionOptions::unfused() });
         assert!(!o.switch_off("nope"));
     }
 }

@@ -2,6 +2,7 @@
 
 use super::movement::Reach;
 use super::{Partitioner, is_anchor};
+use crate::fusion::decoded::is_decoded;
 use crate::fusion::legality::Refusal;
 use crate::fusion::region::{Region, RegionAnchor};
 use crate::graph::{Op, ValueId};
@@ -63,6 +64,8 @@ impl Partitioner<'_> {
                     barred
                 } else if here.len() > 1 {
                     (Refusal::Dup, format!("{} regions read it; kept as a value", here.len()))
+                } else if is_decoded(self.graph, v) {
+                    self.options.refused_by_switch("dequant", "decoding in products is switched off")
                 } else if !self.options.fuse_windows && self.is_window_sum(v) {
                     self.options.refused_by_switch("windows", "sums over windows are switched off")
                 } else if self.options.fuse_prologues {

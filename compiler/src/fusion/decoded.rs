@@ -1,0 +1,32 @@
+//! Quantised weights decoded by kernels of their own.
+//!
+//! No operation of the graph decodes a weight: whatever reads one does. Where that is switched off for a product, its weight
+//! is written to memory in F32 in front of it, in every run, and the product reads that.
+
+use super::FusionOptions;
+use crate::graph::{Graph, Op, Tables, ValueId};
+use frit_kernels::dtype::Scalar;
+
+/// Puts a cast between each quantised weight and the products that may not decode it, one a product. Rows of a table that are
+/// gathered stay as they are: a kernel of their own decodes them as it is.
+pub fn decode_apart(graph: &mut Graph, tables: &Tables, options: &FusionOptions) {
+    for v in graph.values().collect::<Vec<ValueId>>() {
+        if !matches!(graph.op(v), Op::MatMul { .. }) || options.is_on_at("dequant", &graph.node(v).origin) {
+            continue;
+        }
+        for (port, w) in graph.operands(v).into_iter().enumerate() {
+            let quantised = |w| tables.weight_info(w).is_some_and(|i| i.storage.is_quantised());
+            if matches!(graph.op(w), Op::Weight(w) if quantised(*w)) {
+                let (ty, origin) = (graph.ty(w).clone(), graph.node(v).origin.clone());
+                let decoded = graph.push(Op::Cast(Scalar::F32), &[w], ty, &origin);
+                graph.set_operand(v, port, decoded);
+            }
+        }
+    }
+}
+
+/// Whether the value is a weight that a kernel of its own decodes.
+pub(super) fn is_decoded(graph: &Graph, v: ValueId) -> bool {
+    let of = || graph.operands(v).first().map(|w| graph.op(*w));
+    matches!(graph.op(v), Op::Cast(Scalar::F32)) && matches!(of(), Some(Op::Weight(_)))
+}
