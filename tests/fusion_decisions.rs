@@ -482,51 +482,6 @@ fn two_reductions_in_a_row_are_two_launches() {
 }
 
 /// Compiling twice, and compiling with the graph's unused nodes in it, gives the same bytes.
-#[test]
-fn the_same_model_gives_the_same_plan() {
-    let model = support::load("devset/qwen2");
-    let bytes = |p: &Plan| serde_json::to_vec(p).unwrap();
-    let first = bytes(&support::compile(&model).plan);
-    assert!(first == bytes(&support::compile(&model).plan));
-    assert!(first == bytes(&support::compile(&support::load("devset/qwen2")).plan));
-}
-
-/// As many kernels for six layers as for two: cost follows distinct blocks.
-#[test]
-fn more_layers_add_no_kernel() {
-    let kernels = |layers: usize| {
-        let mut m = ModelBuilder::new("stack");
-        let mut r = Random::new(5);
-        let weights: Vec<_> = (0..layers)
-            .map(|l| {
-                let gain = m.constant(&format!("layers.{l}.norm"), &[48], &r.floats(48, 1.0));
-                let up = m.constant(&format!("layers.{l}.up"), &[96, 48], &r.floats(96 * 48, 0.1));
-                let down = m.constant(&format!("layers.{l}.down"), &[48, 96], &r.floats(96 * 48, 0.1));
-                (gain, up, down)
-            })
-            .collect();
-        m.graph("forward", |g| {
-            let mut x = g.input("x", Scalar::F32, &["N".into(), 48.into()]);
-            for (l, (gain, up, down)) in weights.iter().enumerate() {
-                x = g.scope(&format!("layers.{l}"), |g| {
-                    let gain = g.weight(*gain);
-                    let n = g.norm(NormKind::Rms, x, 1e-5, Some(gain), None);
-                    let h = g.linear(n, *up, None);
-                    let h = g.unary(UnaryOp::GeluTanh, h);
-                    let h = g.linear(h, *down, None);
-                    g.add(x, h)
-                });
-            }
-            g.output("y", x);
-        });
-        let plan = plan(&m.finish().unwrap());
-        (plan.kernels.len(), plan.programs[0].steps.len())
-    };
-    let ((few, short), (many, long)) = (kernels(2), kernels(6));
-    assert_eq!(few, many);
-    assert_eq!(long, 3 * short);
-}
-
 /// Gate and up read one left side with a third matmul (a parallel block): the two that meet share a kernel, the third
 /// has its own.
 #[test]

@@ -132,6 +132,26 @@ fn equal_layers_cost_fusion_nothing_more() {
     }
 }
 
+/// As many kernels for four layers, which are too few to be found equal, as for two: kernels that do the same are one.
+#[test]
+fn equal_layers_share_kernels() {
+    let (two, four) = (compile(&stack::stack(2)), compile(&stack::stack(4)));
+    assert!(four.report.phases.iter().all(|p| p.instances == 0));
+    assert_eq!(two.kernels.len(), four.kernels.len());
+    for (a, b) in two.programs.iter().zip(&four.programs) {
+        assert_eq!(a.steps.len() + 2 * 5, b.steps.len(), "{}", a.name);
+    }
+}
+
+#[test]
+fn the_same_model_gives_the_same_plan() {
+    let model = support::load("devset/qwen2");
+    let bytes = |p: &Plan| serde_json::to_vec(p).unwrap();
+    let first = bytes(&support::compile(&model).plan);
+    assert!(first == bytes(&support::compile(&model).plan));
+    assert!(first == bytes(&support::compile(&support::load("devset/qwen2")).plan));
+}
+
 /// With validation on, every model compiles to the plan it has without, and nothing is found wrong.
 #[test]
 fn every_rewrite_and_every_kernel_of_the_models_is_proved_on_random_operands() {
