@@ -187,6 +187,22 @@ fn a_target_of_fewer_invocations_is_an_error_with_its_code() {
     }
 }
 
+/// A chain of convolutions whose workgroups are larger than the limit stays two kernels, and says so.
+#[test]
+fn a_chain_of_convolutions_needs_its_invocations() {
+    let chained = |invocations: u32| {
+        let plan =
+            compile(&convolutions(), fusion(|f| (f.force_conv_chains, f.limit_invocations) = (true, invocations)));
+        (plan.programs[0].steps.len(), plan)
+    };
+    let (one, _) = chained(256);
+    let (two, plan) = chained(32);
+    assert_eq!(two, one + 1);
+    let refused = found(&plan);
+    let hit = refused.iter().find(|r| r.code == "L11-THREADS");
+    assert!(hit.is_some_and(|r| r.detail.contains("> 32 invocations")), "{refused:?}");
+}
+
 /// What cannot fail has no code among those that can.
 #[test]
 fn conditions_that_cannot_fail_are_told_apart() {
