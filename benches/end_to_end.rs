@@ -98,9 +98,10 @@ fn both(path: &Path, backend: BackendChoice, unfused: FusionOptions) -> [Session
         .map(|fusion| Session::builder().backend(backend).open(&load(path, fusion)).unwrap())
 }
 
-/// `unfused` with weights decoded by kernels of their own.
-fn nothing_fused() -> FusionOptions {
-    FusionOptions { fuse_dequant: false, ..FusionOptions::unfused() }
+/// Nothing fused, and the weights of layers decoded by kernels of their own. That of the logits is left: in F32 it would not
+/// fit a binding of 128 MiB beside the other values.
+fn layers_decoded_apart() -> FusionOptions {
+    FusionOptions { off_at: vec![("dequant".into(), "layers.".into())], ..FusionOptions::unfused() }
 }
 
 fn decode_row(name: &str, path: &Path, backend: BackendChoice, tokens: usize, unfused: FusionOptions) {
@@ -155,7 +156,7 @@ fn table(fixtures: &Path) {
         forward_row("BERT of the dev set", &fixtures.join("devset/bert"), backend, 8, 32);
         if let Some(path) = &real {
             decode_row("SmolLM2-135M", path, backend, 8, FusionOptions::unfused());
-            decode_row("SmolLM2-135M against weights decoded apart", path, backend, 4, nothing_fused());
+            decode_row("SmolLM2-135M, weights decoded apart if unfused", path, backend, 4, layers_decoded_apart());
             forward_row("SmolLM2-135M", path, backend, 1, 32);
         }
     }
