@@ -213,7 +213,7 @@ impl Lowering<'_> {
         self.passes(&mut graph, g)?;
         copy_source_outputs(&mut graph);
         let tables = &self.model.tables;
-        fusion::decoded::decode_apart(&mut graph, tables, &self.options.fusion);
+        fusion::dequant::decode_apart(&mut graph, tables, &self.options.fusion);
         let short = self.short(&graph);
         let bounds_sequences = |g: &ModelGraph| g.at_most.iter().any(|(name, _)| name == sizes::BATCH);
         let for_few = |o: &ModelGraph| o.fixed == g.fixed && bounds_sequences(o);

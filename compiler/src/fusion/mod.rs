@@ -9,7 +9,7 @@ pub mod buckets;
 pub mod coords;
 pub mod cost;
 pub mod crossover;
-pub mod decoded;
+pub mod dequant;
 mod drawing;
 pub mod guards;
 pub mod key_parts;

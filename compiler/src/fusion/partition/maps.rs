@@ -2,7 +2,7 @@
 
 use super::movement::Reach;
 use super::{Partitioner, is_anchor};
-use crate::fusion::decoded::is_decoded;
+use crate::fusion::dequant::is_decoded;
 use crate::fusion::legality::Refusal;
 use crate::fusion::region::{Region, RegionAnchor};
 use crate::graph::{Op, ValueId};
