@@ -25,8 +25,10 @@ pub fn decode_apart(graph: &mut Graph, tables: &Tables, options: &FusionOptions)
     }
 }
 
-/// Whether the value is a weight that a kernel of its own decodes.
-pub(super) fn is_decoded(graph: &Graph, v: ValueId) -> bool {
-    let of = || graph.operands(v).first().map(|w| graph.op(*w));
-    matches!(graph.op(v), Op::Cast(Scalar::F32)) && matches!(of(), Some(Op::Weight(_)))
+/// Whether the value is a weight that a kernel of its own decodes since it may not be decoded where it is read.
+pub(super) fn is_decoded(graph: &Graph, v: ValueId, options: &FusionOptions) -> bool {
+    let is_weight = |o: ValueId| matches!(graph.op(o), Op::Weight(_)) && graph.ty(o).scalar == Scalar::F32;
+    matches!(graph.op(v), Op::Cast(Scalar::F32))
+        && graph.operands(v).first().is_some_and(|o| is_weight(*o))
+        && !options.is_on_at("dequant", &graph.node(v).origin)
 }

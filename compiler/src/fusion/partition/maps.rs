@@ -64,7 +64,7 @@ impl Partitioner<'_> {
                     barred
                 } else if here.len() > 1 {
                     (Refusal::Dup, format!("{} regions read it; kept as a value", here.len()))
-                } else if is_decoded(self.graph, v) {
+                } else if is_decoded(self.graph, v, self.options) {
                     self.options.refused_by_switch("dequant", "decoding in products is switched off")
                 } else if !self.options.fuse_windows && self.is_window_sum(v) {
                     self.options.refused_by_switch("windows", "sums over windows are switched off")
