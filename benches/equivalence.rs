@@ -22,6 +22,9 @@ const TOLERANCE: f64 = 1e-4;
 /// inside itself too: a sum of n terms by about √n times as much, and sums here have about 100 at most.
 const ROUNDINGS: f64 = 10.0;
 
+/// Graphs from one line about progress to the next.
+const STRIDE: u64 = 250;
+
 fn number(name: &str, usual: u64) -> u64 {
     let mut args = std::env::args().skip_while(|a| a != name);
     args.nth(1).and_then(|n| n.parse().ok()).unwrap_or(usual)
@@ -38,6 +41,9 @@ fn main() {
     let (mut wrong, mut hard, mut worst, mut launches) = (0u64, 0u64, [0.0f64; 2], [0usize; 2]);
     for n in 0..graphs {
         let recipe = random_graph::recipes().new_tree(&mut runner).unwrap().current();
+        if n > 0 && n % STRIDE == 0 {
+            eprintln!("{n} of {graphs} graphs, {wrong} wrong, {:.0} s", start.elapsed().as_secs_f64());
+        }
         if only != u64::MAX && only != n {
             continue;
         }
