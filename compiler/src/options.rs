@@ -77,7 +77,7 @@ impl CompileOptions {
         rule || self.fusion.switch_off(id)
     }
     /// Switches something off by its text: `ID`, `ID@ORIGIN` where the origin contains a text, `@ORIGIN` for every fusion
-    /// there, or `FROM:TO` for one edge.
+    /// there (all but `dequant`), or `FROM:TO` for one edge.
     ///
     /// # Errors
     /// [`SwitchError`] for an id that does not exist, and for a place without a text.
