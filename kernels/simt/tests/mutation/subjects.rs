@@ -32,7 +32,7 @@ pub fn all() -> Vec<Subject> {
         subject("gemm_gated", vec![gated(70, 72, Storage::Bf16, &["S"], 70)]),
         subject("gemm_normed", normed()),
         subject("gemv", vec![few_rows()]),
-        subject("gemv_q4_0", vec![gated(35, 544, Storage::Q4_0, &["B", "1"], 3)]),
+        subject("gemv_q4_0", vec![gated(75, 544, Storage::Q4_0, &["B", "1"], 3)]),
         subject("attention", attention_plain()),
         subject("attention_token", attention_token()),
         subject("attention_window", attention_window()),
