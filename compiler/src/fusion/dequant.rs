@@ -11,7 +11,8 @@ use frit_kernels::dtype::Scalar;
 /// gathered stay as they are: a kernel of their own decodes them as it is.
 pub fn decode_apart(graph: &mut Graph, tables: &Tables, options: &FusionOptions) {
     for v in graph.values().collect::<Vec<ValueId>>() {
-        if !matches!(graph.op(v), Op::MatMul { .. }) || options.is_on_at("dequant", &graph.node(v).origin) {
+        let is_off = || !options.fuse_dequant || options.place_off("dequant", &graph.node(v).origin).is_some();
+        if !matches!(graph.op(v), Op::MatMul { .. }) || !is_off() {
             continue;
         }
         for (port, w) in graph.operands(v).into_iter().enumerate() {
@@ -25,10 +26,8 @@ pub fn decode_apart(graph: &mut Graph, tables: &Tables, options: &FusionOptions)
     }
 }
 
-/// Whether the value is a weight that a kernel of its own decodes since it may not be decoded where it is read.
-pub(super) fn is_decoded(graph: &Graph, v: ValueId, options: &FusionOptions) -> bool {
+/// Whether the value is such a cast, where decoding in products is off.
+pub(super) fn is_decoded(graph: &Graph, v: ValueId) -> bool {
     let is_weight = |o: ValueId| matches!(graph.op(o), Op::Weight(_)) && graph.ty(o).scalar == Scalar::F32;
-    matches!(graph.op(v), Op::Cast(Scalar::F32))
-        && graph.operands(v).first().is_some_and(|o| is_weight(*o))
-        && !options.is_on_at("dequant", &graph.node(v).origin)
+    matches!(graph.op(v), Op::Cast(Scalar::F32)) && graph.operands(v).first().is_some_and(|o| is_weight(*o))
 }

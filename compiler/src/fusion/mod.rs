@@ -215,9 +215,10 @@ impl FusionOptions {
             _ => false,
         }
     }
-    /// Whether a kind of fusion is on where an operation comes from.
-    pub(crate) fn is_on_at(&self, id: &str, origin: &str) -> bool {
-        self.is_on(id) && !self.off_at.iter().any(|(off, part)| off == id && origin.contains(part.as_str()))
+    /// The text by which a kind of fusion is switched off where an operation comes from.
+    fn place_off(&self, id: &str, origin: &str) -> Option<&str> {
+        let at = |(off, part): &&(String, String)| off == id && origin.contains(part.as_str());
+        self.off_at.iter().find(at).map(|(_, part)| part.as_str())
     }
     /// Whether layers that do the same may be fused differently: something is switched off by place.
     pub fn tells_places_apart(&self) -> bool {

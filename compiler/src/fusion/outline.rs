@@ -57,7 +57,7 @@ enum Blocks {
     /// All but the last, from one on, move this many further.
     Later { from: usize, by: usize },
     /// The last becomes the one that follows the third: in the short graph it stands there, and kernels of the third that
-    /// write statistics or gained rows for the norm behind them name it.
+    /// write rows times gain for the norm behind them name it.
     LastAsFourth,
 }
 

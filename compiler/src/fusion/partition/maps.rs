@@ -64,8 +64,8 @@ impl Partitioner<'_> {
                     barred
                 } else if here.len() > 1 {
                     (Refusal::Dup, format!("{} regions read it; kept as a value", here.len()))
-                } else if is_decoded(self.graph, v, self.options) {
-                    self.options.refused_by_switch("dequant", "decoding in products is switched off")
+                } else if let Some(off) = self.decoded_apart(v) {
+                    off
                 } else if !self.options.fuse_windows && self.is_window_sum(v) {
                     self.options.refused_by_switch("windows", "sums over windows are switched off")
                 } else if self.options.fuse_prologues {
@@ -94,6 +94,11 @@ impl Partitioner<'_> {
             r.prologue.sort_by_key(|v| position.get(v).copied().unwrap_or(0));
             r.prologue.dedup();
         }
+    }
+    /// Why a weight is decoded by a kernel of its own.
+    fn decoded_apart(&self, v: ValueId) -> Option<(Refusal, String)> {
+        let off = || self.allowed("dequant", "decoding in products is switched off", v, v).err();
+        is_decoded(self.graph, v).then(off).flatten()
     }
     pub(super) fn map_region(&mut self, v: ValueId) -> usize {
         let mut r = Region::new(RegionAnchor::Map);

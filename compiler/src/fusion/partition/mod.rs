@@ -291,9 +291,8 @@ impl<'a> Partitioner<'a> {
         if !self.options.is_on(id) {
             return Err(self.options.refused_by_switch(id, said));
         }
-        let at = |part: &str| [a, b].iter().any(|v| self.graph.node(*v).origin.contains(part));
-        match self.options.off_at.iter().find(|(off, part)| off == id && at(part)) {
-            Some((_, part)) => Err((Refusal::User, format!("{said} at {part}"))),
+        match [a, b].iter().find_map(|v| self.options.place_off(id, &self.graph.node(*v).origin)) {
+            Some(part) => Err((Refusal::User, format!("{said} at {part}"))),
             None => Ok(()),
         }
     }

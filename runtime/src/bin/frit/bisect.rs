@@ -55,19 +55,30 @@ impl Search<'_> {
 
     /// Searches for what makes the command fail.
     pub fn run(&self) -> Result<()> {
-        let unfused = |o: &mut CompileOptions| {
-            for id in FusionOptions::IDS {
+        // With decoded weights in memory a model may not fit its device: that says nothing of the fusions.
+        let unfused = |ids: &[&str]| {
+            let mut o = self.with(|_| ());
+            for id in ids {
                 o.fusion.switch_off(id);
             }
+            o
         };
+        let decoding: Vec<&str> = FusionOptions::IDS.into_iter().filter(|id| *id != "dequant").collect();
         if self.accepts(self.options.clone())? {
             self.say("the command succeeds with everything fused: nothing to search for");
             return Ok(());
         }
         let no_rewrites = |o: &mut CompileOptions| o.rewrite_fuel = Some(0);
-        if !self.accepts(self.with(|o| (unfused(o), no_rewrites(o)).1))? {
-            bail!("the command fails without any rewrite or fusion as well");
+        let mut apart = None;
+        for ids in [&FusionOptions::IDS[..], &decoding] {
+            let mut bare = unfused(ids);
+            no_rewrites(&mut bare);
+            if self.accepts(bare)? {
+                apart = Some(unfused(ids));
+                break;
+            }
         }
+        let Some(apart) = apart else { bail!("the command fails without any rewrite or fusion as well") };
         let usual = self.with(|_| ());
         for id in FusionOptions::IDS {
             let other = self.with(|o| _ = o.fusion.switch_off(id));
@@ -82,7 +93,6 @@ impl Search<'_> {
         if self.accepts(self.with(|o| o.fusion.fuel = Some(0)))? {
             return self.absorptions();
         }
-        let apart = self.with(unfused);
         if !self.accepts(apart.clone())? {
             return self.rewrites(&apart);
         }

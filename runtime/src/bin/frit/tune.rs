@@ -217,7 +217,15 @@ pub fn main(a: &Args) -> Result<()> {
         if same(&other.plan, &usual.plan, &wanted) || other.plan.program(&wanted).is_none() {
             continue;
         }
-        let mut without = Bound::new(a, &other, &wanted, &*backend)?;
+        let mut without = match Bound::new(a, &other, &wanted, &*backend) {
+            Ok(bound) => bound,
+            Err(e) if matches!(e.downcast_ref(), Some(frit::Error::Limit { .. })) => {
+                progress.clear();
+                eprintln!("{id:14} is kept: without it the program does not fit the device ({e:#})");
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
         let (with_s, without_s, slower_permille, agrees) = compare(&mut with, &mut without, a.rounds)?;
         let mut overruled = agrees && slower_permille > LEAST_PERMILLE;
         if overruled {
