@@ -107,7 +107,7 @@ fn check(model: &str) {
                 assert!(broken.is_empty() && outcome.completed, "{what}: {broken:#?}\n{}", r.text);
                 let (want, tolerance) = launch::expected(&case, &r);
                 for (i, a) in case.spec.args.iter().enumerate().filter(|(_, a)| a.written) {
-                    compare(&format!("{what} `{}`", a.name), &want[i], &args[i], tolerance, &r);
+                    compare(&format!("{what} `{}`", a.name), &want[i], &args[i], tolerance[i], &r);
                 }
                 checked[at as usize] += usize::from(caps.tier == Tier::Cuda);
                 // what the languages leave open, one way of each a kernel
@@ -118,7 +118,7 @@ fn check(model: &str) {
                     assert!(broken.is_empty() && outcome.completed, "{what} {options:?}: {broken:#?}\n{}", r.text);
                     for (i, a) in case.spec.args.iter().enumerate().filter(|(_, a)| a.written) {
                         let what = format!("{what} `{}` {options:?}", a.name);
-                        compare(&what, &want[i], &args[i], tolerance.max(UNLIKE), &r);
+                        compare(&what, &want[i], &args[i], tolerance[i].max(UNLIKE), &r);
                     }
                 }
             }

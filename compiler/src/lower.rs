@@ -1,6 +1,7 @@
 //! Regions, kernels and memory to a [`Plan`].
 
 mod budget;
+mod half_rows;
 mod kernels;
 mod weights;
 
@@ -473,13 +474,13 @@ impl Lowering<'_> {
         if let Some(Short { outline, graph: short }) = short {
             let (part, built, specs) = self.fused(short, within, divided.take())?;
             if let Some((built, refused)) = outline.stretch(graph, &part, &built) {
-                let built = self.registered(built, &specs)?;
+                let built = self.registered(graph, built, &specs)?;
                 let instances = outline.instances();
                 return Ok(Fused { built, refused, instances, work: part.work, exact: part.exact });
             }
         }
         let (part, built, specs) = self.fused(graph, within, divided)?;
-        let built = self.registered(built, &specs)?;
+        let built = self.registered(graph, built, &specs)?;
         Ok(Fused { built, refused: part.refused, instances: 0, work: part.work, exact: part.exact })
     }
 }

@@ -79,6 +79,8 @@ pub struct FusionOptions {
     pub fuse_chains: bool,
     /// Run two convolutions in a row as one kernel, where that pays.
     pub fuse_conv_chains: bool,
+    /// Keep values that every reader rounds to 16 bits so, on targets with matrix units.
+    pub half_rows: bool,
     /// Run both kinds of chains so wherever they fit, paying or not: for tests and measurements.
     pub force_chains: bool,
     /// The same of convolutions alone.
@@ -133,6 +135,7 @@ impl Default for FusionOptions {
             merge_maps: true,
             fuse_chains: true,
             fuse_conv_chains: true,
+            half_rows: true,
             force_chains: false,
             force_conv_chains: false,
             numeric: NumericMode::default(),
@@ -154,7 +157,7 @@ impl Default for FusionOptions {
 
 impl FusionOptions {
     /// Names of the switches, for [`FusionOptions::switch_off`].
-    pub const IDS: [&'static str; 15] = [
+    pub const IDS: [&'static str; 16] = [
         "epilogue",
         "rope",
         "prologue",
@@ -170,6 +173,7 @@ impl FusionOptions {
         "sibling-maps",
         "chain",
         "conv-chain",
+        "half-rows",
     ];
     /// Switches one kind of fusion off; `false` for a name that is not in [`FusionOptions::IDS`].
     pub fn switch_off(&mut self, id: &str) -> bool {
@@ -189,6 +193,7 @@ impl FusionOptions {
             "sibling-maps" => &mut self.merge_maps,
             "chain" => &mut self.fuse_chains,
             "conv-chain" => &mut self.fuse_conv_chains,
+            "half-rows" => &mut self.half_rows,
             _ => return false,
         };
         *switch = false;
@@ -212,11 +217,12 @@ impl FusionOptions {
             "sibling-maps" => self.merge_maps,
             "chain" => self.fuse_chains,
             "conv-chain" => self.fuse_conv_chains,
+            "half-rows" => self.half_rows,
             _ => false,
         }
     }
     /// The text by which a kind of fusion is switched off where an operation comes from.
-    fn place_off(&self, id: &str, origin: &str) -> Option<&str> {
+    pub(crate) fn place_off(&self, id: &str, origin: &str) -> Option<&str> {
         let at = |(off, part): &&(String, String)| off == id && origin.contains(part.as_str());
         self.off_at.iter().find(at).map(|(_, part)| part.as_str())
     }
@@ -267,6 +273,7 @@ impl FusionOptions {
             merge_maps: false,
             fuse_chains: false,
             fuse_conv_chains: false,
+            half_rows: false,
             ..FusionOptions::default()
         }
     }

@@ -170,7 +170,7 @@ impl<'a> SpecBuilder<'a> {
             }
         };
         let name = self.name_arg(&base);
-        self.args.push(Arg { name, space, storage, len, written: false });
+        self.args.push(Arg { name, space, storage, len, written: false, rounded: None });
         self.operands.push(operand);
         ArgId(self.args.len() as u16 - 1)
     }

@@ -447,6 +447,7 @@ mod tests {
             storage: Storage::F32,
             len: dim(len),
             written,
+            rounded: None,
         };
         let spec = KernelSpec {
             name: "k".into(),

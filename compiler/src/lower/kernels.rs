@@ -1,6 +1,6 @@
 //! The kernels of a graph's regions: built, proved where that is asked for, and rendered once for each target.
 
-use super::Lowering;
+use super::{Lowering, half_rows};
 use crate::error::{Error, Result};
 use crate::fusion::outline::Built;
 use crate::fusion::{self, Partition, Within, anchors, report};
@@ -91,7 +91,13 @@ impl Lowering<'_> {
         Ok((built, specs))
     }
     /// Renders the kernels of regions and numbers them as the plan does.
-    pub(super) fn registered(&mut self, mut built: Vec<Built>, specs: &[KernelSpec]) -> Result<Vec<Built>> {
+    pub(super) fn registered(
+        &mut self,
+        graph: &Graph,
+        mut built: Vec<Built>,
+        specs: &[KernelSpec],
+    ) -> Result<Vec<Built>> {
+        let specs = half_rows::mark(graph, &mut built, specs, &self.options.fusion);
         let ids = specs.iter().map(|s| self.kernel(s)).collect::<Result<Vec<u32>>>()?;
         for b in &mut built {
             b.kernel = ids.get(b.kernel as usize).copied().unwrap_or_default();

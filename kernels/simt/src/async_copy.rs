@@ -4,7 +4,7 @@
 //! From then on it counts as written by that thread, so other threads need a barrier.
 
 use crate::machine::{Machine, Warp};
-use crate::memory::Memory;
+use crate::memory::{Kind, Memory};
 use crate::op::{Addr, Elem, LANES, Reg};
 use crate::report::ViolationKind;
 use std::collections::VecDeque;
@@ -112,6 +112,10 @@ impl Machine<'_> {
                 let place = s.place(at, thread as u32);
                 s.pending.remove(&place);
                 let fault = s.check_write(at, 4, &self.clock, thread as u32, false);
+                if self.clock.has_phases && s.kind == Kind::Shared {
+                    // What has landed is a store of this thread like any other: products do not see it yet.
+                    s.watch.stored((at / 4) as usize, thread as u32);
+                }
                 if let Some(kind @ ViolationKind::Race { .. }) = fault {
                     self.violate(w, 1 << i, kind, Some((segment, at)));
                 }

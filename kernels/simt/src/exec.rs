@@ -210,9 +210,9 @@ impl Machine<'_> {
             Op::AsyncCommit => self.async_commit(w, mask),
             Op::AsyncWait { pending } => self.async_wait(w, pending, mask),
             Op::ProxyFence => {
-                let first = w.index * LANES as u32;
+                let (first, now) = (w.index * LANES as u32, self.clock.now);
                 for lane in (0..LANES as u32).filter(|i| mask >> i & 1 == 1) {
-                    self.memory.segments.iter_mut().for_each(|s| s.watch.publish(first + lane));
+                    self.memory.segments.iter_mut().for_each(|s| s.watch.publish(first + lane, now));
                     self.barriers.publish(first + lane);
                 }
             }

@@ -220,7 +220,8 @@ impl Machine<'_> {
             let again = Places { segment, offsets: turned, mask: good.rotate_right(LANES as u32 / 2) };
             self.permitted(w, &again, 4, 4, false, false);
             let Some(s) = self.memory.segments.get(segment) else { continue };
-            if (0..LANES).any(|i| good >> i & 1 == 1 && s.watch.is_unseen((offsets[i] / 4) as usize)) {
+            let order = self.clock.order(w.index * LANES as u32, true);
+            if (0..LANES).any(|i| good >> i & 1 == 1 && s.watch.is_unseen((offsets[i] / 4) as usize, &order)) {
                 let what = "reads what was stored without a proxy fence";
                 self.violate(w, u32::MAX, ViolationKind::Wgmma(what), Some((segment, offsets[0])));
             }

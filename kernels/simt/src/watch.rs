@@ -9,10 +9,10 @@ use rustc_hash::FxHashMap;
 pub(crate) struct Watch {
     /// Threads that read a word since it was written, and when they did last.
     readers: FxHashMap<usize, Vec<(u32, u32)>>,
-    /// The thread whose store to a word lies behind its last proxy fence.
-    unseen: FxHashMap<usize, u32>,
-    /// The same by thread.
-    stores: FxHashMap<u32, Vec<usize>>,
+    /// The thread that stored a word last, and the segment of time of its proxy fence behind that.
+    stored: FxHashMap<usize, (u32, Option<u32>)>,
+    /// Words behind a thread's last proxy fence.
+    unfenced: FxHashMap<u32, Vec<usize>>,
 }
 
 impl Watch {
@@ -32,30 +32,33 @@ impl Watch {
     /// A word was written.
     pub(crate) fn written(&mut self, word: usize) {
         self.readers.remove(&word);
-        self.unseen.remove(&word);
+        self.stored.remove(&word);
     }
     /// An instruction of a thread stored a word.
     pub(crate) fn stored(&mut self, word: usize, thread: u32) {
-        if self.unseen.insert(word, thread) != Some(thread) {
-            self.stores.entry(thread).or_default().push(word);
-        }
+        self.stored.insert(word, (thread, None));
+        self.unfenced.entry(thread).or_default().push(word);
     }
-    /// `fence.proxy.async` of a thread.
-    pub(crate) fn publish(&mut self, thread: u32) {
-        for word in self.stores.remove(&thread).unwrap_or_default() {
-            if self.unseen.get(&word) == Some(&thread) {
-                self.unseen.remove(&word);
+    /// `fence.proxy.async` of a thread in segment `now` of time.
+    pub(crate) fn publish(&mut self, thread: u32, now: u32) {
+        for word in self.unfenced.remove(&thread).unwrap_or_default() {
+            if let Some((by, fenced @ None)) = self.stored.get_mut(&word)
+                && *by == thread
+            {
+                *fenced = Some(now);
             }
         }
     }
-    /// Whether asynchronous reads miss the last store to a word.
-    pub(crate) fn is_unseen(&self, word: usize) -> bool {
-        self.unseen.contains_key(&word)
+    /// Whether an asynchronous read misses the last store to a word: no proxy fence of the thread that stored it comes
+    /// before the read for certain.
+    pub(crate) fn is_unseen(&self, word: usize, read: &Order<'_>) -> bool {
+        let missed = |(thread, fenced): &(u32, Option<u32>)| fenced.is_none_or(|at| !read.behind(at, *thread));
+        self.stored.get(&word).is_some_and(missed)
     }
     /// The workgroup ends.
     pub(crate) fn reset(&mut self) {
         self.readers.clear();
-        self.unseen.clear();
-        self.stores.clear();
+        self.stored.clear();
+        self.unfenced.clear();
     }
 }

@@ -44,7 +44,7 @@ fn agrees(case: &Case, r: &Rendered, options: &frit_simt::Options) -> frit_simt:
     assert!(outcome.completed);
     let (want, tolerance) = launch::expected(case, r);
     for (i, a) in case.spec.args.iter().enumerate().filter(|(_, a)| a.written) {
-        compare(&format!("{} `{}`", case.spec.name, a.name), &want[i], &args[i], tolerance, r);
+        compare(&format!("{} `{}`", case.spec.name, a.name), &want[i], &args[i], tolerance[i], r);
     }
     outcome.counters
 }
@@ -78,6 +78,9 @@ fn matrix_units_at_every_edge() {
             (Storage::Bf16, Form::Gated),
             (Storage::Bf16, Form::Residual),
             (Storage::Bf16, Form::RotaryKv),
+            (Storage::Bf16, Form::Kept),
+            (Storage::F16, Form::Kept),
+            (Storage::Bf16, Form::Commuted),
         ] {
             for rows in [1, 40, 65] {
                 let spec = corpus::matmul(&z, "S", storage, form);
@@ -101,6 +104,11 @@ fn warpgroups_at_every_edge() {
         (Storage::Bf16, Form::Residual, 72, 200, 20, 1),
         (Storage::F16, Form::NormedKept, 136, 130, 131, 2),
         (Storage::Bf16, Form::RotaryKv, 72, 64, 130, 1),
+        (Storage::Bf16, Form::Kept, 64, 64, 1, 132),
+        (Storage::F16, Form::Kept, 328, 200, 130, 1),
+        (Storage::Bf16, Form::Kept, 136, 129, 129, 3),
+        (Storage::Bf16, Form::Commuted, 72, 200, 131, 1),
+        (Storage::Bf16, Form::Commuted, 328, 130, 20, 2),
     ] {
         let z = Shapes { width, columns, kv_heads: 8, capacity: 300, ..ODD };
         warpgroups(&case(corpus::matmul(&z, "S", storage, form), &sizes(rows)), workgroups);

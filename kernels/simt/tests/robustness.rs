@@ -171,7 +171,7 @@ fn results_stay_within_the_tolerance_under_every_permitted_arithmetic() {
                 launch::clean(&outcome, &r);
                 for (i, _) in case.spec.args.iter().enumerate().filter(|(_, a)| a.written) {
                     let what = format!("{} {:?} {options:?}", case.spec.name, caps.tier);
-                    compare(&what, &want[i], &args[i], tolerance, &r);
+                    compare(&what, &want[i], &args[i], tolerance[i], &r);
                 }
             }
         }

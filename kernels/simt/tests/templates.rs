@@ -25,7 +25,7 @@ fn check(case: &Case) {
         assert!(outcome.completed);
         for (i, a) in case.spec.args.iter().enumerate().filter(|(_, a)| a.written) {
             let what = format!("{} {:?} `{}`", case.spec.name, caps.tier, a.name);
-            compare(&what, &want[i], &args[i], tolerance, &r);
+            compare(&what, &want[i], &args[i], tolerance[i], &r);
         }
     }
 }

@@ -15,6 +15,8 @@ pub enum Scalar {
     Bool,
     /// 16-bit float; needs the capability.
     F16,
+    /// The upper half of a 32-bit float: memory holds it, arithmetic knows it as `F32` alone.
+    Bf16,
 }
 
 impl Scalar {
@@ -26,6 +28,7 @@ impl Scalar {
             Scalar::I32 => "i32",
             Scalar::Bool => "bool",
             Scalar::F16 => "f16",
+            Scalar::Bf16 => "bf16",
         }
     }
 
@@ -41,12 +44,12 @@ impl Scalar {
 
     /// Whether arithmetic is defined on it.
     pub fn is_numeric(self) -> bool {
-        self != Scalar::Bool
+        !matches!(self, Scalar::Bool | Scalar::Bf16)
     }
 
     /// Bytes of one scalar in memory; 4 for `Bool`, which is never stored.
     pub fn size_bytes(self) -> u32 {
-        if self == Scalar::F16 { 2 } else { 4 }
+        if matches!(self, Scalar::F16 | Scalar::Bf16) { 2 } else { 4 }
     }
 }
 
@@ -102,6 +105,8 @@ impl Type {
     pub const BOOL: Type = Type::new(Scalar::Bool, Width::One);
     /// `f16`
     pub const F16: Type = Type::new(Scalar::F16, Width::One);
+    /// `bf16`
+    pub const BF16: Type = Type::new(Scalar::Bf16, Width::One);
     /// `vec2<f32>`
     pub const VEC2_F32: Type = Type::new(Scalar::F32, Width::Two);
     /// `vec4<f32>`

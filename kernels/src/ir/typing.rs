@@ -33,7 +33,14 @@ pub(crate) fn infer(module: &Module, expr: &Expr, of: impl Fn(Handle<Expr>) -> T
         Expr::Unary(op, value) => unary(*op, of(*value)),
         Expr::Binary(op, a, b) => binary(*op, of(*a), of(*b)),
         Expr::Ternary(op, a, b, c) => ternary(*op, of(*a), of(*b), of(*c)),
-        Expr::Cast { to, value } => Ok(of(*value).with_scalar(*to)),
+        Expr::Cast { to, value } => {
+            let from = of(*value);
+            let stored = from.scalar == Scalar::Bf16 || *to == Scalar::Bf16;
+            if stored && *to != from.scalar && ![from.scalar, *to].contains(&Scalar::F32) {
+                return Err(format!("cast of {from} to {}", to.name()));
+            }
+            Ok(from.with_scalar(*to))
+        }
         Expr::Bitcast { to, value } => {
             let from = of(*value);
             let fits = |s: Scalar| matches!(s, Scalar::F32 | Scalar::U32 | Scalar::I32);
@@ -99,7 +106,7 @@ fn binary(op: BinaryOp, a: Type, b: Type) -> Result<Type, String> {
         B::Add | B::Sub | B::Mul | B::Div | B::Rem | B::Min | B::Max if same && a.scalar.is_numeric() => Some(a),
         B::Pow if same && a.scalar.is_float() => Some(a),
         B::Lt | B::Le | B::Gt | B::Ge if same && a.scalar.is_numeric() => Some(a.with_scalar(Scalar::Bool)),
-        B::Eq | B::Ne if same => Some(a.with_scalar(Scalar::Bool)),
+        B::Eq | B::Ne if same && a.scalar != Scalar::Bf16 => Some(a.with_scalar(Scalar::Bool)),
         B::And | B::Or if same && a == Type::BOOL => Some(a),
         B::BitAnd | B::BitOr | B::BitXor if same && a.scalar.is_int() => Some(a),
         B::Shl | B::Shr if a.scalar.is_int() && b == a.with_scalar(Scalar::U32) => Some(a),

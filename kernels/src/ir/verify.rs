@@ -218,8 +218,11 @@ impl<'m> Verifier<'m> {
         if module.workgroup_size.contains(&0) {
             self.fault(Rule::Limit, "workgroup size 0");
         }
-        if !target.has_f16 && uses_f16(module) {
+        if !target.has_f16 && uses(module, Scalar::F16) {
             self.fault(Rule::Limit, "f16 on a target without it");
+        }
+        if !target.has_matrix && uses(module, Scalar::Bf16) {
+            self.fault(Rule::Limit, "bf16 on a target without it");
         }
         if !target.has_matrix && uses_tiles(&module.body) {
             self.fault(Rule::Limit, "tiles of matrices on a target without matrix units");
@@ -568,13 +571,13 @@ fn bound_to(block: &Block, local: Handle<Local>) -> Option<Handle<Expr>> {
     })
 }
 
-/// Whether any value or memory of the module is f16.
-pub(crate) fn uses_f16(module: &Module) -> bool {
-    let f16 = |ty: Type| ty.scalar == Scalar::F16;
-    module.buffers.values().any(|b| f16(b.elem))
-        || module.workgroup.values().chain(module.private.values()).any(|a| f16(a.elem))
-        || module.locals.values().any(|l| f16(l.ty))
-        || module.exprs.values().any(|e| matches!(e, Expr::Cast { to: Scalar::F16, .. }))
+/// Whether any value or memory of the module is of that type.
+pub(crate) fn uses(module: &Module, scalar: Scalar) -> bool {
+    let is = |ty: Type| ty.scalar == scalar;
+    module.buffers.values().any(|b| is(b.elem))
+        || module.workgroup.values().chain(module.private.values()).any(|a| is(a.elem))
+        || module.locals.values().any(|l| is(l.ty))
+        || module.exprs.values().any(|e| matches!(e, Expr::Cast { to, .. } if *to == scalar))
 }
 
 /// Whether the module works across subgroups.

@@ -33,6 +33,7 @@ pub use verify::SpecError;
 
 use crate::dim::Dim;
 use crate::dtype::Storage;
+use crate::target::Tier;
 use serde::{Deserialize, Serialize};
 
 /// Where an argument lives; decides how targets bind it.
@@ -64,6 +65,22 @@ pub struct Arg {
     pub len: Dim,
     /// Whether the kernel writes it.
     pub written: bool,
+    /// The 16-bit format that all who read this value round it to, in this kernel and in others: a target may keep it so,
+    /// see [`Arg::is_half`]. Activations only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounded: Option<Storage>,
+}
+
+impl Arg {
+    /// Whether a device of `tier` keeps the elements in 16 bits, in a binding of their own that begins where the argument
+    /// does.
+    pub fn is_half(&self, tier: Tier) -> bool {
+        tier == Tier::Cuda && self.rounded.is_some()
+    }
+    /// Whether the argument has a binding of its own on a device of `tier`; others share one with all of their space.
+    pub fn is_bound_alone(&self, tier: Tier) -> bool {
+        self.space == Space::Weight || self.is_half(tier)
+    }
 }
 
 /// How rows are reduced.

@@ -1,11 +1,11 @@
 //! What must hold of a [`KernelSpec`] before anything is made of it. An artifact's kernels are checked again on load.
 
 use super::{
-    Anchor, BinaryOp, ColumnStats, Expr, ExprId, FEW_PARTIAL_COLUMNS, KernelSpec, MOST_COUNTED, PARTIAL_COLUMNS,
-    PartialKind, ReduceOp, Stat, UnaryOp,
+    Anchor, ArgId, BinaryOp, ColumnStats, Expr, ExprId, FEW_PARTIAL_COLUMNS, KernelSpec, MOST_COUNTED, PARTIAL_COLUMNS,
+    PartialKind, ReduceOp, Space, Stat, UnaryOp,
 };
 use crate::dim::{Dim, Sym};
-use crate::dtype::Scalar;
+use crate::dtype::{Scalar, Storage};
 
 /// A broken rule of a [`KernelSpec`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +44,16 @@ impl Check<'_> {
                 format!("two arguments are named `{}`", a.name)
             })?;
             self.dim(&a.len, 0)?;
+            if let Some(format) = a.rounded {
+                let is_half = matches!(format, Storage::F16 | Storage::Bf16);
+                ensure(is_half && a.space == Space::Arena && a.storage == Storage::F32, || {
+                    format!("`{}` of {} in {:?} is said to be rounded to {format}", a.name, a.storage, a.space)
+                })?;
+                let id = ArgId(i as u16);
+                let shares = s.aliases.iter().any(|al| al.output == id || al.input == id);
+                let read = s.exprs.iter().any(|(_, e)| matches!(e, Expr::Load { arg, .. } if *arg == id));
+                ensure(!shares && !(a.written && read), || format!("`{}` is rounded and shares storage", a.name))?;
+            }
         }
         for d in &s.domain {
             self.dim(d, 0)?;

@@ -175,10 +175,12 @@ impl<'a> KernelCtx<'a> {
             let view = match (a.space, view(id, a)) {
                 (Space::Weight, view) if texture.is_some() => View::Texels { aligned: view == View::Vec4 },
                 (Space::Weight, view) => view,
+                (_, View::Vec4) if a.is_half(caps.tier) && !a.written => View::Vec4,
                 _ => View::Scalar,
             };
             views.push(view);
-            if let Some((_, r)) = bound.iter().find(|(s, _)| *s == a.space && a.space != Space::Weight) {
+            let alone = a.is_bound_alone(caps.tier);
+            if let Some((_, r)) = bound.iter().find(|(s, _)| *s == a.space).filter(|_| !alone) {
                 buffers.push(*r);
                 continue;
             }
@@ -193,6 +195,11 @@ impl<'a> KernelCtx<'a> {
             }
             let written = spec.args.iter().any(|o| o.space == a.space && o.written);
             let array = match a.space {
+                Space::Arena if alone => {
+                    let elem = if view == View::Vec4 { Type::VEC4_U32 } else { half_type(a) };
+                    let access = if a.written { Access::ReadWrite } else { Access::ReadOnly };
+                    b.buffer(&a.name, access, elem)
+                }
                 Space::Arena => b.output("arena", Type::F32),
                 Space::Ints => b.output("ints", Type::I32),
                 Space::Side => b.input("side", Type::F32),
@@ -209,7 +216,9 @@ impl<'a> KernelCtx<'a> {
                     b.buffer(&a.name, access, view.elem(a.storage))
                 }
             };
-            bound.push((a.space, array));
+            if !alone {
+                bound.push((a.space, array));
+            }
             buffers.push(array);
         }
         let names: Vec<String> = spec.args.iter().map(|a| format!("{}_at", a.name)).collect();
@@ -256,10 +265,10 @@ impl<'a> KernelCtx<'a> {
     pub fn view(&self, id: ArgId) -> View {
         self.views.get(id.0 as usize).copied().unwrap_or(View::Scalar)
     }
-    /// The element offset of an argument inside its buffer; 0 for weights.
+    /// The element offset of an argument inside its buffer; 0 for one that is bound alone.
     pub fn offset(&self, id: ArgId) -> Val {
         match self.arg(id) {
-            Some(a) if a.space != Space::Weight => self.b.field(self.record, &format!("{}_at", a.name)),
+            Some(a) if !a.is_bound_alone(self.caps.tier) => self.b.field(self.record, &format!("{}_at", a.name)),
             _ => self.b.u32(0),
         }
     }
@@ -559,6 +568,11 @@ fn factor(a: &Atom) -> Dim {
         Atom::Max(x, y) => x.larger(y),
         Atom::Min(x, y) => x.smaller(y),
     }
+}
+
+/// The type of the elements of an argument that is kept in 16 bits.
+fn half_type(a: &Arg) -> Type {
+    if a.rounded == Some(Storage::F16) { Type::F16 } else { Type::BF16 }
 }
 
 /// A name in which every character suits an identifier.

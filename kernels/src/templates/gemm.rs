@@ -23,7 +23,6 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered,
         return Err(TemplateError::unsupported(spec, "tiles of few rows, of a product of many"));
     }
     if caps.has_warpgroups()
-        && !spec.stores_statistics()
         && let Ok(plan) = gemm_warpgroup::plan(&problem)
     {
         return gemm_warpgroup::render(&problem, caps, &plan);

@@ -1,7 +1,7 @@
 //! Matrix products on matrix units, for weights of 16-bit or quantised storage.
 //!
-//! Both sides pass through workgroup memory as 16-bit tiles, a few tiles deep: 16-bit weights by asynchronous copies,
-//! quantised ones and the left side, with its prologue, through registers. Products accumulate in `f32`, in order of k.
+//! Both sides pass through workgroup memory as 16-bit tiles, a few tiles deep: 16-bit weights and left sides that are kept
+//! in 16 bits by asynchronous copies, quantised weights and other left sides, with their prologue, through registers. Products accumulate in `f32`, in order of k.
 //! The tile's sums return to workgroup memory, from where each subgroup finishes and stores whole rows.
 //!
 //! The left side is rounded to the weights' format: `f16` for `f16` weights, bounded to its range, `bf16` for the rest.
@@ -13,9 +13,11 @@
 //! eight rows over all banks, for writing and for loading matrices alike.
 
 use super::common::{KernelCtx, Scope, dispatch};
-use super::product::{Problem, Right, RowStats};
+use super::precision::F16_MAX;
+use super::product::{Problem, Right, RowStats, stored_as};
 use super::reduce::WARP;
 use super::{Rendered, TemplateError};
+use crate::dim::Dim;
 use crate::dtype::Storage;
 use crate::ir::{ArrayRef, Builder, HalfFormat, Type, Val, Var};
 use crate::spec::{ArgId, Expr, MatmulPrecision, Store};
@@ -30,8 +32,6 @@ const PITCH: u32 = 20;
 const RESIDENT: u32 = 256;
 /// Loads of a value of the left side from which on units are made one after the other: a norm has three.
 const LONG: usize = 4;
-/// The largest `f16`.
-const F16_MAX: f32 = 65504.0;
 
 /// How the work is split. A subgroup takes 32 columns.
 struct Shape {
@@ -111,7 +111,8 @@ pub(super) fn render<'a>(
     let sums = b.workgroup("sums", Type::VEC2_F32, shape.threads() / WARP * 16 * PITCH * p.rhs.len() as u32);
     p.in_block(&ctx, shape.rows(), shape.columns(), |b, scope, row, column| {
         let me = b.let_("me", b.local_x());
-        let kernel = Kernel { p, ctx: &ctx, shape: &shape, format, left: &left, right: &right, me };
+        let kept = p.kept_left(caps, format);
+        let kernel = Kernel { p, ctx: &ctx, shape: &shape, format, kept, left: &left, right: &right, me };
         let stats = p.row_stats(&ctx, &scope, (row, shape.rows()), column, (me, shape.threads()), b.bool(true));
         let accs = kernel.products(&scope, row, column, &stats);
         kernel.write(&scope, row, column, sums, &accs);
@@ -142,7 +143,7 @@ struct Unit {
     k: Val,
     /// Its row or column.
     scope: Scope,
-    /// The start of its run, for right sides.
+    /// The start of its run, for sides that are read in runs.
     starts: Vec<Val>,
 }
 
@@ -151,6 +152,8 @@ struct Kernel<'k, 'a> {
     ctx: &'k KernelCtx<'a>,
     shape: &'k Shape,
     format: HalfFormat,
+    /// A left side that is copied as it is kept, and where its rows start.
+    kept: Option<(ArgId, Dim)>,
     /// By part.
     left: &'k [ArrayRef],
     /// By side, then by part.
@@ -161,11 +164,7 @@ struct Kernel<'k, 'a> {
 /// The argument of a right side that is copied as it is stored.
 fn copied(p: &Problem<'_>, format: HalfFormat, right: &Right) -> Option<ArgId> {
     let Right::Runs { arg, .. } = right else { return None };
-    let stored = match format {
-        HalfFormat::F16 => Storage::F16,
-        HalfFormat::Bf16 => Storage::Bf16,
-    };
-    p.spec.arg(*arg).filter(|a| a.storage == stored).map(|_| *arg)
+    p.spec.arg(*arg).filter(|a| a.storage == stored_as(format)).map(|_| *arg)
 }
 
 /// Sums by right side, 16 rows, 8 columns: of the products of leading parts, and of all others, which are small.
@@ -202,14 +201,23 @@ impl Kernel<'_, '_> {
             };
             accs.push((0..self.shape.tall).map(|_| (0..4).map(four).collect()).collect());
         }
-        let left = self.units(rows, |r| (p.row_scope(self.ctx, scope, row, r, stats), Vec::new()));
+        let left = self.units(rows, |r| {
+            let scope = p.row_scope(self.ctx, scope, row, r, stats);
+            let start = |(arg, row): &(ArgId, Dim)| self.ctx.address(&mut scope.clone(), *arg, row);
+            let starts = self.kept.iter().map(|kept| b.let_("run", start(kept))).collect();
+            (scope, starts)
+        });
         let right = self.units(columns, |c| {
             let scope = p.column_scope(self.ctx, scope, b.add(column, c));
             let starts = p.rhs.iter().map(|r| p.run_start(self.ctx, &scope, r)).collect();
             (scope, starts)
         });
         let k = p.k.as_const().and_then(|k| u32::try_from(k).ok()).unwrap_or(0);
-        let (ahead, behind): (&[Unit], &[Unit]) = if is_long(p) { (&[], &left) } else { (&left, &[]) };
+        let (ahead, behind): (&[Unit], &[Unit]) = match self.kept {
+            Some(_) => (&[], &[]),
+            None if is_long(p) => (&[], &left),
+            None => (&left, &[]),
+        };
         let make = |at: Val, stage: Val| {
             for unit in behind {
                 let unit = std::slice::from_ref(unit);
@@ -219,10 +227,10 @@ impl Kernel<'_, '_> {
                 self.keep(unit, &[], values, stage);
             }
         };
-        let copies = p.rhs.iter().any(|r| copied(p, self.format, r).is_some());
+        let copies = self.kept.is_some() || p.rhs.iter().any(|r| copied(p, self.format, r).is_some());
         for stage in 0..stages - 1 {
             let at = b.u32(stage * 8 * DEPTH);
-            self.start_copies(&right, k, at, b.u32(stage));
+            self.start_copies(&left, &right, k, at, b.u32(stage));
             if copies {
                 b.commit_copies();
             }
@@ -238,7 +246,7 @@ impl Kernel<'_, '_> {
             b.barrier();
             let next = b.let_("next", b.add(at, (stages - 1) * 8 * DEPTH));
             let free = b.let_("free", b.select(b.eq(here, 0), stages - 1, b.sub(here, 1)));
-            self.start_copies(&right, k, next, free);
+            self.start_copies(&left, &right, k, next, free);
             if copies {
                 b.commit_copies();
             }
@@ -258,16 +266,25 @@ impl Kernel<'_, '_> {
     }
 
     /// Starts the copies of the tile from `at` on along k into a stage; zeros beyond the end of k.
-    fn start_copies(&self, units: &[Unit], k: u32, at: Val, stage: Val) {
+    fn start_copies(&self, left: &[Unit], right: &[Unit], k: u32, at: Val, stage: Val) {
         let b = &self.ctx.b;
-        let first = b.mul(stage, self.shape.columns() * DEPTH);
-        for (j, side) in self.p.rhs.iter().enumerate() {
-            let Some(buffer) = copied(self.p, self.format, side).and_then(|arg| self.ctx.buffer(arg)) else { continue };
+        let copy = |units: &[Unit], side: usize, to: ArrayRef, from: ArrayRef, first: Val| {
             for unit in units {
                 let (inside, here) = self.within(k, b.add(at, unit.k));
-                let to = self.right.get(j).and_then(|parts| parts.first());
-                let (Some(to), Some(start)) = (to, unit.starts.get(j)) else { continue };
-                b.copy_async(*to, b.add(first, unit.slot), buffer, b.shr(b.add(*start, here), 3), inside);
+                let Some(start) = unit.starts.get(side) else { continue };
+                b.copy_async(to, b.add(first, unit.slot), from, b.shr(b.add(*start, here), 3), inside);
+            }
+        };
+        let kept = self.kept.as_ref().and_then(|(arg, _)| self.ctx.buffer(*arg));
+        if let (Some(from), Some(to)) = (kept, self.left.first()) {
+            copy(left, 0, *to, from, b.mul(stage, self.shape.rows() * DEPTH));
+        }
+        let first = b.mul(stage, self.shape.columns() * DEPTH);
+        for (j, side) in self.p.rhs.iter().enumerate() {
+            let from = copied(self.p, self.format, side).and_then(|arg| self.ctx.buffer(arg));
+            let to = self.right.get(j).and_then(|parts| parts.first());
+            if let (Some(from), Some(to)) = (from, to) {
+                copy(right, j, *to, from, first);
             }
         }
     }

@@ -1,7 +1,8 @@
 //! Matrix products by warpgroups that work apart (`sm_90a`), for weights of 16-bit storage.
 //!
-//! Of three warpgroups the last one fills a ring of tiles in workgroup memory: right sides by copies of whole tiles, the
-//! left side through registers, with its prologue, rounded to the weights' format. The first two multiply 64 rows each,
+//! Of three warpgroups the last one fills a ring of tiles in workgroup memory: right sides by copies of whole tiles, a left
+//! side that is kept in 16 bits by asynchronous copies, which are told to be in two tiles later, any other through registers,
+//! with its prologue, rounded to the weights' format. The first two multiply 64 rows each,
 //! straight from the ring, and finish their sums while the ring is filled for the next block. A workgroup goes from block
 //! to block; neighbours along rows follow each other, so that they share the right side's tiles.
 //!
@@ -11,6 +12,7 @@
 
 use super::common::{KernelCtx, Scope, dispatch};
 use super::fragments::{Fragments, staging};
+use super::precision::F16_MAX;
 use super::product::{Problem, Right, RowStats};
 use super::reduce::WARP;
 use super::{Rendered, TemplateError, View};
@@ -26,12 +28,13 @@ const ROWS: u32 = 128;
 const CONSUMERS: u32 = 2 * WARPGROUP;
 /// Tiles of each side in workgroup memory.
 const STAGES: u32 = 4;
+/// Tiles of which copies run at once, beside the one that starts: with one more, those that multiply, who hold two tiles,
+/// would wait for a tile that is in and not told to be.
+const LATE: u32 = 2;
 /// Elements of eight in a row of a tile.
 const PIECES: u32 = TILE_COLUMNS / 8;
 /// Workgroups at once: the multiprocessors of the largest GPU with this instruction set.
 const RESIDENT: i64 = 132;
-/// The largest `f16`.
-const F16_MAX: f32 = 65504.0;
 
 /// Where the tiles of a right side lie in its argument's matrix.
 struct Side {
@@ -116,8 +119,10 @@ fn side(p: &Problem<'_>, right: &Right, k: u32, tile_rows: u32) -> Result<Side, 
 }
 
 pub(super) fn render<'a>(p: &Problem<'a>, caps: &'a Capabilities, plan: &Plan) -> Result<Rendered, TemplateError> {
+    let kept = p.kept_left(caps, plan.format);
     let view = |id: ArgId, _: &Arg| match plan.sides.iter().find(|s| s.arg == id) {
         Some(s) => View::Tiles(s.map),
+        None if kept.as_ref().is_some_and(|(arg, _)| *arg == id) => View::Vec4,
         None => View::Scalar,
     };
     let ctx = KernelCtx::new(p.spec, caps, [CONSUMERS + WARPGROUP, 1, 1], view)?;
@@ -139,7 +144,7 @@ pub(super) fn render<'a>(p: &Problem<'a>, caps: &'a Capabilities, plan: &Plan) -
     let stage = b.var("stage", Type::U32, 0);
     let phase = b.var("phase", Type::U32, 0);
     let ring = Ring { left, right, full, free, stage, phase };
-    let kernel = Kernel { p, ctx: &ctx, plan, ring, me };
+    let kernel = Kernel { p, ctx: &ctx, plan, kept, ring, me };
     let groups = b.let_("groups", ctx.extent(&p.groups(ROWS, columns)));
     let row_blocks = b.let_("row_blocks", ctx.extent(&p.rows().ceil_div(&Dim::constant(i64::from(ROWS)))));
     let across = b.num_groups(crate::ir::Axis::X);
@@ -151,6 +156,10 @@ pub(super) fn render<'a>(p: &Problem<'a>, caps: &'a Capabilities, plan: &Plan) -
         let column = b.let_("first_column", b.mul(rest, columns));
         let scope = Scope::new();
         let active = b.lt(me, CONSUMERS);
+        if p.spec.stores_statistics() {
+            // Whoever finishes the block before still reads its statistics.
+            b.barrier();
+        }
         let stats = p.row_stats(&ctx, &scope, (row, ROWS), column, (me, CONSUMERS), active);
         let team = b.let_("team", b.shr(b.local_x(), WARPGROUP.trailing_zeros()));
         b.if_else(
@@ -179,6 +188,8 @@ struct Kernel<'k, 'a> {
     p: &'k Problem<'a>,
     ctx: &'k KernelCtx<'a>,
     plan: &'k Plan,
+    /// A left side that is copied as it is kept, and where its rows start.
+    kept: Option<(ArgId, Dim)>,
     ring: Ring,
     me: Val,
 }
@@ -191,6 +202,8 @@ struct Unit {
     k: Val,
     /// Their row.
     scope: Scope,
+    /// Where the row starts, of a left side that is copied.
+    start: Option<Val>,
 }
 
 impl Kernel<'_, '_> {
@@ -215,9 +228,13 @@ impl Kernel<'_, '_> {
                 let place = b.bit_xor(piece, b.bit_and(local, PIECES - 1));
                 let slot = b.let_("slot", b.add(b.mul(local, PIECES), place));
                 let k = b.let_("unit_k", b.mul(piece, 8));
-                Unit { slot, k, scope: p.row_scope(self.ctx, scope, row, local, stats) }
+                let scope = p.row_scope(self.ctx, scope, row, local, stats);
+                let address = |(arg, row): &(ArgId, Dim)| self.ctx.address(&mut scope.clone(), *arg, row);
+                let start = self.kept.as_ref().map(|kept| b.let_("run", address(kept)));
+                Unit { slot, k, scope, start }
             })
             .collect();
+        let late = LATE.min(self.plan.k.div_ceil(TILE_COLUMNS) - 1);
         b.for_("k", 0, self.plan.k, TILE_COLUMNS, |b, at| {
             b.await_phase(ring.free, ring.stage, b.bit_xor(ring.phase, 1));
             b.if_(b.eq(mine, 0), |b| {
@@ -231,15 +248,49 @@ impl Kernel<'_, '_> {
                     b.bring_tile((*to, start), matrix, [b.add(at, c), b.add(column, r)], (ring.full, here));
                 }
             });
-            let values: Vec<Val> = units.iter().map(|u| self.element(u, at)).collect();
-            let first = b.let_("tile", b.mul(ring.stage, ROWS * PIECES));
-            for (unit, v) in units.iter().zip(values) {
-                b.store(ring.left, b.add(first, unit.slot), v);
+            match self.kept.as_ref().and_then(|(arg, _)| self.ctx.buffer(*arg)) {
+                Some(from) => {
+                    self.start_copies(&units, from, at);
+                    b.if_(b.ge(at, late * TILE_COLUMNS), |_| self.tell(late, late));
+                }
+                None => {
+                    let values: Vec<Val> = units.iter().map(|u| self.element(u, at)).collect();
+                    let first = b.let_("tile", b.mul(ring.stage, ROWS * PIECES));
+                    for (unit, v) in units.iter().zip(values) {
+                        b.store(ring.left, b.add(first, unit.slot), v);
+                    }
+                    b.publish();
+                    b.arrive(ring.full, ring.stage);
+                }
             }
-            b.publish();
-            b.arrive(ring.full, ring.stage);
             self.advance();
         });
+        if self.kept.is_some() {
+            (1..=late).rev().for_each(|ago| self.tell(ago - 1, ago));
+        }
+    }
+
+    /// Starts the copies of the left tile from `at` on along k; zeros beyond its end.
+    fn start_copies(&self, units: &[Unit], from: ArrayRef, at: Val) {
+        let (b, ring) = (&self.ctx.b, &self.ring);
+        let first = b.let_("tile", b.mul(ring.stage, ROWS * PIECES));
+        for unit in units {
+            let here = b.add(at, unit.k);
+            let safe = b.let_("unit_at", b.min(here, self.plan.k - 8));
+            let Some(start) = unit.start else { continue };
+            let inside = b.lt(here, self.plan.k);
+            b.copy_async(ring.left, b.add(first, unit.slot), from, b.shr(b.add(start, safe), 3), inside);
+        }
+        b.commit_copies();
+    }
+
+    /// Waits for all but the last `pending` tiles of copies, and says that the tile `ago` stages ago is in.
+    fn tell(&self, pending: u32, ago: u32) {
+        let (b, ring) = (&self.ctx.b, &self.ring);
+        b.wait_copies(pending);
+        b.publish();
+        let stage = b.bit_and(b.add(ring.stage, STAGES - ago), STAGES - 1);
+        b.arrive(ring.full, b.let_("in", stage));
     }
 
     /// The rounded elements of a unit, zeros beyond the end of k.

@@ -47,6 +47,15 @@ impl KernelCtx<'_> {
         };
         let texels = matches!(self.view(arg), View::Texels { .. });
         match a.storage {
+            Storage::F32 if a.is_half(self.caps.tier) && self.view(arg) == View::Vec4 => {
+                let word = self.word(arg, b.shr(at, 1));
+                let bits = b.shr(word, b.shl(b.bit_and(at, 1), 4));
+                match a.rounded {
+                    Some(Storage::F16) => b.lane(b.unpack_2x16_float(bits), 0),
+                    _ => b.bitcast(ir::Scalar::F32, b.shl(bits, 16)),
+                }
+            }
+            Storage::F32 if a.is_half(self.caps.tier) => b.cast(ir::Scalar::F32, b.load(buffer, at)),
             Storage::F32 if texels => b.bitcast(ir::Scalar::F32, self.word(arg, at)),
             Storage::I32 if texels => b.bitcast(ir::Scalar::I32, self.word(arg, at)),
             Storage::Bool if texels => b.ne(self.word(arg, at), 0),

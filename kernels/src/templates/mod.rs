@@ -157,7 +157,6 @@ pub fn render(spec: &KernelSpec, caps: &Capabilities) -> Result<Rendered, Templa
 pub fn warpgroup_refusal(spec: &KernelSpec) -> Option<&'static str> {
     match &spec.anchor {
         Anchor::MatMul { .. } if uses_gemv(spec) => Some("there are few rows"),
-        Anchor::MatMul { .. } if spec.stores_statistics() => Some("statistics scale the sums"),
         Anchor::MatMul { .. } => match product::Problem::new(spec) {
             Ok(problem) => gemm_warpgroup::plan(&problem).err(),
             Err(_) => Some("it is no product of matrices"),
@@ -165,6 +164,24 @@ pub fn warpgroup_refusal(spec: &KernelSpec) -> Option<&'static str> {
         Anchor::Attention(_) => Some("attention runs on the matrix units of every GPU"),
         _ => Some("it is no product of matrices"),
     }
+}
+
+/// The 16-bit format to which a kernel rounds an argument on every NVIDIA GPU, and reads it for nothing else: the left side
+/// of a product on matrix units, as it is.
+pub fn rounds(spec: &KernelSpec, arg: ArgId) -> Option<Storage> {
+    let Anchor::MatMul { lhs, lhs_stats, rhs, .. } = &spec.anchor else { return None };
+    let reads = |e: ExprId| matches!(spec.exprs.get(e), Expr::Load { arg: a, .. } if *a == arg);
+    if !reads(*lhs) || spec.columns.is_some() || uses_gemv(spec) || !spec.precision.is_auto() {
+        return None;
+    }
+    let stored = spec.stores.iter().map(|s| s.value).chain(spec.left.iter().map(|l| l.value));
+    let reduced = lhs_stats.iter().flat_map(|s| [Some(s.value), s.finish]).flatten();
+    let partial = spec.partials.iter().map(|p| p.value);
+    let others: Vec<ExprId> = stored.chain(reduced).chain(partial).chain(rhs.iter().copied()).collect();
+    if spec.exprs.reachable(&others).into_iter().any(reads) {
+        return None;
+    }
+    gemm_matrix::format_of(&product::Problem::new(spec).ok()?).map(product::stored_as)
 }
 
 /// Columns from which on products of warpgroups are faster: narrower ones have too few tiles for a large GPU.

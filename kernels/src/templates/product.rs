@@ -9,7 +9,7 @@ use super::stats::Team;
 use super::{TemplateError, View, contiguous_rows, depends_on_axis, multiple_of};
 use crate::dim::{Dim, Sym, product};
 use crate::dtype::Storage;
-use crate::ir::{ArrayRef, Builder, Type, Val, Var};
+use crate::ir::{ArrayRef, Builder, HalfFormat, Type, Val, Var};
 use crate::spec::{Anchor, Arg, ArgId, Expr, ExprId, KernelSpec, Space, Stat, Store};
 use crate::target::Capabilities;
 
@@ -79,11 +79,21 @@ impl<'a> Problem<'a> {
             });
             named.next()
         };
+        let kept = [HalfFormat::F16, HalfFormat::Bf16].into_iter().find_map(|f| self.kept_left(caps, f));
+        let left = kept.map(|(arg, _)| arg);
         KernelCtx::new(self.spec, caps, workgroup, |id: ArgId, a: &Arg| match (a.storage, runs(id)) {
+            (Storage::F32, None) if left == Some(id) => View::Vec4,
             (Storage::F32, Some(_)) => View::Vec4,
             (Storage::F16 | Storage::Bf16, Some(row)) if self.run == 8 && multiple_of(row, 8) => View::Vec4,
             _ => View::Scalar,
         })
+    }
+    /// The argument and the row's start of a left side that is kept in `format` and multiplied as it is, in runs of eight.
+    pub(super) fn kept_left(&self, caps: &Capabilities, format: HalfFormat) -> Option<(ArgId, Dim)> {
+        let (arg, row) = contiguous_rows(self.spec, self.lhs, self.spec.k_axis())?;
+        let a = self.spec.arg(arg)?;
+        let kept = a.is_half(caps.tier) && a.rounded == Some(stored_as(format)) && self.spec.precision.is_auto();
+        (kept && multiple_of(self.k, 8) && multiple_of(&row, 8)).then_some((arg, row))
     }
     /// Workgroups for blocks of that many rows and columns.
     pub(super) fn groups(&self, rows: u32, columns: u32) -> Dim {
@@ -277,6 +287,14 @@ impl<'a> Problem<'a> {
                 }
             });
         }
+    }
+}
+
+/// What elements of that format are stored as.
+pub(super) fn stored_as(format: HalfFormat) -> Storage {
+    match format {
+        HalfFormat::F16 => Storage::F16,
+        HalfFormat::Bf16 => Storage::Bf16,
     }
 }
 

@@ -1,9 +1,10 @@
 //! Guarded stores of results.
 
 use super::common::{KernelCtx, Scope};
-use crate::dtype::Scalar;
-use crate::ir::{Type, Val, Var};
-use crate::spec::{LeftStore, Store};
+use super::precision::F16_MAX;
+use crate::dtype::{Scalar, Storage};
+use crate::ir::{self, Type, Val, Var};
+use crate::spec::{ArgId, LeftStore, Store};
 
 impl KernelCtx<'_> {
     /// Emits every store of `stores` at the coordinate of `scope`; the caller guards the bounds of the domain.
@@ -34,13 +35,13 @@ impl KernelCtx<'_> {
         }
         for (st, v) in pending {
             let at = self.address(&mut scope, st.arg, &st.index);
-            self.put(st, at, v);
+            self.put(st.arg, at, v);
         }
         for (st, v) in guarded {
             let cond = self.when(&mut scope, st);
             b.if_(cond, |b| {
                 let at = self.address(&mut scope.clone(), st.arg, &st.index);
-                self.put(st, at, b.get(v));
+                self.put(st.arg, at, b.get(v));
             });
         }
         for st in late {
@@ -49,7 +50,7 @@ impl KernelCtx<'_> {
                 let mut inner = scope.clone();
                 let v = self.stored(&mut inner, st);
                 let at = self.address(&mut inner, st.arg, &st.index);
-                self.put(st, at, v);
+                self.put(st.arg, at, v);
             });
         }
     }
@@ -58,10 +59,7 @@ impl KernelCtx<'_> {
         for LeftStore { arg, index, value } in &self.spec.left {
             let v = self.expr(scope, *value);
             let at = self.address(scope, *arg, index);
-            match self.buffer(*arg) {
-                Some(array) => self.b.store(array, at, v),
-                None => self.b.error(format!("store to argument {}", arg.0)),
-            }
+            self.put(*arg, at, v);
         }
     }
     fn scalar_of(&self, st: &Store) -> Scalar {
@@ -75,11 +73,18 @@ impl KernelCtx<'_> {
             _ => v,
         }
     }
-    fn put(&self, st: &Store, at: Val, v: Val) {
-        match self.buffer(st.arg) {
-            Some(array) => self.b.store(array, at, v),
-            None => self.b.error(format!("store to argument {}", st.arg.0)),
-        }
+    /// Writes a value where an argument is kept, rounded as it is kept.
+    fn put(&self, arg: ArgId, at: Val, v: Val) {
+        let b = &self.b;
+        let (Some(array), Some(a)) = (self.buffer(arg), self.arg(arg)) else {
+            return b.error(format!("store to argument {}", arg.0));
+        };
+        let v = match a.rounded.filter(|_| a.is_half(self.caps.tier)) {
+            Some(Storage::F16) => b.cast(ir::Scalar::F16, b.clamp(v, -F16_MAX, F16_MAX)),
+            Some(_) => b.cast(ir::Scalar::Bf16, v),
+            None => v,
+        };
+        b.store(array, at, v);
     }
     /// The condition of a store; `true` without one.
     pub fn when(&self, scope: &mut Scope, st: &Store) -> Val {

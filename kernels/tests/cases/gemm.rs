@@ -387,3 +387,51 @@ pub fn statistics_scale_the_sums(check: &dyn Fn(&Case)) {
         check(&filled(s.done(), &[("S", rows)], 47));
     }
 }
+
+/// Says that these arguments of a kernel are rounded to `format` by all who read them.
+pub fn kept(mut spec: KernelSpec, names: &[&str], format: Storage) -> KernelSpec {
+    for a in spec.args.iter_mut().filter(|a| names.contains(&a.name.as_str())) {
+        a.rounded = Some(format);
+    }
+    spec.verify().unwrap();
+    spec
+}
+
+/// Rows that a device may keep in 16 bits, read in copies and, where they do not start on 16 bytes or the product has no
+/// matrix units, one by one; and results that are kept so.
+pub fn rows_kept_in_16_bits(check: &dyn Fn(&Case)) {
+    for (rows, n, k, storage, format) in [
+        (9, 40, 72, Storage::Bf16, Storage::Bf16),
+        (65, 70, 64, Storage::Q8_0, Storage::Bf16),
+        (70, 33, 104, Storage::F16, Storage::F16),
+        (5, 2050, 40, Storage::Bf16, Storage::Bf16),
+        (11, 12, 36, Storage::Bf16, Storage::Bf16),
+        (11, 12, 33, Storage::F32, Storage::F16),
+        (1, 12, 40, Storage::F32, Storage::Bf16),
+    ] {
+        for names in [["x"].as_slice(), &["x", "y"]] {
+            let mut case = filled(kept(plain((n, k), storage), names, format), &[("S", rows)], k);
+            if let Data::F32(x) = &mut case.data[0] {
+                // Both formats hold these numbers, so that kernels without matrix units compute the same.
+                x.iter_mut().for_each(|v| *v = (*v * 64.0).round() / 64.0);
+            }
+            check(&case);
+        }
+    }
+    // Rows behind four others of a width that is no multiple of 16 bytes, and two right sides.
+    for skipped in [4, 8] {
+        let (n, k) = (35u64, 64u64);
+        let mut s = SpecBuilder::new("behind", &["S", "35"], &["S"]);
+        let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*S + {skipped}"));
+        let w = s.arg("w", Space::Weight, Storage::Bf16, &(2 * n * k).to_string());
+        let y = s.out("y", Space::Arena, Storage::F32, "35*S");
+        let lhs = s.load(x, &format!("{k}*i0 + i2 + {skipped}"));
+        let rhs = [0, n * k].map(|from| s.load(w, &format!("{k}*i1 + i2 + {from}"))).to_vec();
+        s.spec.anchor = Anchor::MatMul { k: dim("64"), lhs, lhs_stats: Vec::new(), rhs };
+        let (gate, up) = (s.acc(0), s.acc(1));
+        let gate = s.un(UnaryOp::Silu, gate);
+        let value = s.bin(BinaryOp::Mul, gate, up);
+        s.store(y, "35*i0 + i1", value);
+        check(&filled(kept(s.done(), &["x", "y"], Storage::Bf16), &[("S", 70)], 5));
+    }
+}

@@ -48,7 +48,7 @@ impl SpecBuilder {
     }
     /// An argument that is read.
     pub fn arg(&mut self, name: &str, space: Space, storage: Storage, len: &str) -> ArgId {
-        self.spec.args.push(Arg { name: name.into(), space, storage, len: dim(len), written: false });
+        self.spec.args.push(Arg { name: name.into(), space, storage, len: dim(len), written: false, rounded: None });
         ArgId(self.spec.args.len() as u16 - 1)
     }
     /// An argument that is written.

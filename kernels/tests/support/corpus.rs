@@ -52,9 +52,13 @@ pub enum Form {
     NormedKept,
     /// Queries, and rotated keys into a slot.
     RotaryKv,
+    /// `x Wᵀ`, both rows kept in 16 bits.
+    Kept,
+    /// `r · x Wᵀ`, a root of sums of tiles for each row, and `x` kept in 16 bits.
+    Commuted,
 }
 
-/// Every form.
+/// Every form of rows in 32 bits.
 pub const FORMS: [Form; 7] =
     [Form::Plain, Form::BiasGelu, Form::Residual, Form::Gated, Form::Normed, Form::NormedKept, Form::RotaryKv];
 
@@ -73,6 +77,14 @@ pub fn all(z: &Shapes) -> Vec<KernelSpec> {
             }
         }
         specs.push(matmul(z, rows, Storage::Q4_0, Form::Gated));
+    }
+    for (storage, form) in [
+        (Storage::Bf16, Form::Kept),
+        (Storage::F16, Form::Kept),
+        (Storage::Q6K, Form::Kept),
+        (Storage::Bf16, Form::Commuted),
+    ] {
+        specs.push(matmul(z, "S", storage, form));
     }
     for storage in [Storage::F16, Storage::Bf16, Storage::Q6K] {
         let mut spec = matmul(&Shapes { columns: 4 * z.columns, ..*z }, "S", storage, Form::Residual);
@@ -295,6 +307,12 @@ pub fn matmul(z: &Shapes, rows: &str, storage: Storage, form: Form) -> KernelSpe
         lhs = s.bin(B::Mul, lhs, scale);
         lhs = s.bin(B::Mul, lhs, gain);
     }
+    if form == Form::Commuted {
+        let t = s.arg("t", Space::Arena, Storage::F32, "5*ROWS".replace("ROWS", rows).as_str());
+        let part = s.load(t, "5*i0 + i2");
+        lhs_stats.push(mean_square(&mut s, part, z.width, 0));
+        s.spec.stats_over = Some(Dim::from(5u64));
+    }
     let mut rhs = vec![s.load(w, &of(if pairs { "2*WW*i1 + i2" } else { "WW*i1 + i2" }))];
     if pairs {
         rhs.push(s.load(w, &of("2*WW*i1 + WW + i2")));
@@ -326,6 +344,10 @@ pub fn matmul(z: &Shapes, rows: &str, storage: Storage, form: Form) -> KernelSpe
             let (gate, up) = (s.un(U::Silu, acc), s.acc(1));
             s.bin(B::Mul, gate, up)
         }
+        Form::Commuted => {
+            let scale = s.stat(0, Scalar::F32);
+            s.bin(B::Mul, acc, scale)
+        }
         _ => acc,
     };
     if form == Form::NormedKept {
@@ -339,6 +361,15 @@ pub fn matmul(z: &Shapes, rows: &str, storage: Storage, form: Form) -> KernelSpe
         s.alias(out, r, AliasKind::SameElement);
     }
     s.store(out, &at, value);
+    let kept = if storage == Storage::F16 { Storage::F16 } else { Storage::Bf16 };
+    let kept_args: &[_] = match form {
+        Form::Kept => &[x, out],
+        Form::Commuted => &[x],
+        _ => &[],
+    };
+    for id in kept_args {
+        s.spec.args[id.0 as usize].rounded = Some(kept);
+    }
     s.done()
 }
 

@@ -1,9 +1,12 @@
 //! Where the arguments of a kernel lie, by the binding convention of generated kernels.
 
 use super::Case;
-use super::blocks::words;
+use super::blocks::{Data, half, words};
 use frit_kernels::dim::Sym;
-use frit_kernels::spec::Space;
+use frit_kernels::dtype::Storage;
+use frit_kernels::emit::Language;
+use frit_kernels::spec::{Arg, Space};
+use frit_kernels::target::Tier;
 use frit_kernels::templates::Rendered;
 
 /// Elements between two arguments of one buffer.
@@ -30,19 +33,43 @@ pub fn bytes(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
+/// The 16-bit format that an argument of a rendered kernel is kept in, if any.
+pub fn kept_as(a: &Arg, r: &Rendered) -> Option<Storage> {
+    a.rounded.filter(|_| r.language == Language::Ptx && a.is_half(Tier::Cuda))
+}
+
+/// Floats rounded to 16 bits, two a word.
+fn halves(data: &Data, format: Storage) -> Vec<u32> {
+    let Data::F32(v) = data else { panic!("only floats are kept in 16 bits") };
+    let bits = |v: &f32| match format {
+        Storage::F16 => half(v.clamp(-65504.0, 65504.0)),
+        _ => (frit_kernels::spec::to_bf16(*v).to_bits() >> 16) as u16,
+    };
+    let both = |pair: &[f32]| pair.iter().rev().fold(0, |word, v| word << 16 | u32::from(bits(v)));
+    v.chunks(2).map(both).collect()
+}
+
 impl Layout {
     /// Lays out the arguments of a case, with gaps between those that share a buffer.
     pub fn new(case: &Case, r: &Rendered) -> Layout {
         let spec = &case.spec;
         let mut spaces: Vec<(Space, Vec<u32>, bool)> = Vec::new();
         let mut place: Vec<(usize, usize)> = Vec::new();
+        let mut alone: Vec<usize> = Vec::new();
         for (i, a) in spec.args.iter().enumerate() {
             if let Some((_, from)) = case.shared.iter().find(|(o, _)| *o == i) {
                 place.push(place[*from]);
                 continue;
             }
+            if let Some(format) = kept_as(a, r) {
+                place.push((spaces.len(), 0));
+                spaces.push((a.space, halves(&case.data[i], format), a.written));
+                alone.push(spaces.len() - 1);
+                continue;
+            }
             let content = words(a.storage, &case.data[i]);
-            let known = spaces.iter().position(|(s, ..)| *s == a.space && a.space != Space::Weight);
+            let is_of = |(at, (s, ..)): (usize, &(Space, Vec<u32>, bool))| *s == a.space && !alone.contains(&at);
+            let known = spaces.iter().enumerate().position(is_of).filter(|_| a.space != Space::Weight);
             let at = known.unwrap_or_else(|| {
                 spaces.push((a.space, Vec::new(), false));
                 spaces.len() - 1

@@ -333,6 +333,24 @@ impl Check<'_> {
         for (i, s) in g.steps.iter().enumerate() {
             self.step(g, s, &format!("{place}, step {i}"), &probes);
         }
+        self.rounding(g, &place);
+    }
+
+    /// All kernels agree on the format that a value is rounded to, and values that the host sees are not rounded.
+    fn rounding(&mut self, g: &Program, place: &str) {
+        let ports = g.inputs.iter().chain(&g.outputs);
+        let mut known: HashMap<BufferRef, Option<Storage>> = ports.map(|p| (p.buffer, None)).collect();
+        for s in &g.steps {
+            let Some(k) = self.plan.kernels.get(s.kernel as usize) else { continue };
+            for (a, r) in k.spec.args.iter().zip(&s.args) {
+                let said = *known.entry(*r).or_insert(a.rounded);
+                self.ensure(said == a.rounded, || {
+                    let format = |f: Option<Storage>| f.map_or("none", |f| f.name());
+                    let (one, other) = (format(a.rounded), format(said));
+                    format!("{place}: `{}` of `{}` is rounded to {one}, elsewhere to {other}", a.name, k.name)
+                });
+            }
+        }
     }
 
     /// Values of one slot are alive one after another. Where one begins at the step at which another ends, that step's

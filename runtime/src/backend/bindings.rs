@@ -1,7 +1,8 @@
 //! The bindings that every generated kernel has.
 //!
 //! Group 0 holds, numbered from 0: one binding for each distinct space of the kernel's arguments in order of first
-//! occurrence, where every [`Space::Weight`] argument counts by itself; then the uniform `record`, the element offset of
+//! occurrence, where every argument that is bound alone ([`Arg::is_bound_alone`](frit_kernels::spec::Arg::is_bound_alone))
+//! counts by itself; then the uniform `record`, the element offset of
 //! each argument in its binding; then the uniform `sizes`, the plan's table of sizes.
 
 use crate::{Error, Result};
@@ -33,13 +34,14 @@ pub(crate) fn slots(spec: &KernelSpec, tier: Tier) -> Vec<Slot> {
     let mut seen: Vec<Space> = Vec::new();
     let mut out = Vec::new();
     for (i, a) in spec.args.iter().enumerate() {
-        if a.space != Space::Weight {
+        if !a.is_bound_alone(tier) {
             if seen.contains(&a.space) {
                 continue;
             }
             seen.push(a.space);
         }
         let written = match a.space {
+            Space::Arena if a.is_half(tier) => a.written,
             Space::Arena | Space::Ints => true,
             Space::Weight | Space::Side => false,
             Space::Kv(_) => spec.args.iter().any(|b| b.space == a.space && b.written),

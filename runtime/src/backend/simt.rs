@@ -9,7 +9,6 @@ use crate::tensor::Data;
 use crate::{Error, Result, Tensor};
 use frit_kernels::emit;
 use frit_kernels::ir::{TEXELS_PER_ROW, TILE_COLUMNS};
-use frit_kernels::spec::Space;
 use frit_kernels::target::Tier;
 use frit_plan::{KvPart, Placement, Plan, Port, Step, TensorSource};
 use frit_simt::{Argument, Buffer, Language, Launch, Options, Region, TensorMap, Texture, Violation};
@@ -206,6 +205,13 @@ fn held(buffer: &mut [u8], place: Place) -> Result<&mut [u8]> {
     buffer.get_mut(at..at + len).ok_or_else(|| Error::Plan(format!("{place:?} is outside of its buffer")))
 }
 
+/// The bytes of a place that holds `len` elements of 16 bits.
+fn halves(buffer: &mut [u8], place: Place, len: u64) -> Result<&mut [u8]> {
+    let at = place.offset as usize * 4;
+    let outside = || Error::Plan(format!("{len} elements of {place:?} are outside of its buffer"));
+    buffer.get_mut(at..at + len as usize * 2).filter(|_| len <= place.room).ok_or_else(outside)
+}
+
 impl SimtExecutor {
     fn memory(&mut self) -> Result<&mut Memory> {
         self.memory.as_mut().ok_or_else(|| Error::Device("it has no buffers since a resize failed".into()))
@@ -249,11 +255,22 @@ impl SimtExecutor {
                 }
                 Slot::Storage { arg, written } => {
                     let place = places.get(arg).copied().ok_or_else(|| super::layout::no_kernel(step))?;
-                    let regions = regions(&kernel.spec.args, &places, &lens, place.home);
                     let name = format!("{:?}", place.home).to_lowercase();
-                    let bytes = self.buffer(place.home)?.clone();
-                    let b = Buffer { name, bytes, initialised: true, writable: written, regions };
-                    (Argument::Buffer(b), written.then_some(place.home))
+                    let half = kernel.spec.args.get(arg).filter(|a| a.is_half(self.tier));
+                    let b = match half.zip(lens.get(arg)) {
+                        Some((a, len)) => {
+                            let name = format!("{} in {name}", a.name);
+                            let bytes = halves(self.buffer(place.home)?, place, *len)?.to_vec();
+                            Buffer { name, bytes, initialised: !written, writable: written, regions: Vec::new() }
+                        }
+                        None => {
+                            let regions = regions(&kernel.spec.args, &places, &lens, (place.home, self.tier));
+                            let bytes = self.buffer(place.home)?.clone();
+                            Buffer { name, bytes, initialised: true, writable: written, regions }
+                        }
+                    };
+                    let len = half.and(lens.get(arg).copied());
+                    (Argument::Buffer(b), written.then_some((place, len)))
                 }
                 Slot::Record => (Argument::Bytes(words(&record(&places)?)), None),
                 Slot::Sizes => {
@@ -304,9 +321,14 @@ impl SimtExecutor {
             dynamic_shared_bytes: text.dynamic_shared_bytes,
         };
         let outcome = frit_simt::run(&launch, &self.options).map_err(|e| refused(e.to_string()))?;
-        for (home, bytes) in homes.into_iter().zip(outcome.buffers) {
-            if let Some(home) = home {
-                *self.buffer(home)? = bytes;
+        // Arguments that are bound alone lie in buffers that others share.
+        let mut written: Vec<_> = homes.into_iter().zip(outcome.buffers).filter_map(|(h, b)| Some((h?, b))).collect();
+        written.sort_by_key(|((_, half), _)| half.is_some());
+        for ((place, half), bytes) in written {
+            let buffer = self.buffer(place.home)?;
+            match half {
+                Some(len) => halves(buffer, place, len)?.copy_from_slice(&bytes),
+                None => *buffer = bytes,
             }
         }
         self.counters.dispatches += 1;
@@ -344,11 +366,16 @@ fn words(w: &[u32]) -> Vec<u8> {
     w.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
-/// The parts of `home` that a kernel's arguments lie in. Weights are one argument each and need none.
-fn regions(args: &[frit_kernels::spec::Arg], places: &[Place], lens: &[u64], home: Home) -> Vec<Region> {
+/// The parts of `home` that a kernel's arguments lie in. What is bound alone needs none.
+fn regions(
+    args: &[frit_kernels::spec::Arg],
+    places: &[Place],
+    lens: &[u64],
+    (home, tier): (Home, Tier),
+) -> Vec<Region> {
     let mut out: Vec<Region> = Vec::new();
     for ((a, p), len) in args.iter().zip(places).zip(lens) {
-        if p.home != home || a.space == Space::Weight {
+        if p.home != home || a.is_bound_alone(tier) {
             continue;
         }
         let (start, end) = (p.offset * 4, (p.offset + len) * 4);

@@ -44,7 +44,6 @@ impl Partitioner<'_> {
                     "matrix units round rows to f16, whose range need not hold them before they are normalised",
                 );
             }
-            Some(Storage::Bf16) => return refuse("warpgroups that multiply 16-bit weights do not scale their sums"),
             Some(_) => {}
             None => return refuse("its weight is not known"),
         }

@@ -48,6 +48,10 @@ const PADDED: &str = "past the end of a head the other side is zero";
 const UNSTORED: &str = "elements past the end of a head are stored nowhere";
 const ADDED: &str = "what is added is 0";
 const PAIRS: &str = "columns come in pairs: the second of one has an odd number, and what it is compared with is even";
+const ELSEWHERE: &str = "another part of the block has the first column past the last";
+const BEYOND: &str = "blocks too many lie past the last column: their tiles are zeros, and nothing is stored";
+const UNITS: &str = "copies begin at multiples of eight elements: less than eight more is the same place";
+const STANDS: &str = "the barrier behind the last stage, which was let go of, stands in front of it";
 const NOTHING: &str = "without a key what was gathered is 0, whatever it is multiplied by";
 
 /// All of them.
@@ -138,4 +142,9 @@ pub const EQUIVALENT: &[Equivalent] = &[
     deep("attention_tile", "guard off by one", "select(0u, t_", BOUND),
     deep("attention_lanes", "largest and smallest mixed up", "let end_key", ALIKE),
     deep("attention_tile", "largest and smallest mixed up", "let end_key", ALIKE),
+    same("gemm_warpgroup", "guard off by one", ", 328; -> setp.le.u32", ZEROS),
+    deep("gemm_warpgroup", "stride off by one", ", 8; -> mul.lo.u32 %unit_k_", UNITS),
+    deep("gemm_warpgroup", "guard off by one", "%column_1, 200; -> setp.le.u32", ELSEWHERE),
+    same("gemm_warpgroup", "stride off by one", "mul.lo.u32 %groups, %r7, 2; -> mul.lo.u32 %groups, %r7, 3;", BEYOND),
+    deep("gemm_warpgroup", "barrier dropped", "bar.warp.sync 0xffffffff; -> mad.lo.u32", STANDS),
 ];

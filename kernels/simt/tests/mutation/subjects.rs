@@ -4,7 +4,7 @@
 //! attention lie far apart in one case, since a softmax forgives a wrong maximum as long as nothing overflows, and rows
 //! that see no key stand among others that do.
 
-use crate::cases::gemm::{filled, plain};
+use crate::cases::gemm::{filled, kept, plain};
 use crate::support::Case;
 use crate::support::blocks::{Data, Random};
 use crate::support::build::{SpecBuilder, dim};
@@ -29,6 +29,7 @@ pub fn all() -> Vec<Subject> {
         subject("gemm", product(67, 37, Storage::F32, &[3, 70, 134])),
         subject("gemm_bf16", product(70, 136, Storage::Bf16, &[9, 150])),
         subject("gemm_q4_0", product(70, 160, Storage::Q4_0, &[9, 150])),
+        subject("gemm_kept", vec![kept_rows(70, 136, 9), kept_rows(70, 136, 150)]),
         subject("gemm_gated", vec![gated(70, 72, Storage::Bf16, &["S"], 70)]),
         subject("gemm_normed", normed()),
         subject("gemv", vec![few_rows()]),
@@ -40,9 +41,22 @@ pub fn all() -> Vec<Subject> {
     ]
 }
 
-/// A product whose sum goes around a ring of tiles more than once, in two blocks.
-pub fn ring() -> Vec<Case> {
-    product(200, 328, Storage::Bf16, &[20])
+/// Products whose sum goes around a ring of tiles more than once, in two blocks and in four: of rows that pass through
+/// registers, and of rows that are copied into the ring.
+pub fn rings() -> Vec<Subject> {
+    let subject = |name, cases| Subject { name, cases };
+    vec![
+        subject("ring", product(200, 328, Storage::Bf16, &[20, 150])),
+        subject("ring_of_copies", vec![kept_rows(200, 328, 20), kept_rows(200, 328, 150)]),
+    ]
+}
+
+/// A product of rows that are kept in 16 bits, like its result.
+fn kept_rows(n: u64, k: u64, rows: i64) -> Case {
+    let spec = kept(plain((n, k), Storage::Bf16), &["x", "y"], Storage::Bf16);
+    let mut case = filled(spec, &[("S", rows)], 7);
+    case.tolerance = 1e-4;
+    case
 }
 
 fn map() -> Vec<Case> {

@@ -20,7 +20,7 @@ impl Kind {
     pub(super) fn of(scalar: Scalar) -> Kind {
         match scalar {
             Scalar::Bool => Kind::Predicate,
-            Scalar::F16 => Kind::Half,
+            Scalar::F16 | Scalar::Bf16 => Kind::Half,
             Scalar::U32 | Scalar::I32 => Kind::Word,
             Scalar::F32 => Kind::Float,
         }

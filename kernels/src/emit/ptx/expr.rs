@@ -363,6 +363,13 @@ impl Writer<'_> {
                 }
                 (_, Scalar::Bool) => self.op(format!("setp.ne.{source} {d}, {x}, 0")),
                 (Scalar::F16, Scalar::F32) => self.op(format!("cvt.f32.f16 {d}, {x}")),
+                // A conversion needs sm_90; the bits are the upper half.
+                (Scalar::Bf16, Scalar::F32) => {
+                    let (low, wide) = (self.asm.reg(Kind::Word), self.asm.reg(Kind::Word));
+                    self.op(format!("cvt.u32.u16 {low}, {x}"));
+                    self.op(format!("shl.b32 {wide}, {low}, 16"));
+                    self.op(format!("mov.b32 {d}, {wide}"));
+                }
                 (Scalar::F32 | Scalar::F16, Scalar::U32 | Scalar::I32) => {
                     self.op(format!("cvt.rzi.{target}.{source} {d}, {x}"));
                 }

@@ -290,7 +290,7 @@ impl Writer<'_> {
     }
 
     fn shuffle(&mut self, how: &str, by: u32, scalar: Scalar, from: &str, to: &str) {
-        if scalar != Scalar::F16 {
+        if !matches!(scalar, Scalar::F16 | Scalar::Bf16) {
             self.op(format!("shfl.sync.{how}.b32 {to}, {from}, {by}, 31, 0xffffffff"));
             return;
         }
@@ -372,7 +372,7 @@ pub(super) fn mem_type(scalar: Scalar) -> &'static str {
     match scalar {
         Scalar::F32 => "f32",
         Scalar::I32 => "s32",
-        Scalar::F16 => "b16",
+        Scalar::F16 | Scalar::Bf16 => "b16",
         Scalar::U32 | Scalar::Bool => "u32",
     }
 }
@@ -383,6 +383,7 @@ pub(super) fn arithmetic(scalar: Scalar) -> &'static str {
         Scalar::F32 => "f32",
         Scalar::I32 => "s32",
         Scalar::F16 => "f16",
+        Scalar::Bf16 => "bf16",
         Scalar::U32 => "u32",
         Scalar::Bool => "pred",
     }

@@ -7,7 +7,7 @@ use super::expr::{ExprWriter, float_type};
 use super::names::{self, Names};
 use super::{Consumer, ENTRY_POINT, Error, Options};
 use crate::emit::polynomials::{ERF_FAR, ERF_NEAR, ERF_SPLIT};
-use crate::ir::verify::{expr_types, uses_f16, uses_subgroups};
+use crate::ir::verify::{expr_types, uses, uses_subgroups};
 use crate::ir::{
     Access, ArrayRef, Barrier, BinaryOp, Block, Builtin, Collective, Expr, Handle, Local, Module, Stmt, Texture,
     UnaryOp,
@@ -49,7 +49,7 @@ impl Writer<'_> {
         for doc in &module.doc {
             self.comment(doc);
         }
-        if uses_f16(module) {
+        if uses(module, crate::ir::Scalar::F16) {
             self.line("enable f16;");
         }
         if options.consumer == Consumer::Browser && uses_subgroups(module) {

@@ -161,7 +161,7 @@ impl Builder {
             Scalar::I32 => self.i32(0),
             Scalar::Bool => self.bool(false),
             Scalar::F32 => self.f32(0.0),
-            Scalar::F16 => self.cast(Scalar::F16, self.f32(0.0)),
+            half @ (Scalar::F16 | Scalar::Bf16) => self.cast(half, self.f32(0.0)),
         };
         self.splat(ty.lanes(), scalar)
     }

@@ -521,5 +521,7 @@ impl Parser {
 }
 
 fn scalar_named(name: &str) -> Option<Scalar> {
-    [Scalar::F32, Scalar::U32, Scalar::I32, Scalar::Bool, Scalar::F16].into_iter().find(|s| s.name() == name)
+    [Scalar::F32, Scalar::U32, Scalar::I32, Scalar::Bool, Scalar::F16, Scalar::Bf16]
+        .into_iter()
+        .find(|s| s.name() == name)
 }

@@ -40,6 +40,7 @@ fn model() -> (Plan, Tensors) {
         storage: Storage::F32,
         len: d(len),
         written,
+        rounded: None,
     };
     let spec = KernelSpec {
         name: "scale".into(),

@@ -251,9 +251,11 @@ impl InterpretedDriver {
     fn execute(&mut self, call: &'static str, l: &Launch) -> DriverResult<()> {
         let unknown = || error(call, INVALID, "no such kernel");
         let f = self.functions.get(l.function.0 as usize).ok_or_else(unknown)?;
+        // From an address to the end of its allocation.
         let bytes_at = |at: Address| {
-            let gone = || error(call, ILLEGAL_ADDRESS, format!("{}: nothing begins at {at:#x}", f.name));
-            self.memory.get(&at).cloned().ok_or_else(gone)
+            let gone = || error(call, ILLEGAL_ADDRESS, format!("{}: nothing lies at {at:#x}", f.name));
+            let (base, bytes) = self.memory.range(..=at).next_back().ok_or_else(gone)?;
+            bytes.get((at - base) as usize..).filter(|b| !b.is_empty()).map(<[u8]>::to_vec).ok_or_else(gone)
         };
         let (mut arguments, mut matrices) = (Vec::new(), Vec::new());
         for p in &l.parameters {
@@ -297,17 +299,23 @@ impl InterpretedDriver {
         if let Some(first) = violations.first() {
             return Err(error(call, ILLEGAL_ADDRESS, format!("{}: {first}", f.name)));
         }
-        let mut left: BTreeMap<Address, Vec<u8>> = BTreeMap::new();
-        for (p, bytes) in l.parameters.iter().zip(outcome.buffers) {
+        let mut written: BTreeMap<Address, u8> = BTreeMap::new();
+        for (p, bytes) in l.parameters.iter().zip(&outcome.buffers) {
             let Parameter::Address(at) = p else { continue };
-            match left.get(at) {
-                Some(other) if *other != bytes => {
-                    return Err(error(call, ILLEGAL_ADDRESS, format!("{}: {at:#x} is written by two names", f.name)));
+            let before = bytes_at(*at)?;
+            for (place, (new, _)) in (*at..).zip(bytes.iter().zip(&before)).filter(|(_, (new, old))| new != old) {
+                if written.insert(place, *new).is_some_and(|other| other != *new) {
+                    return Err(error(
+                        call,
+                        ILLEGAL_ADDRESS,
+                        format!("{}: {place:#x} is written by two names", f.name),
+                    ));
                 }
-                _ => drop(left.insert(*at, bytes)),
             }
         }
-        self.memory.extend(left);
+        for (at, byte) in written {
+            self.range(call, at, 1)?.fill(byte);
+        }
         Ok(())
     }
     fn check_launch(&self, l: &Launch) -> DriverResult<()> {

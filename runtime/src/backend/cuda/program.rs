@@ -122,7 +122,8 @@ impl Prepared {
                 parameters.push(match slot {
                     Slot::Storage { arg, .. } | Slot::Texels { arg, .. } => {
                         let place = places.get(arg).ok_or_else(|| no_kernel(step))?;
-                        let at = memory.get(place.home)?;
+                        let half = spec.args.get(arg).is_some_and(|a| a.is_half(Tier::Cuda));
+                        let at = memory.get(place.home)? + if half { place.offset * 4 } else { 0 };
                         match v.matrices.iter().find(|m| usize::from(m.argument) == arg) {
                             Some(m) => Parameter::Block(gpu.tensor_map(at, m)?),
                             None if matches!(place.home, Home::Own(_) | Home::Side) => Parameter::Constant(at),

@@ -20,7 +20,7 @@ fn dims(list: &[&str]) -> Vec<Dim> {
 }
 
 fn arg(name: &str, space: Space, storage: Storage, written: bool) -> Arg {
-    Arg { name: name.into(), space, storage, len: d("B"), written }
+    Arg { name: name.into(), space, storage, len: d("B"), written, rounded: None }
 }
 
 /// A kernel with one invocation a workgroup and `B` workgroups.

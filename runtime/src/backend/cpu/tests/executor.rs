@@ -28,6 +28,7 @@ fn cached() -> Plan {
         storage,
         len: d(len),
         written,
+        rounded: None,
     };
 
     let mut c = Case::new(&["B", "S", "4"], &sizes);

@@ -134,7 +134,14 @@ impl Case {
             Given::IntOut(n) => (Space::Ints, Storage::I32, *n, true),
             Given::Over(i) => (Space::Arena, Storage::F32, self.len(*i), true),
         };
-        self.spec.args.push(Arg { name: format!("a{}", id.0), space, storage, len: len.into(), written });
+        self.spec.args.push(Arg {
+            name: format!("a{}", id.0),
+            space,
+            storage,
+            len: len.into(),
+            written,
+            rounded: None,
+        });
         self.given.push(g);
         id
     }

@@ -1,0 +1,194 @@
+//! Values that every reader rounds to 16 bits are kept so on CUDA: not a bit of any result changes, and other targets do not
+//! know of it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use frit::backend::simt::SimtBackend;
+use frit::{BackendChoice, LoadedModel, Session, Tensor};
+use frit_compiler::{CompileOptions, Compiler, Model};
+use frit_kernels::dtype::Storage;
+use frit_kernels::target::Tier;
+use frit_plan::{BufferRef, Program};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A decoder of two layers with random bf16 weights, of sizes that no tile divides and that warpgroups take.
+fn wide(folder: &Path) -> Model {
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 104,
+        "intermediate_size": 168, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 26, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 128,
+        "tie_word_embeddings": false, "vocab_size": 211, "bos_token_id": 1,
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let mut shapes: Vec<(String, Vec<usize>)> = vec![
+        ("model.embed_tokens.weight".into(), vec![211, 104]),
+        ("lm_head.weight".into(), vec![211, 104]),
+        ("model.norm.weight".into(), vec![104]),
+    ];
+    for layer in 0..2 {
+        for (name, shape) in [
+            ("input_layernorm", vec![104]),
+            ("post_attention_layernorm", vec![104]),
+            ("self_attn.q_proj", vec![104, 104]),
+            ("self_attn.k_proj", vec![52, 104]),
+            ("self_attn.v_proj", vec![52, 104]),
+            ("self_attn.o_proj", vec![104, 104]),
+            ("mlp.gate_proj", vec![168, 104]),
+            ("mlp.up_proj", vec![168, 104]),
+            ("mlp.down_proj", vec![104, 168]),
+        ] {
+            shapes.push((format!("model.layers.{layer}.{name}.weight"), shape));
+        }
+    }
+    let mut random = support::Random::new(11);
+    let (mut header, mut data) = (BTreeMap::new(), Vec::<u8>::new());
+    for (name, shape) in shapes {
+        let start = data.len();
+        let centre = if shape.len() == 1 { 1.0 } else { 0.0 };
+        let count = shape.iter().product::<usize>();
+        data.extend((0..count).flat_map(|_| half::bf16::from_f32(centre + 0.2 * random.unit()).to_le_bytes()));
+        header.insert(name, serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, data.len()]}));
+    }
+    let header = serde_json::to_string(&header).unwrap();
+    let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+    std::fs::write(folder.join("model.safetensors"), file).unwrap();
+    frit_compiler::ingest::load(folder).unwrap()
+}
+
+fn compiled(model: &Model, switch: Option<&str>) -> LoadedModel {
+    let mut options = CompileOptions { every_text: true, ..CompileOptions::default() };
+    if let Some(s) = switch {
+        options.switch_off(s).unwrap();
+    }
+    let plan = Compiler::new(options).compile(model).unwrap();
+    plan.validate().unwrap();
+    LoadedModel { plan: Arc::new(plan), weights: model.weights(), artifact: None }
+}
+
+/// The values of a program that are kept in 16 bits, by name, with their formats.
+fn kept(m: &LoadedModel, program: &str) -> BTreeMap<String, Storage> {
+    let p: &Program = m.plan.program(program).unwrap();
+    let args = p.steps.iter().flat_map(|s| m.plan.kernels[s.kernel as usize].spec.args.iter().zip(&s.args));
+    let named = args.filter_map(|(a, r)| Some((a.rounded?, r)));
+    named
+        .map(|(format, r)| match r {
+            BufferRef::Value(v) => (p.values[*v as usize].name.clone(), format),
+            other => panic!("{other:?} is kept in {format}"),
+        })
+        .collect()
+}
+
+/// Numbers that a run leaves on PTX for this compute capability, as bits.
+fn on_ptx(m: &LoadedModel, capability: (u32, u32), input: &[(&str, Tensor)]) -> (Vec<Vec<u32>>, Vec<&'static str>) {
+    let simt = SimtBackend::new(Tier::Cuda, Some(3)).with_capability(capability);
+    let mut s = Session::builder().bind_on(&simt, Arc::clone(&m.plan), &*m.weights).unwrap();
+    let out = s.run(input).unwrap();
+    let checks = simt.checks().kernels();
+    let broken: Vec<_> = checks.iter().flat_map(|k| &k.violations).collect();
+    assert!(broken.is_empty(), "{broken:#?}");
+    let templates = m.plan.kernels.iter().zip(&checks).filter(|(_, c)| c.launches > 0);
+    let templates = templates.filter_map(|(k, _)| k.ptx(capability)).map(|v| match v.schedule.template.as_str() {
+        "gemm_warpgroup" => "warpgroups",
+        _ => "others",
+    });
+    let templates: BTreeSet<&str> = templates.collect();
+    let bits = |t: &Tensor| t.as_f32().unwrap().iter().map(|v| v.to_bits()).collect();
+    (out.iter().map(|(_, t)| bits(t)).collect(), templates.into_iter().collect())
+}
+
+#[test]
+fn results_have_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut seen = BTreeSet::new();
+    for (name, model, format) in [
+        ("bf16", wide(folder.path()), Storage::Bf16),
+        ("Q8_0", support::load("devset/gguf/llama_Q8_0.gguf"), Storage::Bf16),
+        ("F16", support::load("devset/gguf/llama_F16.gguf"), Storage::F16),
+    ] {
+        let (half, whole) = (compiled(&model, None), compiled(&model, Some("half-rows")));
+        assert_eq!(kept(&whole, "forward"), BTreeMap::new(), "{name}");
+        let found = kept(&half, "forward");
+        // Of each layer what attention leaves and what the activation leaves, at least.
+        assert!(found.len() >= 4 && found.values().all(|f| *f == format), "{name}: {found:?}");
+        for (batch, tokens) in [(1, 70), (3, 9)] {
+            let ids = (0..batch * tokens).map(|i| (3 + i * 17 % 190) as i32).collect();
+            let input = [("input_ids", Tensor::i32(&[batch as u64, tokens as u64], ids).unwrap())];
+            for capability in [(8, 0), (9, 0)] {
+                let (got, templates) = on_ptx(&half, capability, &input);
+                let (want, _) = on_ptx(&whole, capability, &input);
+                assert!(!got.is_empty() && got == want, "{name} on {capability:?}, {batch}x{tokens}");
+                seen.extend(templates.into_iter().map(|t| (capability, t)));
+            }
+            let [got, want] = [&half, &whole].map(|m| support::open(m, BackendChoice::Cpu).run(&input).unwrap());
+            assert_eq!(got[0].1.as_f32().unwrap(), want[0].1.as_f32().unwrap(), "{name} on the CPU");
+        }
+    }
+    assert!(seen.contains(&((9, 0), "warpgroups")) && seen.contains(&((8, 0), "others")), "{seen:?}");
+}
+
+/// The texts of other targets are those of the plan without.
+#[test]
+fn other_targets_have_the_same_texts() {
+    let model = support::load("devset/gguf/llama_Q8_0.gguf");
+    let (half, whole) = (compiled(&model, None), compiled(&model, Some("half-rows")));
+    let texts = |m: &LoadedModel, tier| -> BTreeSet<String> { m.plan.texts(tier).map(|t| t.1.to_owned()).collect() };
+    for tier in [Tier::Cpu, Tier::Gpu] {
+        assert_eq!(texts(&half, tier), texts(&whole, tier));
+    }
+    assert_ne!(texts(&half, Tier::Cuda), texts(&whole, Tier::Cuda));
+}
+
+/// Neither values that the host sees nor those that anything reads in full are kept so; the switch works by place.
+#[test]
+fn values_that_are_read_in_full_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = wide(folder.path());
+    let half = compiled(&model, None);
+    for p in &half.plan.programs {
+        let ports: BTreeSet<String> = p
+            .inputs
+            .iter()
+            .chain(&p.outputs)
+            .filter_map(|port| match port.buffer {
+                BufferRef::Value(v) => Some(p.values[v as usize].name.clone()),
+                _ => None,
+            })
+            .collect();
+        assert!(kept(&half, &p.name).keys().all(|name| !ports.contains(name)), "{}", p.name);
+    }
+    // One row a sequence is multiplied in 32 bits.
+    assert_eq!(kept(&half, "decode"), BTreeMap::new());
+    let all = kept(&half, "prefill");
+    let some = kept(&compiled(&model, Some("half-rows@layers.1")), "prefill");
+    assert!(!some.is_empty() && some.len() < all.len(), "{some:?} of {all:?}");
+    // A precision that takes both sides apart reads them in full.
+    let options = CompileOptions::default();
+    let mut exact = options.clone();
+    exact.fusion.matmul_precision = frit_kernels::spec::MatmulPrecision::Bf16x3;
+    let plan = Compiler::new(exact).compile(&model).unwrap();
+    assert!(plan.kernels.iter().all(|k| k.spec.args.iter().all(|a| a.rounded.is_none())));
+}
+
+/// A norm in front of bf16 products is commuted through them: rows go in as they are, in 16 bits.
+#[test]
+fn norms_of_bf16_models_are_commuted() {
+    let folder = tempfile::tempdir().unwrap();
+    let half = compiled(&wide(folder.path()), None);
+    let gained: Vec<_> = kept(&half, "prefill").into_keys().filter(|n| n.contains("gained")).collect();
+    assert_eq!(gained.len(), 3, "of four norms but the first, whose rows no product makes: {gained:?}");
+}
+
+/// An artifact whose kernels do not agree on how a value is kept is refused.
+#[test]
+fn kernels_agree_on_how_a_value_is_kept() {
+    let mut m = compiled(&support::load("devset/gguf/llama_Q8_0.gguf"), None);
+    let plan = Arc::make_mut(&mut m.plan);
+    let writer =
+        plan.kernels.iter_mut().find(|k| k.spec.args.iter().any(|a| a.written && a.rounded.is_some())).unwrap();
+    writer.spec.args.iter_mut().for_each(|a| a.rounded = None);
+    let why = plan.validate().unwrap_err().to_string();
+    assert!(why.contains("is rounded to bf16, elsewhere to none"), "{why}");
+}
