@@ -2,7 +2,7 @@
 
 use crate::launch::Options;
 use crate::machine::{Machine, Warp};
-use crate::memory::{Kind, OFFSET_BITS};
+use crate::memory::{Kind, OFFSET_BITS, Segment};
 use crate::op::{Access, Addr, Atomic, Elem, LANES, Reg, Rmw, Space};
 use crate::report::ViolationKind;
 
@@ -90,13 +90,23 @@ impl Machine<'_> {
         found
     }
 
+    /// Lanes of `mask` that may not access a segment yet: the launch in front may still write it, or read what they write.
+    pub(crate) fn too_early(&self, w: &Warp, segment: usize, mask: u32, write: bool) -> u32 {
+        let shared = |s: &Segment| s.kind == Kind::Global && (write || s.writable);
+        if w.waited == u32::MAX || !self.memory.segments.get(segment).is_some_and(shared) {
+            0
+        } else {
+            mask & !w.waited
+        }
+    }
+
     /// Lanes whose access passes alignment, bounds, initialisation and race checks; the others are reported. A lane whose
     /// access is in bounds still takes place, so that one fault does not cause a trail of others.
     pub(crate) fn permitted(&mut self, w: &Warp, p: &Places, size: u32, align: u32, write: bool, atomic: bool) -> u32 {
-        let Some(s) = self.memory.segments.get_mut(p.segment) else { return 0 };
-        if !w.waited && s.kind == Kind::Global && (write || s.writable) && p.mask != 0 {
-            let lane = p.mask.trailing_zeros() as usize;
-            self.violate(w, p.mask, ViolationKind::EarlyAccess, Some((p.segment, p.offsets[lane])));
+        let early = self.too_early(w, p.segment, p.mask, write);
+        if early != 0 {
+            let lane = early.trailing_zeros() as usize;
+            self.violate(w, early, ViolationKind::EarlyAccess, Some((p.segment, p.offsets[lane])));
         }
         let Some(s) = self.memory.segments.get_mut(p.segment) else { return 0 };
         let mut faults: Vec<(u32, ViolationKind)> = Vec::new();

@@ -223,7 +223,7 @@ impl Machine<'_> {
                 }
             }
             Op::TensorCopy(x) => self.tensor_copy(w, &x, mask),
-            Op::LaunchWait => w.waited = true,
+            Op::LaunchWait => w.waited |= mask,
             Op::WgmmaFence => self.wgmma_fence(w),
             Op::WgmmaCommit => self.wgmma_commit(w),
             Op::WgmmaWait { pending } => self.wgmma_wait(w, pending),

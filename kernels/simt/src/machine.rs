@@ -43,8 +43,8 @@ pub(crate) struct Warp {
     /// Lanes that exist.
     pub(crate) lanes: u32,
     pub(crate) index: u32,
-    /// Whether it waited for the launch before this one, if the kernel does so.
-    pub(crate) waited: bool,
+    /// Lanes that waited for the launch before this one; all of them if the kernel does not overlap it.
+    pub(crate) waited: u32,
     /// Products of its warpgroup under way.
     pub(crate) products: Products,
     /// Where it last found a phase not ended, and what had changed by then.
@@ -181,7 +181,7 @@ impl<'p> Machine<'p> {
         w.waiting.clear();
         (w.pc, w.mask, w.state, w.stalled) = (0, w.lanes, None, None);
         w.products = Products::default();
-        w.waited = !self.program.overlaps;
+        w.waited = if self.program.overlaps { 0 } else { u32::MAX };
         if self.program.track_registers {
             w.defined.fill(0);
             let p = self.program;

@@ -68,7 +68,7 @@ pub enum ViolationKind {
     ),
     /// Threads wait for the phase of an `mbarrier` that nothing will end.
     Deadlock,
-    /// A write, or a read of what may be written, before the kernel waited for the launch in front of it.
+    /// A write, or a read of what may be written, by a thread that has not waited for the launch in front.
     EarlyAccess,
     /// A word read through the non-coherent cache (`ld.global.nc`) and written by the same launch.
     NotConstant,

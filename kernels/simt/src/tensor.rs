@@ -89,16 +89,20 @@ impl Machine<'_> {
         }
         let row_bytes = map.tile[0] * map.element_bytes;
         let mut words = Vec::with_capacity((map.tile[1] * row_bytes / 4) as usize);
-        let mut faults = Vec::new();
+        let (mut faults, mut read) = (Vec::new(), None);
         for row in 0..map.tile[1] {
             let mut sectors = 0;
             for at in (0..row_bytes).step_by(4) {
                 let word = self.tensor_word(&map, source, (first, row, at), thread, &mut faults);
                 sectors += u64::from(word.is_some() && at % 32 == 0);
                 let to = map.swizzle.place(start + u64::from(row * row_bytes + at));
-                words.push((to, word.unwrap_or(0)));
+                words.push((to, word.map_or(0, |(word, _)| word)));
+                read = read.or(word.map(|(_, from)| from));
             }
             self.counters.global_read_sectors += sectors;
+        }
+        if let Some(from) = read.filter(|_| self.too_early(w, source, 1 << lane, false) != 0) {
+            faults.push((ViolationKind::EarlyAccess, source, from));
         }
         for (to, _) in &words {
             let Some(s) = self.memory.segments.get_mut(segment) else { continue };
@@ -118,7 +122,7 @@ impl Machine<'_> {
         self.barriers.launch(Flight { segment, words, barrier, pc: w.pc, thread });
     }
 
-    /// The word at byte `at` of a row of the tile; nothing beyond the tensor's edges.
+    /// The word at byte `at` of a row of the tile, and where it was read; nothing beyond the tensor's edges.
     fn tensor_word(
         &mut self,
         map: &TensorMap,
@@ -126,9 +130,9 @@ impl Machine<'_> {
         (first, row, at): ([i32; 2], u32, u32),
         thread: u32,
         faults: &mut Vec<(ViolationKind, usize, u64)>,
-    ) -> Option<u32> {
+    ) -> Option<(u32, u64)> {
         let row = u64::try_from(i64::from(first[1]) + i64::from(row)).ok().filter(|r| *r < map.extents[1])?;
-        let (mut word, mut any) = (0, false);
+        let (mut word, mut read) = (0, None);
         for part in (0..4).step_by(map.element_bytes as usize) {
             let column = i64::from(first[0]) + i64::from((at + part) / map.element_bytes);
             let Some(column) = u64::try_from(column).ok().filter(|c| *c < map.extents[0]) else { continue };
@@ -142,9 +146,9 @@ impl Machine<'_> {
             }
             let elem = if map.element_bytes == 2 { Elem::U16 } else { Elem::B32 };
             word |= s.get(from, elem, 0).0 << (8 * part);
-            any = true;
+            read = read.or(Some(from));
             self.counters.global_read_bytes += u64::from(map.element_bytes);
         }
-        any.then_some(word)
+        read.map(|from| (word, from))
     }
 }

@@ -503,3 +503,58 @@ fn what_may_be_written_is_not_touched_before_the_launch_in_front_has_ended() {
     assert_eq!(run(read, "").run().only(|k| *k == V::EarlyAccess).line, 11);
     assert_eq!(run("st.global.u32 [%rd2], 1;", read).run().only(|k| *k == V::EarlyAccess).count, 1);
 }
+
+/// A wait that some lanes reach serves those alone, whatever their warp or workgroup does.
+#[test]
+fn a_lane_that_did_not_wait_itself_touches_nothing_of_the_launch_in_front() {
+    let run = |wait: &str| {
+        let text = format!(
+            ".version 7.8
+.target sm_90
+.address_size 64
+.visible .entry main(.param .u64 data)
+.reqntid 64
+{{
+    .reg .pred %p1; .reg .b32 %r<4>, %i; .reg .b64 %rd<4>;
+    ld.param.u64 %rd1, [data];
+    mov.u32 %i, %tid.x;
+    mad.wide.u32 %rd2, %i, 4, %rd1;
+    setp.lt.u32 %p1, %i, 16;
+    {wait}
+    bar.sync 0;
+    ld.global.u32 %r1, [%rd2];
+    st.global.u32 [%rd2], %r1;
+}}"
+        );
+        Run::ptx(&text, [64, 1, 1]).inout(&floats(64, |i| i as f32)).run()
+    };
+    assert!(run("griddepcontrol.wait;").violations.is_empty());
+    assert!(run("@%p1 griddepcontrol.wait; @!%p1 griddepcontrol.wait;").violations.is_empty());
+    let apart = "@%p1 bra $first; griddepcontrol.wait; bra $on; $first: griddepcontrol.wait; $on:";
+    assert!(run(apart).violations.is_empty());
+    for some in ["@%p1 griddepcontrol.wait;", "@!%p1 bra $on; griddepcontrol.wait; $on:"] {
+        let found = run(some).violations;
+        let counts: Vec<_> = found.iter().map(|v| (v.kind.clone(), v.thread.local[0], v.count)).collect();
+        assert_eq!(counts, [(V::EarlyAccess, 16, 48), (V::EarlyAccess, 16, 48)], "{some}");
+        assert_eq!(found[0].address.as_ref().map(|a| a.offset), Some(64));
+    }
+}
+
+#[test]
+fn a_tensor_copy_waits_for_the_launch_in_front_as_other_reads_do() {
+    let [copy, store, first] = ["cp.async.bulk.tensor.2d", "mad.lo.u32 %r3, %i, 4, %r1;", "setp.ne.u32 %p1, %i, 0;"];
+    let behind = |place: &str| format!("griddepcontrol.wait; {place}");
+    let late = behind(store);
+    let run = |also: (&str, &str)| tile(&[(store, &late), also], (0, 0), Swizzle::Bytes128);
+    // Weights, which no launch writes, may come early; so may all that has no launch in front.
+    run((copy, copy)).clean();
+    tile(&[], (0, 0), Swizzle::Bytes128).writable(2).clean();
+    run((copy, &behind(copy))).writable(2).clean();
+    // The thread does not wait, or another one of its warp does.
+    let other = format!("setp.eq.u32 %p2, %i, 1; @%p2 griddepcontrol.wait; {first}");
+    for also in [(copy, copy), (first, other.as_str())] {
+        let found = run(also).writable(2).run().only(|k| *k == V::EarlyAccess);
+        assert_eq!((found.count, found.thread.local), (1, [0; 3]), "{also:?}");
+        assert_eq!(found.address.map(|a| (a.buffer, a.offset)), Some(("in2".into(), 0)), "{also:?}");
+    }
+}

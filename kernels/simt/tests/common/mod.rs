@@ -127,6 +127,13 @@ impl Run {
         }
         self
     }
+    /// Lets an argument be written, by this launch or the one in front.
+    pub fn writable(mut self, argument: usize) -> Run {
+        if let Argument::Buffer(b) = &mut self.arguments[argument] {
+            b.writable = true;
+        }
+        self
+    }
     pub fn with(mut self, change: impl FnOnce(&mut Options)) -> Run {
         change(&mut self.options);
         self
