@@ -38,7 +38,36 @@ fn identity(op: Reduce) -> u32 {
     }
 }
 
+/// The lanes of the group of `width` that a lane belongs to.
+fn group_of(lane: usize, width: u32) -> u32 {
+    let first = lane as u32 / width * width;
+    (u32::MAX >> (LANES as u32 - width)) << first
+}
+
 impl Machine<'_> {
+    /// Lanes that name one another meet, with memory order among them; where none are named, those of a subgroup.
+    pub(crate) fn warp_barrier(&mut self, w: &Warp, members: Option<Reg>, mask: u32) {
+        let width = self.options.subgroup_size;
+        let named: Row = match members {
+            Some(r) => w.row(r).map(|named| named & w.lanes),
+            None => std::array::from_fn(|lane| group_of(lane, width) & w.lanes),
+        };
+        let (mut left, mut missing) = (mask, 0);
+        while left != 0 {
+            let wanted = named[left.trailing_zeros() as usize];
+            let here = (0..LANES).filter(|i| left >> i & 1 == 1 && named[*i] == wanted).fold(0, |m, i| m | 1 << i);
+            left &= !here;
+            missing |= wanted ^ here;
+            let whole = members.is_none() || wanted == w.lanes;
+            let met = |i: &u32| (wanted & here) >> i & 1 == 1;
+            let threads: Vec<u32> = (0..LANES as u32).filter(met).map(|i| w.index * LANES as u32 + i).collect();
+            self.clock.meet(&threads, whole && wanted == here);
+        }
+        if missing != 0 {
+            self.violate(w, missing, ViolationKind::BarrierDivergence, None);
+        }
+    }
+
     /// Checks that all lanes a mask operand names take part.
     fn check_members(&mut self, w: &Warp, members: Option<Reg>, mask: u32) {
         let Some(r) = members else { return };

@@ -195,13 +195,7 @@ impl Machine<'_> {
                 self.shuffle(w, mode, (d, a, b), width, (clamp, valid, members), mask);
             }
             Op::Reduce { op, scan, d, a, width, members } => self.reduce(w, op, scan, (d, a), width, members, mask),
-            Op::WarpBarrier { members } => {
-                let wanted = members.map_or(w.lanes, |r| w.row(r)[mask.trailing_zeros() as usize]) & w.lanes;
-                if wanted & !mask != 0 {
-                    self.violate(w, wanted & !mask, ViolationKind::BarrierDivergence, None);
-                }
-                self.clock.warp_barrier(w.index as usize);
-            }
+            Op::WarpBarrier { members } => self.warp_barrier(w, members, mask),
             Op::Ldmatrix { reg, addr, long, imm, tiles, transposed } => {
                 self.ldmatrix(w, reg, (addr, long, imm), tiles, transposed, mask);
             }

@@ -9,7 +9,7 @@ use crate::async_copy::Copies;
 use crate::counters::Counters;
 use crate::launch::{Launch, Options, Outcome, TensorMap};
 use crate::math::Arith;
-use crate::mbarrier::Barriers;
+use crate::mbarrier::{BarrierOp, Barriers};
 use crate::memory::{Memory, base_address};
 use crate::op::{LANES, Op, Program, Reg, Row};
 use crate::report::{Address, Report, Thread, ViolationKind};
@@ -80,7 +80,7 @@ impl<'p> Machine<'p> {
         Machine {
             program,
             memory: Memory::new(program, launch, options.zeroed_workgroup_memory),
-            clock: Clock::default(),
+            clock: clock(program, options),
             report: Report::new(launch.kernel),
             counters: Counters::default(),
             arith: Arith { ftz: options.flush_denormals, perturb: options.perturb, wgsl: program.wgsl },
@@ -116,7 +116,7 @@ impl<'p> Machine<'p> {
             };
             let [x, y, _] = self.grid.map(u64::from);
             self.group = [(i % x) as u32, (i / x % y) as u32, (i / x / y) as u32];
-            self.clock.enter_group(warps.len());
+            self.clock.enter_group(self.threads);
             self.memory.segments.iter_mut().for_each(|s| s.watch.reset());
             self.copies.reset(&mut self.memory);
             self.barriers.reset();
@@ -410,6 +410,19 @@ impl<'p> Machine<'p> {
             self.violate(w, missing, ViolationKind::UninitialisedRegister, None);
         }
     }
+}
+
+/// The clock of a program: how its lanes are ordered in groups, and whether one by one as well.
+fn clock(program: &Program, options: &Options) -> Clock {
+    let threads: u32 = program.workgroup.iter().product();
+    let lanes = if threads < LANES as u32 { (1 << threads) - 1 } else { u32::MAX };
+    let names_all = |r: Reg| program.constants.iter().any(|(c, v)| *c == r && v & lanes == lanes);
+    let part = |op: &Op| matches!(op, Op::WarpBarrier { members: Some(r) } if !names_all(*r));
+    let phase = |op: &Op| matches!(op, Op::Mbarrier { op: BarrierOp::Init { .. }, .. });
+    let mut clock = Clock::new(if program.wgsl { options.subgroup_size } else { LANES as u32 });
+    clock.has_phases = program.code.iter().any(|i| phase(&i.op));
+    clock.has_parts = program.code.iter().any(|i| part(&i.op));
+    clock
 }
 
 /// The tensor maps of a launch.

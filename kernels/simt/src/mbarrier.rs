@@ -145,7 +145,6 @@ impl Machine<'_> {
                 if count == 0 || count >= 1 << 20 {
                     self.violate(w, 1 << lane, ViolationKind::Mbarrier("counts from 1 to 2^20 - 1"), None);
                 }
-                self.clock.has_phases = true;
                 self.barriers
                     .all
                     .insert(at, Barrier { count, missing: count, unfenced: Some(thread), ..Barrier::default() });

@@ -3,7 +3,7 @@
 use crate::launch::{Argument, Launch};
 use crate::op::{Elem, Origin, Program};
 use crate::report::ViolationKind;
-use crate::shadow::{ASYNC, Cell, Clock};
+use crate::shadow::{ASYNC, Cell, Clock, Order};
 use crate::watch::Watch;
 use rustc_hash::FxHashMap;
 
@@ -33,7 +33,7 @@ pub(crate) struct Segment {
     parts: FxHashMap<usize, [Cell; 4]>,
     /// Destinations of copies under way, with the issuing thread.
     pub(crate) pending: FxHashMap<usize, u32>,
-    /// Of shared memory, where barriers with phases are in use.
+    /// Where threads are ordered one by one.
     pub(crate) watch: Watch,
 }
 
@@ -177,12 +177,34 @@ impl Segment {
             return None;
         }
         let order = clock.order(thread, self.kind != Kind::Global);
-        if clock.has_phases && self.kind == Kind::Shared && !atomic {
-            for word in (offset / 4)..(offset + u64::from(size)).div_ceil(4) {
-                self.watch.read(word as usize, thread, clock.now);
-            }
+        let fault = self.check(offset, size, thread, |c| c.read(&order, atomic));
+        if self.is_watched(clock) { self.watched(fault, (offset, size), &order, false, atomic) } else { fault }
+    }
+    fn is_watched(&self, clock: &Clock) -> bool {
+        match self.kind {
+            Kind::Shared => clock.has_phases || clock.has_parts,
+            Kind::Global => clock.has_parts,
+            Kind::Local => false,
         }
-        self.check(offset, size, thread, |c| c.read(&order, atomic))
+    }
+    /// A fault of the shadow's, but the races with threads of the workgroup that the watch finds.
+    fn watched(
+        &mut self,
+        fault: Option<ViolationKind>,
+        (offset, size): (u64, u32),
+        order: &Order<'_>,
+        write: bool,
+        atomic: bool,
+    ) -> Option<ViolationKind> {
+        let mut race = None;
+        for word in (offset / 4)..(offset + u64::from(size)).div_ceil(4) {
+            let bytes = if size >= 4 { 15 } else { ((1 << size) - 1) << (offset % 4) };
+            race = race.or(self.watch.touch((word as usize, bytes), order, write, atomic));
+        }
+        match fault {
+            None | Some(ViolationKind::Race { other: Some(_), .. }) => race,
+            other => other,
+        }
     }
     /// A read that was checked takes the bytes for constant.
     pub(crate) fn read_as_constant(&mut self, offset: u64, size: u32, thread: u32) -> Option<ViolationKind> {
@@ -203,19 +225,7 @@ impl Segment {
         }
         let order = clock.order(thread, self.kind != Kind::Global);
         let fault = self.check(offset, size, thread, |c| c.write(&order, atomic));
-        if !clock.has_phases || self.kind != Kind::Shared {
-            return fault;
-        }
-        // The shadow knows the last reader alone; phases order readers one by one.
-        let words = (offset / 4) as usize..(offset + u64::from(size)).div_ceil(4) as usize;
-        let first = words.clone().find_map(|word| self.watch.reader_in_front(word, &order));
-        words.for_each(|word| self.watch.written(word));
-        match fault {
-            None | Some(ViolationKind::Race { write_write: false, .. }) => {
-                first.map(|reader| ViolationKind::Race { other: Some(reader), write_write: false })
-            }
-            other => other,
-        }
+        if self.is_watched(clock) { self.watched(fault, (offset, size), &order, true, atomic) } else { fault }
     }
     #[inline]
     fn check(
@@ -256,6 +266,7 @@ impl Segment {
     pub(crate) fn await_copy(&mut self, offset: u64, thread: u32) {
         let place = self.place(offset, thread);
         self.pending.insert(place, thread);
+        self.watch.leave(place);
     }
     /// A tensor copy wrote the word at `offset`, and someone knows.
     pub(crate) fn arrived(&mut self, offset: u64, clock: &Clock) {

@@ -3,6 +3,9 @@
 //! Time is counted in segments of a launch: each workgroup starts a new one, and so does each barrier. Since workgroups
 //! run one after the other, one number tells both whether an earlier access belongs to another workgroup, and whether a
 //! barrier lies between.
+//!
+//! A word has room for its last write and its last reads, which is exact where barriers order whole warps and workgroups.
+//! Where threads are ordered one by one, a [`Watch`](crate::watch::Watch) knows them all.
 
 use crate::report::ViolationKind;
 
@@ -19,9 +22,14 @@ pub(crate) struct Clock {
     pub(crate) global: u32,
     /// The same for the last barrier of each warp.
     pub(crate) warps: Vec<u32>,
-    /// Whether barriers with phases are in use in this workgroup.
+    /// Lanes of a warp, as a power of two; in WGSL those of a subgroup, which stands for a warp here.
+    width: u32,
+    /// Whether the program has barriers with phases, which order shared memory thread by thread.
     pub(crate) has_phases: bool,
-    /// For threads that saw a phase of an `mbarrier` end: what others did before that segment lies behind them.
+    /// Whether it has barriers of some lanes of a warp, which order all memory so.
+    pub(crate) has_parts: bool,
+    /// For threads that saw a phase of an `mbarrier` end, or met a part of their warp: what others did before that
+    /// segment lies behind them.
     views: Vec<Vec<u32>>,
 }
 
@@ -37,14 +45,17 @@ pub(crate) fn join(into: &mut Vec<u32>, other: &[u32]) {
 }
 
 impl Clock {
+    /// A clock for warps of `lanes`, a power of two.
+    pub(crate) fn new(lanes: u32) -> Clock {
+        Clock { width: lanes.trailing_zeros(), ..Clock::default() }
+    }
     /// Enters the next workgroup.
-    pub(crate) fn enter_group(&mut self, warps: usize) {
+    pub(crate) fn enter_group(&mut self, threads: u32) {
         self.now += 1;
         (self.group, self.shared, self.global) = (self.now, self.now, self.now);
         self.warps.clear();
-        self.warps.resize(warps, self.now);
+        self.warps.resize(threads.div_ceil(1 << self.width) as usize, self.now);
         self.views.clear();
-        self.has_phases = false;
     }
     /// What a thread has seen by `mbarrier`s.
     pub(crate) fn view(&self, thread: u32) -> &[u32] {
@@ -70,37 +81,42 @@ impl Clock {
             self.global = self.now;
         }
     }
-    /// A barrier of one warp.
-    pub(crate) fn warp_barrier(&mut self, warp: usize) {
+    /// Threads meet: all of one warp, or some of them.
+    pub(crate) fn meet(&mut self, threads: &[u32], whole: bool) {
         self.now += 1;
-        let lanes = 32 * warp..32 * warp + 32;
-        if lanes.clone().any(|t| self.views.get(t).is_some_and(|v| !v.is_empty())) {
+        if !whole || threads.iter().any(|t| !self.view(*t).is_empty()) {
             let mut all = Vec::new();
-            lanes.clone().for_each(|t| join(&mut all, self.view(t as u32)));
-            lanes.for_each(|t| self.see(t as u32, &all));
+            for t in threads {
+                join(&mut all, self.view(*t));
+                all.resize(all.len().max(*t as usize + 1), 0);
+                all[*t as usize] = self.now;
+            }
+            threads.iter().for_each(|t| self.see(*t, &all));
         }
-        if let Some(w) = self.warps.get_mut(warp) {
+        if let Some(w) = threads.first().and_then(|t| self.warps.get_mut((t >> self.width) as usize))
+            && whole
+        {
             *w = self.now;
         }
     }
     /// What orders an access of `thread`.
     #[inline]
     pub(crate) fn order(&self, thread: u32, shared: bool) -> Order<'_> {
-        let warp = thread / 32;
-        let own = self.warps.get(warp as usize).copied().unwrap_or(0);
+        let width = self.width;
+        let own = self.warps.get((thread >> width) as usize).copied().unwrap_or(0);
         let start = if shared { self.shared } else { self.global };
         let view = self.view(thread);
-        Order { now: self.now, group: self.group, start, warp, warp_start: own, thread, shared, view }
+        Order { now: self.now, group: self.group, start, width, warp_start: own, thread, shared, view }
     }
 }
 
 /// One thread's view of time, for one kind of memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Order<'c> {
-    now: u32,
+    pub(crate) now: u32,
     group: u32,
     start: u32,
-    warp: u32,
+    width: u32,
     warp_start: u32,
     pub(crate) thread: u32,
     shared: bool,
@@ -108,12 +124,17 @@ pub(crate) struct Order<'c> {
 }
 
 impl Order<'_> {
+    /// Whether a thread is of the same warp.
+    #[inline]
+    fn is_near(&self, thread: u32) -> bool {
+        (thread ^ self.thread) >> self.width == 0
+    }
     /// Whether an access in segment `at` by `thread` of the same workgroup comes before this one for certain.
     #[inline]
     pub(crate) fn behind(&self, at: u32, thread: u32) -> bool {
         at < self.start
             || thread == self.thread
-            || (thread / 32 == self.warp && at < self.warp_start)
+            || (self.is_near(thread) && at < self.warp_start)
             || self.view.get(thread as usize).is_some_and(|seen| at < *seen)
     }
 }
@@ -123,7 +144,7 @@ impl Order<'_> {
     /// where they are `apart`, of several warps.
     #[inline]
     fn behind_warp(&self, at: u32, thread: u32, apart: bool) -> bool {
-        !apart && thread / 32 == self.warp && at < self.warp_start
+        !apart && self.is_near(thread) && at < self.warp_start
     }
 }
 
@@ -217,7 +238,7 @@ impl Cell {
             if thread(r) != o.thread {
                 next |= MANY;
             }
-            if thread(r) / 32 != o.warp {
+            if !o.is_near(thread(r)) {
                 next |= WARPS;
             }
             next |= r & (MANY | WARPS);
@@ -282,7 +303,7 @@ impl Cell {
         if atomic && w & ATOMIC != 0 && at >= o.start && !o.behind_warp(at, thread(w), w & APART != 0) {
             flags |= w & (SEVERAL | APART);
             flags |= if thread(w) == o.thread { 0 } else { SEVERAL };
-            flags |= if thread(w) / 32 == o.warp { 0 } else { APART };
+            flags |= if o.is_near(thread(w)) { 0 } else { APART };
         }
         if at != 0 && at < o.group {
             flags |= ABROAD;
@@ -326,8 +347,8 @@ mod tests {
 
     #[test]
     fn an_atomic_write_does_not_hide_a_plain_one() {
-        let mut clock = Clock::default();
-        clock.enter_group(1);
+        let mut clock = Clock::new(32);
+        clock.enter_group(32);
         let mut cell = Cell::new(true, true, true);
         assert_eq!(cell.write(&clock.order(3, true), false), None);
         assert_eq!(cell.write(&clock.order(3, true), true), None);
@@ -341,8 +362,8 @@ mod tests {
         let (mut racing, mut sound) = (0, 0);
         for seed in 0..60_000u64 {
             let shared = seed % 2 == 0;
-            let mut clock = Clock::default();
-            clock.enter_group(2);
+            let mut clock = Clock::new(32);
+            clock.enter_group(64);
             let mut cell = Cell::new(true, true, true);
             let (mut group, mut barriers, mut warp_barriers) = (0, 0, [0; 2]);
             let mut all: Vec<Access> = Vec::new();
@@ -357,12 +378,12 @@ mod tests {
                     }
                     2..=5 => {
                         let warp = (r >> 8) as usize % 2;
-                        clock.warp_barrier(warp);
+                        clock.meet(&Vec::from_iter(32 * warp as u32..32 * warp as u32 + 32), true);
                         warp_barriers[warp] += 1;
                         continue;
                     }
                     6 if r >> 16 & 3 == 0 => {
-                        clock.enter_group(2);
+                        clock.enter_group(64);
                         (group, barriers, warp_barriers) = (group + 1, 0, [0; 2]);
                         continue;
                     }

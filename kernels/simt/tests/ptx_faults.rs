@@ -242,6 +242,87 @@ fn a_write_behind_reads_of_the_same_warp() {
     assert_eq!(kernel(&body.replace("BETWEEN", "")).run().only(|k| matches!(k, V::Race { .. })).count, 2);
 }
 
+/// The mask of the lane's half of its warp in `%r9`; whether that is the lower one in `%p7`.
+const HALF: &str = "and.b32 %r8, %i, 16; setp.eq.u32 %p7, %r8, 0; selp.b32 %r9, 0xffff, 0xffff0000, %p7;";
+
+#[test]
+fn a_warp_barrier_orders_the_lanes_that_it_names() {
+    let races = |barrier: &str, other: u32| {
+        let body = format!(
+            "{HALF} st.shared.u32 [%s], %i; st.global.u32 [%y], %i;
+    {barrier}
+    xor.b32 %r1, %o, {other}; ld.shared.u32 %r2, [%r1];
+    cvt.u64.u32 %rd5, %r1; add.u64 %rd5, %rd5, %rd2; ld.global.u32 %r3, [%rd5];"
+        );
+        let found = kernel(&body).run().violations;
+        assert!(found.iter().all(|v| matches!(v.kind, V::Race { write_write: false, .. })), "{found:?}");
+        found.iter().map(|v| (v.address.as_ref().unwrap().buffer.clone(), v.count)).collect::<Vec<_>>()
+    };
+    let both = |count| vec![("shared".to_owned(), count), ("y".to_owned(), count)];
+    for own_half in ["bar.warp.sync %r9;", "@%p7 bar.warp.sync 0xffff; @!%p7 bar.warp.sync 0xffff0000;"] {
+        assert_eq!(races(own_half, 4), []);
+        assert_eq!(races(own_half, 64), both(64));
+    }
+    let lower = "@%p7 bar.warp.sync 0xffff;";
+    assert_eq!(races(lower, 4), both(32));
+    assert_eq!(races(lower, 64), both(64));
+    assert_eq!(races("bar.warp.sync 0xffffffff;", 64), []);
+    assert_eq!(races(&format!("{lower} bar.warp.sync 0xffffffff;"), 64), []);
+    assert_eq!(races(&format!("{lower} bar.sync 0;"), 128), []);
+}
+
+/// Lane 2 reads what lane 0 wrote, and lane 1 meets both.
+#[test]
+fn warp_barriers_of_few_lanes_make_a_chain() {
+    let body = |first: u32, second: u32| {
+        format!(
+            "setp.lt.u32 %p1, %i, 3; @!%p1 bra $on;
+    setp.eq.u32 %p2, %i, 0; @%p2 st.shared.u32 [tile], %i;
+    shl.b32 %r1, 1, %i; and.b32 %r2, %r1, {first}; setp.ne.u32 %p3, %r2, 0; @%p3 bar.warp.sync {first};
+    and.b32 %r2, %r1, {second}; setp.ne.u32 %p3, %r2, 0; @%p3 bar.warp.sync {second};
+    setp.eq.u32 %p2, %i, 2; @%p2 ld.shared.u32 %r3, [tile];
+    $on:"
+        )
+    };
+    kernel(&body(3, 6)).clean();
+    assert_eq!(kernel(&body(6, 3)).run().only(|k| matches!(k, V::Race { .. })).thread.local, [2, 0, 0]);
+}
+
+/// Every lane of a half reads, or adds to, a word that its first lane then writes, or reads.
+#[test]
+fn accesses_of_several_lanes_before_a_warp_barrier() {
+    let half = "mov.u32 %r5, tile; shr.u32 %r6, %i, 4; mad.lo.u32 %r5, %r6, 4, %r5; and.b32 %r6, %i, 15;
+    setp.eq.u32 %p1, %r6, 0; @%p1 st.shared.u32 [%r5], %i; bar.sync 0;";
+    let run = |first: &str, barrier: &str, last: &str| {
+        let left = kernel(&format!("{HALF} {half} {first} {barrier} @%p1 {last}")).run();
+        left.violations.iter().map(|v| (v.kind.clone(), v.count)).collect::<Vec<_>>()
+    };
+    let pairs = [
+        ("ld.shared.u32 %r1, [%r5];", "st.shared.u32 [%r5], %r6;"),
+        ("ld.shared.u32 %r1, [%r5];", "atom.shared.add.u32 %r2, [%r5], 1;"),
+        ("red.shared.add.u32 [%r5], 1;", "ld.shared.u32 %r2, [%r5];"),
+        ("red.shared.add.u32 [%r5], 1;", "st.shared.u32 [%r5], %r6;"),
+    ];
+    for (first, last) in pairs {
+        assert_eq!(run(first, "bar.warp.sync %r9;", last), [], "{first} {last}");
+        // The last lane of each half stays away, and the first one waits for the others alone.
+        let fewer = "and.b32 %r9, %r9, 0x7fff7fff; setp.ne.u32 %p2, %r6, 15; @%p2 bar.warp.sync %r9;";
+        let found = run(first, fewer, last);
+        assert!(matches!(found[..], [(V::Race { other: Some(15), .. }, 4)]), "{first} {last} {found:?}");
+    }
+}
+
+#[test]
+fn a_warp_barrier_that_not_all_reach_or_that_names_others() {
+    let found = |body: &str| kernel(&format!("{HALF} {body}")).run().only(|k| *k == V::BarrierDivergence);
+    assert_eq!(found("@%p7 bar.warp.sync 0xffffffff;").thread.local, [16, 0, 0]);
+    assert_eq!(found("@%p7 bar.warp.sync 0x1ffff;").thread.local, [16, 0, 0]);
+    // The lanes of the upper half are not among those that they name.
+    assert_eq!(found("bar.warp.sync 0xffff;").thread.local, [16, 0, 0]);
+    // Lanes that do not exist are not waited for.
+    kernel("bar.warp.sync 0xffffffff;").clean();
+}
+
 /// Texts with pieces left out, doubled or exchanged end in an error or an outcome, never in a panic.
 #[test]
 fn broken_texts_do_no_harm() {

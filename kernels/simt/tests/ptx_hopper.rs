@@ -103,6 +103,39 @@ fn what_lies_before_an_arrival_is_seen_behind_the_phase() {
     assert_eq!(stuck.run().only(|k| *k == V::Deadlock).count, 32);
 }
 
+/// The kernel uses a barrier with phases, but only behind the accesses that race.
+#[test]
+fn a_race_in_front_of_the_first_barrier_with_phases() {
+    let run = |between: &str| {
+        let text = format!(
+            ".version 8.0
+.target sm_90
+.address_size 64
+.visible .entry main(.param .u64 out)
+{{
+    .shared .align 8 .b8 bar[8];
+    .shared .align 4 .b8 tile[4];
+    .reg .pred %p1; .reg .b32 %r<4>, %i; .reg .b64 %rd<4>;
+    ld.param.u64 %rd1, [out];
+    mov.u32 %i, %tid.x;
+    setp.eq.u32 %p1, %i, 0;
+    @%p1 st.shared.u32 [tile], 7;
+    bar.sync 0;
+    ld.shared.u32 %r1, [tile];
+    {between}
+    @%p1 mbarrier.init.shared::cta.b64 [bar], 1;
+    @%p1 st.shared.u32 [tile], 8;
+    mad.wide.u32 %rd2, %i, 4, %rd1;
+    st.global.u32 [%rd2], %r1;
+}}"
+        );
+        Run::ptx(&text, [32, 1, 1]).output(32)
+    };
+    assert_eq!(run("bar.sync 0;").clean().words(0), [7; 32]);
+    let race = run("").run().only(|k| matches!(k, V::Race { .. }));
+    assert_eq!(race.kind, V::Race { other: Some(1), write_write: false });
+}
+
 #[test]
 fn arrivals_at_no_barrier_or_too_many() {
     let text = |init: &str| {

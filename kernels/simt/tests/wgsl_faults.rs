@@ -205,6 +205,49 @@ fn main(@builtin(local_invocation_index) i: u32, @builtin(subgroup_size) n: u32,
 }
 
 #[test]
+fn a_subgroup_barrier_orders_the_invocations_of_a_subgroup() {
+    let races = |size: u32, body: &str| {
+        let left = kernel(body).with(|o| o.subgroup_size = size).run();
+        left.violations.iter().map(|v| (matches!(v.kind, V::Race { .. }), v.count)).collect::<Vec<_>>()
+    };
+    let exchange = |by: u32| format!("tile[i] = x[i]; subgroupBarrier(); y[i] = tile[i ^ {by}u];");
+    let back = |by: u32| {
+        format!("tile[i] = x[i]; subgroupBarrier(); let v = tile[i ^ {by}u]; subgroupBarrier(); tile[i] = v;")
+    };
+    for size in [4, 8, 16, 32] {
+        assert_eq!(races(size, &exchange(size - 1)), []);
+        if size < 32 {
+            assert_eq!(races(size, &exchange(size)), [(true, 64)], "{size}");
+        }
+        assert_eq!(races(size, &back(1)), []);
+        // Every invocation of a subgroup reads what its first one then writes.
+        let first = format!(
+            "let first = i / {size}u * {size}u; if (i == first) {{ tile[i] = x[i]; }} subgroupBarrier();
+            let v = tile[first]; BETWEEN if (i == first) {{ tile[i] = 1.0; }} y[i] = v;"
+        );
+        assert_eq!(races(size, &first.replace("BETWEEN", "subgroupBarrier();")), []);
+        assert_eq!(races(size, &first.replace("BETWEEN", "")), [(true, u64::from(64 / size))]);
+    }
+    // Two barriers in a row do not make up for a larger one.
+    assert_eq!(
+        races(8, &exchange(8).replace("subgroupBarrier();", "subgroupBarrier(); subgroupBarrier();")),
+        [(true, 64)]
+    );
+}
+
+#[test]
+fn a_subgroup_barrier_is_reached_by_whole_subgroups() {
+    let run = |size: u32, condition: &str| {
+        kernel(&format!("if ({condition}) {{ subgroupBarrier(); }}")).with(|o| o.subgroup_size = size).run()
+    };
+    assert!(run(8, "i / 8u % 2u == 0u").violations.is_empty());
+    let found = run(16, "i / 8u % 2u == 0u").only(|k| *k == V::BarrierDivergence);
+    assert_eq!((found.thread.local, found.count), ([8, 0, 0], 32));
+    let found = run(8, "i < 13u").only(|k| *k == V::BarrierDivergence);
+    assert_eq!((found.thread.local, found.count), ([13, 0, 0], 3));
+}
+
+#[test]
 fn texts_and_launches_that_do_not_fit_are_errors() {
     let error = |r: Run| r.error().to_string();
     assert!(error(kernel("y[i] = z;")).contains("line 7"));
