@@ -38,6 +38,27 @@ fn identity(op: Reduce) -> u32 {
     }
 }
 
+/// The lanes that must take part in a collective operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Members {
+    /// Those that each lane names in a register.
+    Named(Reg),
+    /// All of each group.
+    All,
+    /// Those that happen to be there.
+    Present,
+}
+
+impl Members {
+    /// The register that names them.
+    pub(crate) fn named(self) -> Option<Reg> {
+        match self {
+            Members::Named(r) => Some(r),
+            Members::All | Members::Present => None,
+        }
+    }
+}
+
 /// The lanes of the group of `width` that a lane belongs to.
 fn group_of(lane: usize, width: u32) -> u32 {
     let first = lane as u32 / width * width;
@@ -68,34 +89,47 @@ impl Machine<'_> {
         }
     }
 
-    /// Checks that all lanes a mask operand names take part.
-    fn check_members(&mut self, w: &Warp, members: Option<Reg>, mask: u32) {
-        let Some(r) = members else { return };
-        let row = *w.row(r);
-        for (i, named) in row.iter().enumerate() {
-            let absent = named & w.lanes & !mask;
-            if mask >> i & 1 == 1 && (absent != 0 || named >> i & 1 == 0) {
-                self.violate(w, 1 << i, ViolationKind::CollectiveDivergence, None);
-                return;
-            }
+    /// Checks that all lanes that must take part do so.
+    fn check_members(&mut self, w: &Warp, members: Members, width: u8, mask: u32) {
+        let wanted = |lane: usize| match members {
+            Members::Named(r) => w.row(r)[lane],
+            Members::All => group_of(lane, width.into()),
+            Members::Present => 1 << lane,
+        };
+        let alone = |lane: usize| wanted(lane) & w.lanes & !mask != 0 || wanted(lane) >> lane & 1 == 0;
+        if let Some(lane) = (0..LANES).find(|i| mask >> i & 1 == 1 && alone(*i)) {
+            self.violate(w, 1 << lane, ViolationKind::CollectiveDivergence, None);
+        }
+    }
+
+    /// Checks that the lanes of each group agree on a distance.
+    fn check_distance(&mut self, w: &Warp, by: &Row, width: u8, mask: u32) {
+        let first = |lane: usize| (group_of(lane, width.into()) & mask).trailing_zeros() as usize;
+        let odd = |lane: &usize| mask >> lane & 1 == 1 && by[*lane] != by[first(*lane)];
+        if let Some(lane) = (0..LANES).find(odd) {
+            self.violate(w, 1 << lane, ViolationKind::CollectiveDivergence, None);
         }
     }
 
     /// `d = a` of another lane of the group of `width` lanes. `clamp` is PTX's bound operand: its low five bits are the
     /// last lane, the bits from the eighth on the segment mask. `valid` receives whether the other lane was in range; a
-    /// lane out of range keeps its own value. Reading from a lane that does not take part is reported.
+    /// lane out of range keeps its own value. Reading from a lane that does not take part is reported, and so are, in WGSL,
+    /// distances that differ within a group.
     pub(crate) fn shuffle(
         &mut self,
         w: &mut Warp,
         mode: Shuffle,
         (d, a, b): (Reg, Reg, Reg),
         width: u8,
-        (clamp, valid, members): (Option<Reg>, Option<Reg>, Option<Reg>),
+        (clamp, valid, members): (Option<Reg>, Option<Reg>, Members),
         mask: u32,
     ) {
-        self.check_members(w, members, mask);
+        self.check_members(w, members, width, mask);
         let (value, by) = (*w.row(a), *w.row(b));
         let bounds = clamp.map(|r| *w.row(r));
+        if bounds.is_none() && matches!(mode, Shuffle::Up | Shuffle::Down | Shuffle::Xor) {
+            self.check_distance(w, &by, width, mask);
+        }
         let (mut out, mut ok) = (value, [1; LANES]);
         let mut absent = 0;
         for i in (0..LANES).filter(|i| mask >> i & 1 == 1) {
@@ -129,8 +163,9 @@ impl Machine<'_> {
             };
             let from = usize::try_from(from).ok().filter(|f| *f < LANES && inside);
             ok[i] = u32::from(from.is_some());
+            let named = members.named().map_or(u32::MAX, |r| w.row(r)[i]);
             match from {
-                Some(f) if mask >> f & 1 == 1 => out[i] = value[f],
+                Some(f) if (mask & named) >> f & 1 == 1 => out[i] = value[f],
                 Some(_) => absent |= 1 << i,
                 None if bounds.is_none() => absent |= 1 << i,
                 None => {}
@@ -153,12 +188,12 @@ impl Machine<'_> {
         scan: Scan,
         (d, a): (Reg, Reg),
         width: u8,
-        members: Option<Reg>,
+        members: Members,
         mask: u32,
     ) {
-        self.check_members(w, members, mask);
+        self.check_members(w, members, width, mask);
         let value = *w.row(a);
-        let named = members.map(|r| *w.row(r));
+        let named = members.named().map(|r| *w.row(r));
         let mut out: Row = [0; LANES];
         for i in (0..LANES).filter(|i| mask >> i & 1 == 1) {
             let width = usize::from(width.max(1));

@@ -4,6 +4,7 @@
 //! is a row of zeros and ones. Control flow is explicit: a program is a list of instructions with branch targets, laid
 //! out so that code in which lanes meet again stands behind the code in which they part.
 
+use crate::collective::Members;
 use crate::mbarrier::BarrierOp;
 use crate::tensor::TensorCopy;
 use crate::warpgroup::Wgmma;
@@ -334,7 +335,7 @@ pub(crate) enum Op {
         width: u8,
         clamp: Option<Reg>,
         valid: Option<Reg>,
-        members: Option<Reg>,
+        members: Members,
     },
     Reduce {
         op: Reduce,
@@ -342,7 +343,7 @@ pub(crate) enum Op {
         d: Reg,
         a: Reg,
         width: u8,
-        members: Option<Reg>,
+        members: Members,
     },
     /// Jumps where `cond` (or its negation) holds.
     Bra {
@@ -513,9 +514,9 @@ impl Program {
                 }
             }
             Op::Shuffle { a, b, clamp, members, .. } => {
-                [Some(*a), Some(*b), *clamp, *members].into_iter().flatten().for_each(f);
+                [Some(*a), Some(*b), *clamp, members.named()].into_iter().flatten().for_each(f);
             }
-            Op::Reduce { a, members, .. } => [Some(*a), *members].into_iter().flatten().for_each(f),
+            Op::Reduce { a, members, .. } => [Some(*a), members.named()].into_iter().flatten().for_each(f),
             Op::Bra { cond, .. } => cond.iter().for_each(|c| f(c.0)),
             Op::WarpBarrier { members } => members.iter().for_each(|r| f(*r)),
             Op::Ldmatrix { addr, long, .. } => (*addr..=*addr + u32::from(*long)).for_each(f),

@@ -74,7 +74,8 @@ pub enum ViolationKind {
     NotConstant,
     /// A barrier that some threads of the workgroup reach and others do not.
     BarrierDivergence,
-    /// A collective operation that names lanes which do not take part, or reads from such a lane.
+    /// A collective operation that names lanes which do not take part, or reads from such a lane. In WGSL also one that some
+    /// invocations of a subgroup do not reach, or whose distance they do not agree on.
     CollectiveDivergence,
     /// An infinity or NaN computed from finite operands.
     NotFinite,

@@ -152,6 +152,11 @@ fn a_collective_with_absent_lanes() {
     let body = "setp.lt.u32 %p1, %i, 40; @%p1 shfl.sync.idx.b32 %r1, %i, 0, 31, MASK;";
     let out = kernel(&body.replace("MASK", "0xffffffff")).run();
     assert_eq!(out.only(|k| *k == V::CollectiveDivergence).thread.local, [32, 0, 0]);
+    // Lane 20 is there, but the lower half does not name it.
+    let half = |lane: u32| format!("{HALF} shfl.sync.idx.b32 %r1, %i, {lane}, 31, %r9;");
+    let out = kernel(&half(20)).run().only(|k| *k == V::CollectiveDivergence);
+    assert_eq!((out.thread.local, out.count), ([0; 3], 32));
+    kernel(&half(0).replace("0, 31, %r9", "%r8, 31, %r9")).clean();
 }
 
 #[test]

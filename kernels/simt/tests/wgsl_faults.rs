@@ -204,6 +204,89 @@ fn main(@builtin(local_invocation_index) i: u32, @builtin(subgroup_size) n: u32,
     out.only(|k| *k == V::CollectiveDivergence);
 }
 
+const COLLECTIVES: [&str; 9] = [
+    "subgroupAdd(x[i])",
+    "subgroupMax(x[i])",
+    "subgroupExclusiveMul(x[i])",
+    "subgroupInclusiveAdd(x[i])",
+    "f32(subgroupAll(x[i] > 1.0))",
+    "f32(subgroupBallot(true).x)",
+    "subgroupBroadcastFirst(x[i])",
+    "subgroupShuffle(x[i], lane)",
+    "subgroupShuffleXor(x[i], 0u)",
+];
+
+/// A kernel of 64 invocations in subgroups of `size` with `lane`, and a name for a sum in a function.
+fn subgroups(directive: &str, size: u32, body: &str) -> Run {
+    let head =
+        HEAD.replace("@builtin(workgroup_id)", "@builtin(subgroup_invocation_id) lane: u32, @builtin(workgroup_id)");
+    let text = format!(
+        "{directive} {head}{body}\n}}
+@diagnostic(off, subgroup_uniformity) fn sum_of_some(v: f32) -> f32 {{ return subgroupAdd(v); }}
+fn sum_of_all(v: f32) -> f32 {{ return subgroupAdd(v); }}"
+    );
+    Run::wgsl(&text, [64, 1, 1]).input(&floats(64, |i| i as f32)).output(64).with(|o| o.subgroup_size = size)
+}
+
+#[test]
+fn a_subgroup_operation_that_not_all_of_the_subgroup_reach() {
+    let off = "diagnostic(off, subgroup_uniformity);";
+    let warning = "diagnostic(warning, subgroup_uniformity);";
+    let error = "diagnostic(error, subgroup_uniformity);";
+    for op in COLLECTIVES {
+        let part = |condition: &str| format!("if ({condition}) {{ y[i] = {op}; }}");
+        let found = |size: u32, body: &str| {
+            let found = subgroups("", size, body).run().only(|k| *k == V::CollectiveDivergence);
+            assert_eq!(found.line, 7, "{op}");
+            found.thread.local[0]
+        };
+        assert_eq!(found(32, &part("i % 2u == 1u")), 1);
+        assert_eq!(found(4, &part("i > 57u")), 58);
+        assert_eq!(found(16, &part("i / 8u % 2u == 1u")), 8);
+        subgroups("", 8, &part("i / 8u % 2u == 1u")).clean();
+        subgroups("", 32, &part("i < 32u")).clean();
+        assert_eq!(found(8, &format!("if (i == 13u) {{ return; }} y[i] = {op};")), 8);
+        assert_eq!(found(8, &format!("for (var k = 0u; k < i / 20u; k++) {{ y[i] = {op}; }}")), 20);
+        subgroups("", 8, &format!("for (var k = 0u; k < i / 8u; k++) {{ y[i] = {op}; }}")).clean();
+        for allowed in [off, warning] {
+            subgroups(allowed, 32, &part("i % 2u == 1u")).clean();
+        }
+        subgroups(error, 32, &part("i % 2u == 1u")).run().only(|k| *k == V::CollectiveDivergence);
+    }
+    // The filter of the function that calls the operation decides.
+    let call = |name: &str| format!("if (i % 2u == 1u) {{ y[i] = {name}(x[i]); }}");
+    subgroups(error, 32, &call("sum_of_some")).clean();
+    subgroups("", 32, &call("sum_of_all")).run().only(|k| *k == V::CollectiveDivergence);
+    subgroups(off, 32, &call("sum_of_all")).clean();
+}
+
+#[test]
+fn invocations_that_do_not_exist_are_missed_by_no_subgroup() {
+    let text = "
+@group(0) @binding(0) var<storage, read_write> y: array<u32>;
+@compute @workgroup_size(5, 2)
+fn main(@builtin(local_invocation_index) i: u32) { y[i] = subgroupAdd(1u); subgroupBarrier(); }";
+    for (size, want) in [(32, [10; 10]), (8, [8, 8, 8, 8, 8, 8, 8, 8, 2, 2])] {
+        let out = Run::wgsl(text, [5, 2, 1]).output(10).with(|o| o.subgroup_size = size).clean();
+        assert_eq!(out.words(0), want);
+    }
+}
+
+#[test]
+fn a_distance_between_invocations_is_one_for_the_subgroup() {
+    for op in ["subgroupShuffleXor", "subgroupShuffleUp", "subgroupShuffleDown"] {
+        let run = |by: &str| subgroups("", 8, &format!("let v = {op}(x[i], {by}); y[i] = f32(lane);")).run().violations;
+        let divergent = |by: &str| run(by).iter().filter(|v| v.kind == V::CollectiveDivergence).count();
+        assert_eq!(run("i / 8u & 0u"), []);
+        assert_eq!(divergent("select(0u, 1u, i == 12u)"), 1, "{op}");
+    }
+    let by_subgroup = subgroups("", 8, "y[i] = subgroupShuffleXor(x[i], i / 8u);").clean();
+    assert_eq!(by_subgroup.floats(1), floats(64, |i| (i ^ (i / 8)) as f32));
+    let none = |v: &&frit_simt::Violation| v.kind == V::CollectiveDivergence;
+    let mixed = subgroups("", 8, "y[i] = subgroupShuffleXor(x[i], i % 2u);").run();
+    assert_eq!(mixed.violations.iter().filter(none).count(), 1);
+}
+
 #[test]
 fn a_subgroup_barrier_orders_the_invocations_of_a_subgroup() {
     let races = |size: u32, body: &str| {

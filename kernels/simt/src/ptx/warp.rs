@@ -2,6 +2,7 @@
 
 use super::ast::{Operand, Ty};
 use super::{Lower, Lowered};
+use crate::collective::Members;
 use crate::op::{Mma, MmaElem, Op, Reduce, Reg, Scan, Shuffle, Space};
 
 impl<'t> Lower<'t> {
@@ -13,7 +14,14 @@ impl<'t> Lower<'t> {
             "activemask" => {
                 let [d] = self.operands(o)?;
                 let (d, a) = (self.dest(&d, false)?, self.constant(1));
-                self.push(Op::Reduce { op: Reduce::Ballot, scan: Scan::Whole, d, a, width: 32, members: None });
+                self.push(Op::Reduce {
+                    op: Reduce::Ballot,
+                    scan: Scan::Whole,
+                    d,
+                    a,
+                    width: 32,
+                    members: Members::Present,
+                });
                 Ok(())
             }
             "ldmatrix" => self.load_matrix(mods, o),
@@ -58,7 +66,7 @@ impl<'t> Lower<'t> {
         };
         let [d, a, b, c, m] = self.operands(o)?;
         let (a, b) = (self.source(&a, Ty::B32)?, self.source(&b, Ty::B32)?);
-        let (clamp, members) = (Some(self.source(&c, Ty::B32)?), Some(self.source(&m, Ty::B32)?));
+        let (clamp, members) = (Some(self.source(&c, Ty::B32)?), Members::Named(self.source(&m, Ty::B32)?));
         let (d, valid) = match &d {
             Operand::Pair(d, p) => (self.dest(d, false)?, Some(self.dest(p, false)?)),
             one => (self.dest(one, false)?, None),
@@ -85,7 +93,7 @@ impl<'t> Lower<'t> {
         };
         let [d, a, m] = self.operands(o)?;
         let a = self.source(&a, if name == "vote" { Ty::Pred } else { Ty::B32 })?;
-        let members = Some(self.source(&m, Ty::B32)?);
+        let members = Members::Named(self.source(&m, Ty::B32)?);
         let d = self.dest(&d, false)?;
         self.push(Op::Reduce { op, scan: Scan::Whole, d, a, width: 32, members });
         Ok(())

@@ -2,7 +2,9 @@
 
 use super::place::{Place, Root, Value};
 use super::{Exits, Frame, Lower, Lowered};
+use crate::collective::Members;
 use crate::op::{Atomic, Elem, Num, Op, Reduce, Reg, Rel, Rmw, Scan, Shuffle};
+use naga::diagnostic_filter::{FilterableTriggeringRule, Severity};
 use naga::{
     AtomicFunction, Barrier, CollectiveOperation, Expression, GatherMode, Handle, ScalarKind, Statement,
     SubgroupOperation, SwitchValue, TypeInner,
@@ -127,7 +129,7 @@ impl<'m> Lower<'m> {
                 };
                 let d = self.registers(1);
                 let zero = self.constant(0);
-                self.push(self.reduction(Reduce::Ballot, Scan::Whole, d, a));
+                self.push(self.reduction(f, Reduce::Ballot, Scan::Whole, d, a));
                 f.values.insert(*result, Value::Rows(vec![d, zero, zero, zero]));
             }
             Statement::SubgroupCollectiveOperation { op, collective_op, argument, result } => {
@@ -141,7 +143,7 @@ impl<'m> Lower<'m> {
                 let op = subgroup_operation(*op, kind);
                 let d = self.registers(rows.len() as u32);
                 for (i, a) in rows.iter().enumerate() {
-                    self.push(self.reduction(op, scan, d + i as u32, *a));
+                    self.push(self.reduction(f, op, scan, d + i as u32, *a));
                 }
                 f.values.insert(*result, Value::Rows((d..d + rows.len() as u32).collect()));
             }
@@ -155,8 +157,22 @@ impl<'m> Lower<'m> {
         Ok(())
     }
 
-    fn reduction(&self, op: Reduce, scan: Scan, d: Reg, a: Reg) -> Op {
-        Op::Reduce { op, scan, d, a, width: self.options.subgroup_size as u8, members: None }
+    fn reduction(&self, f: &Frame<'m>, op: Reduce, scan: Scan, d: Reg, a: Reg) -> Op {
+        Op::Reduce { op, scan, d, a, width: self.options.subgroup_size as u8, members: self.members(f) }
+    }
+
+    /// Subgroup operations take all invocations, unless a filter of the function or of the module lets some stay away.
+    fn members(&self, f: &Frame<'m>) -> Members {
+        let mut next = f.fun.diagnostic_filter_leaf;
+        while let Some(node) = next.map(|h| &self.module.diagnostic_filters[h]) {
+            // Naga keeps the names of rules that it does not check itself.
+            if node.inner.triggering_rule == FilterableTriggeringRule::Unknown("subgroup_uniformity".into()) {
+                let strict = node.inner.new_severity == Severity::Error;
+                return if strict { Members::All } else { Members::Present };
+            }
+            next = node.parent;
+        }
+        Members::All
     }
 
     fn barrier(&mut self, b: Barrier) -> Lowered<()> {
@@ -271,11 +287,11 @@ impl<'m> Lower<'m> {
             GatherMode::ShuffleXor(i) => (Shuffle::Xor, self.row(f, *i)?),
             _ => return Err(self.unsupported("an exchange within a quad")),
         };
-        let width = self.options.subgroup_size as u8;
+        let (width, members) = (self.options.subgroup_size as u8, self.members(f));
         let d = self.registers(rows.len() as u32);
         for (i, a) in rows.iter().enumerate() {
             let (d, a) = (d + i as u32, *a);
-            self.push(Op::Shuffle { mode, d, a, b: by, width, clamp: None, valid: None, members: None });
+            self.push(Op::Shuffle { mode, d, a, b: by, width, clamp: None, valid: None, members });
         }
         f.values.insert(result, Value::Rows((d..d + rows.len() as u32).collect()));
         Ok(())
