@@ -18,6 +18,7 @@ mod counters;
 mod error;
 mod exec;
 mod halves;
+mod inherited;
 mod launch;
 mod live;
 mod machine;

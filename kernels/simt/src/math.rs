@@ -64,12 +64,6 @@ fn flush(x: u32) -> u32 {
     if x & 0x7f80_0000 == 0 { x & 0x8000_0000 } else { x }
 }
 
-/// A float, as f64, through a function that is good to far less than half a unit of f32.
-#[inline(always)]
-fn wide(x: f32, g: impl Fn(f64) -> f64) -> f32 {
-    g(f64::from(x)) as f32
-}
-
 /// Smaller of two; of a number and NaN the number, and -0 below +0.
 fn min_f(a: f32, b: f32) -> f32 {
     if a == b { f(a.to_bits() | b.to_bits()) } else { a.min(b) }
@@ -162,11 +156,21 @@ pub(crate) fn tri_form(op: Tri) -> Result {
 }
 
 impl Arith {
-    fn near(&self, op: Approximate, exact: f64, argument: f32) -> f32 {
+    /// The value of a function, off by as much as it may be.
+    pub(crate) fn near(&self, op: Approximate, exact: f64, argument: f32) -> f32 {
+        self.near_wide(op, exact, argument) as f32
+    }
+    fn near_wide(&self, op: Approximate, exact: f64, argument: f32) -> f64 {
         match self.perturb {
-            None => exact as f32,
+            None => exact,
             Some(seed) => approx::perturb(op, self.wgsl, seed, exact, argument),
         }
+    }
+    fn near_halves(&self, a: &Row, op: Approximate, g: impl Fn(f64) -> f64) -> Row {
+        map(a, |x| on_halves(x, x, |v, _| self.near_wide(op, g(v), v as f32)))
+    }
+    fn near_bfloats(&self, a: &Row, op: Approximate, g: impl Fn(f64) -> f64) -> Row {
+        map(a, |x| on_bfloats(x, x, |v, _| self.near_wide(op, g(v), v as f32)))
     }
     fn approximate(&self, a: &Row, op: Approximate, g: impl Fn(f64) -> f64) -> Row {
         map_f(a, |x| self.near(op, g(f64::from(x)), x))
@@ -213,7 +217,7 @@ impl Arith {
             Saturate => map_f(a, |x| if x.is_nan() { 0.0 } else { x.clamp(0.0, 1.0) }),
             SqrtExact => map_f(a, f32::sqrt),
             RcpExact => map_f(a, |x| 1.0 / x),
-            Sqrt => self.approximate(a, Approximate::Sqrt, f64::sqrt),
+            Sqrt if !self.wgsl => self.approximate(a, Approximate::Sqrt, f64::sqrt),
             Rsqrt => self.approximate(a, Approximate::Rsqrt, |x| 1.0 / x.sqrt()),
             Rcp => self.approximate(a, Approximate::Rcp, |x| 1.0 / x),
             Exp => self.approximate(a, Approximate::Exp, f64::exp),
@@ -223,15 +227,9 @@ impl Arith {
             Sin => self.approximate(a, Approximate::Sin, f64::sin),
             Cos => self.approximate(a, Approximate::Cos, f64::cos),
             Tanh => self.approximate(a, Approximate::Tanh, f64::tanh),
-            Tan => map_f(a, |x| wide(x, f64::tan)),
-            Asin => map_f(a, |x| wide(x, f64::asin)),
-            Acos => map_f(a, |x| wide(x, f64::acos)),
-            Atan => map_f(a, |x| wide(x, f64::atan)),
-            Sinh => map_f(a, |x| wide(x, f64::sinh)),
-            Cosh => map_f(a, |x| wide(x, f64::cosh)),
-            Asinh => map_f(a, |x| wide(x, f64::asinh)),
-            Acosh => map_f(a, |x| wide(x, f64::acosh)),
-            Atanh => map_f(a, |x| wide(x, f64::atanh)),
+            Sqrt | Tan | Asin | Acos | Atan | Sinh | Cosh | Asinh | Acosh | Atanh => {
+                map_f(a, |x| self.inherited(op, x))
+            }
             TruncS => map(a, |x| saturate_s(f(x))),
             TruncU => map(a, |x| f(x) as u32),
             NearS => map(a, |x| saturate_s(f(x).round_ties_even())),
@@ -255,10 +253,10 @@ impl Arith {
             SignHalf => map(a, |x| x as u16 as i16 as i32 as u32),
             NegH2 | NegB2 => map(a, |x| x ^ 0x8000_8000),
             AbsH2 | AbsB2 => map(a, |x| x & 0x7fff_7fff),
-            Exp2H2 => map(a, |x| on_halves(x, x, |v, _| v.exp2())),
-            TanhH2 => map(a, |x| on_halves(x, x, |v, _| v.tanh())),
-            Exp2B2 => map(a, |x| on_bfloats(x, x, |v, _| v.exp2())),
-            TanhB2 => map(a, |x| on_bfloats(x, x, |v, _| v.tanh())),
+            Exp2H2 => self.near_halves(a, Approximate::Exp2Half, f64::exp2),
+            TanhH2 => self.near_halves(a, Approximate::TanhHalf, f64::tanh),
+            Exp2B2 => self.near_bfloats(a, Approximate::Exp2Bfloat, f64::exp2),
+            TanhB2 => self.near_bfloats(a, Approximate::TanhBfloat, f64::tanh),
         }
     }
 
@@ -301,7 +299,7 @@ impl Arith {
             Add => zip_f(a, b, |x, y| x + y),
             Sub => zip_f(a, b, |x, y| x - y),
             Mul => zip_f(a, b, |x, y| x * y),
-            Rem => zip_f(a, b, |x, y| x % y),
+            Rem => zip_f(a, b, |x, y| self.rest(x, y)),
             Min => zip_f(a, b, min_f),
             Max => zip_f(a, b, max_f),
             DivExact => zip_f(a, b, |x, y| x / y),
@@ -317,7 +315,7 @@ impl Arith {
                     self.near(Approximate::Exp2, f64::from(scaled).exp2(), scaled)
                 }
             }),
-            Atan2 => zip_f(a, b, |x, y| f64::from(x).atan2(f64::from(y)) as f32),
+            Atan2 => zip_f(a, b, |y, x| self.angle(y, x)),
             CopySign => zip(a, b, |x, y| x & 0x7fff_ffff | y & 0x8000_0000),
             Ldexp => zip(a, b, |x, y| ((f64::from(f(x)) * f64::from(s(y)).exp2()) as f32).to_bits()),
             PackHalf => zip(a, b, |x, y| pack_half(f(x).into(), f(y).into())),
@@ -354,6 +352,7 @@ impl Arith {
             c.wrapping_add(sum as u32)
         };
         match op {
+            Fma if self.wgsl && self.perturb.is_some() => zip3(a, b, c, |x, y, z| self.sum(f(x), f(y), f(z)).to_bits()),
             Fma => fused(a, b, c),
             FmaH2 => zip3(a, b, c, |x, y, z| {
                 let ((a0, a1), (b0, b1), (c0, c1)) = (halves(x), halves(y), halves(z));

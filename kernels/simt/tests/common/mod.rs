@@ -33,6 +33,11 @@ fn bytes(v: &[f32]) -> Vec<u8> {
 
 /// Runs `body` in 32 threads on words `%a`, `%b`, `%c`; its result is `%d`. Floats are `%x`, `%y`, `%z` and `%w`.
 pub fn lanes(body: &str, words: [[u32; 32]; 3]) -> Vec<u32> {
+    lanes_with(body, words, |_| {})
+}
+
+/// The same with changed options.
+pub fn lanes_with(body: &str, words: [[u32; 32]; 3], change: impl FnOnce(&mut Options)) -> Vec<u32> {
     let text = format!(
         ".version 7.8
 .target sm_90
@@ -58,7 +63,7 @@ pub fn lanes(body: &str, words: [[u32; 32]; 3]) -> Vec<u32> {
 }}"
     );
     let bytes = words.iter().flatten().flat_map(|w| w.to_le_bytes()).collect();
-    let run = Run::ptx(&text, [32, 1, 1]).input_bytes(bytes).output(32).with(|o| o.finite = false);
+    let run = Run::ptx(&text, [32, 1, 1]).input_bytes(bytes).output(32).with(|o| o.finite = false).with(change);
     let left = run.run();
     let other = |v: &&Violation| v.kind != ViolationKind::IntegerDivision;
     assert!(left.violations.iter().find(other).is_none(), "{:?}\n{text}", left.violations);
