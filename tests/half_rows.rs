@@ -15,30 +15,31 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// A decoder of two layers with random bf16 weights, of sizes that no tile divides and that warpgroups take.
-fn wide(folder: &Path) -> Model {
+fn bf16(folder: &Path, hidden: usize, inner: usize) -> Model {
+    let vocab = 2 * hidden + 3;
     let config = serde_json::json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 104,
-        "intermediate_size": 168, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": 26, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 128,
-        "tie_word_embeddings": false, "vocab_size": 211, "bos_token_id": 1,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": hidden,
+        "intermediate_size": inner, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": hidden / 4, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 128,
+        "tie_word_embeddings": false, "vocab_size": vocab, "bos_token_id": 1,
     });
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     let mut shapes: Vec<(String, Vec<usize>)> = vec![
-        ("model.embed_tokens.weight".into(), vec![211, 104]),
-        ("lm_head.weight".into(), vec![211, 104]),
-        ("model.norm.weight".into(), vec![104]),
+        ("model.embed_tokens.weight".into(), vec![vocab, hidden]),
+        ("lm_head.weight".into(), vec![vocab, hidden]),
+        ("model.norm.weight".into(), vec![hidden]),
     ];
     for layer in 0..2 {
         for (name, shape) in [
-            ("input_layernorm", vec![104]),
-            ("post_attention_layernorm", vec![104]),
-            ("self_attn.q_proj", vec![104, 104]),
-            ("self_attn.k_proj", vec![52, 104]),
-            ("self_attn.v_proj", vec![52, 104]),
-            ("self_attn.o_proj", vec![104, 104]),
-            ("mlp.gate_proj", vec![168, 104]),
-            ("mlp.up_proj", vec![168, 104]),
-            ("mlp.down_proj", vec![104, 168]),
+            ("input_layernorm", vec![hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+            ("self_attn.q_proj", vec![hidden, hidden]),
+            ("self_attn.k_proj", vec![hidden / 2, hidden]),
+            ("self_attn.v_proj", vec![hidden / 2, hidden]),
+            ("self_attn.o_proj", vec![hidden, hidden]),
+            ("mlp.gate_proj", vec![inner, hidden]),
+            ("mlp.up_proj", vec![inner, hidden]),
+            ("mlp.down_proj", vec![hidden, inner]),
         ] {
             shapes.push((format!("model.layers.{layer}.{name}.weight"), shape));
         }
@@ -49,7 +50,7 @@ fn wide(folder: &Path) -> Model {
         let start = data.len();
         let centre = if shape.len() == 1 { 1.0 } else { 0.0 };
         let count = shape.iter().product::<usize>();
-        data.extend((0..count).flat_map(|_| half::bf16::from_f32(centre + 0.2 * random.unit()).to_le_bytes()));
+        data.extend((0..count).flat_map(|_| half::bf16::from_f32(centre + 0.1 * random.unit()).to_le_bytes()));
         header.insert(name, serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, data.len()]}));
     }
     let header = serde_json::to_string(&header).unwrap();
@@ -71,14 +72,8 @@ fn compiled(model: &Model, switch: Option<&str>) -> LoadedModel {
 /// The values of a program that are kept in 16 bits, by name, with their formats.
 fn kept(m: &LoadedModel, program: &str) -> BTreeMap<String, Storage> {
     let p: &Program = m.plan.program(program).unwrap();
-    let args = p.steps.iter().flat_map(|s| m.plan.kernels[s.kernel as usize].spec.args.iter().zip(&s.args));
-    let named = args.filter_map(|(a, r)| Some((a.rounded?, r)));
-    named
-        .map(|(format, r)| match r {
-            BufferRef::Value(v) => (p.values[*v as usize].name.clone(), format),
-            other => panic!("{other:?} is kept in {format}"),
-        })
-        .collect()
+    let named = |(v, format): (u32, Storage)| (p.values[v as usize].name.clone(), format);
+    m.plan.half_rows(p).into_iter().map(named).collect()
 }
 
 /// Numbers that a run leaves on PTX for this compute capability, as bits.
@@ -104,7 +99,7 @@ fn results_have_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let mut seen = BTreeSet::new();
     for (name, model, format) in [
-        ("bf16", wide(folder.path()), Storage::Bf16),
+        ("bf16", bf16(folder.path(), 104, 168), Storage::Bf16),
         ("Q8_0", support::load("devset/gguf/llama_Q8_0.gguf"), Storage::Bf16),
         ("F16", support::load("devset/gguf/llama_F16.gguf"), Storage::F16),
     ] {
@@ -145,7 +140,7 @@ fn other_targets_have_the_same_texts() {
 #[test]
 fn values_that_are_read_in_full_stay() {
     let folder = tempfile::tempdir().unwrap();
-    let model = wide(folder.path());
+    let model = bf16(folder.path(), 104, 168);
     let half = compiled(&model, None);
     for p in &half.plan.programs {
         let ports: BTreeSet<String> = p
@@ -172,13 +167,38 @@ fn values_that_are_read_in_full_stay() {
     assert!(plan.kernels.iter().all(|k| k.spec.args.iter().all(|a| a.rounded.is_none())));
 }
 
-/// A norm in front of bf16 products is commuted through them: rows go in as they are, in 16 bits.
+/// A plan for CUDA alone commutes norms through bf16 products: rows go in as they are, in 16 bits, and what warpgroups sum
+/// is scaled.
 #[test]
-fn norms_of_bf16_models_are_commuted() {
+fn norms_of_bf16_models_are_commuted_for_cuda() {
     let folder = tempfile::tempdir().unwrap();
-    let half = compiled(&wide(folder.path()), None);
-    let gained: Vec<_> = kept(&half, "prefill").into_keys().filter(|n| n.contains("gained")).collect();
-    assert_eq!(gained.len(), 3, "of four norms but the first, whose rows no product makes: {gained:?}");
+    let model = bf16(folder.path(), 328, 648);
+    let mut options = CompileOptions { every_text: true, ..CompileOptions::default() };
+    options.only_for(&[Tier::Cuda]);
+    let plan = Compiler::new(options).compile(&model).unwrap();
+    assert!(plan.report.validation.dropped.is_empty(), "{:?}", plan.report.validation.dropped);
+    assert!(plan.kernels.iter().all(|k| k.variants.iter().all(|v| v.tier == Tier::Cuda)));
+    let own = LoadedModel { plan: Arc::new(plan), weights: model.weights(), artifact: None };
+    let gained = |m: &LoadedModel| kept(m, "prefill").into_keys().filter(|n| n.contains("gained")).count();
+    let all = compiled(&model, None);
+    assert_eq!((gained(&own), gained(&all)), (3, 0), "of four norms but the first, whose rows no product makes");
+    let ids = (0..70).map(|i| (3 + i * 17 % 190) as i32).collect();
+    let input = [("input_ids", Tensor::i32(&[1, 70], ids).unwrap())];
+    let want = support::open(&all, BackendChoice::Cpu).run(&input).unwrap();
+    let want = want[0].1.as_f32().unwrap();
+    let largest = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    for capability in [(8, 0), (9, 0)] {
+        let (got, templates) = on_ptx(&own, capability, &input);
+        assert_eq!(templates.contains(&"warpgroups"), capability == (9, 0));
+        for (g, w) in got[0].iter().zip(want) {
+            // Both sides of products are rounded to bf16.
+            assert!(
+                (f32::from_bits(*g) - w).abs() <= 2.5e-2 * largest,
+                "{} for {w} on {capability:?}",
+                f32::from_bits(*g)
+            );
+        }
+    }
 }
 
 /// An artifact whose kernels do not agree on how a value is kept is refused.

@@ -70,10 +70,20 @@ fn an_encoder() {
     check("devset/bert", VerifyOptions { batch: 3, tokens: 11, ..Default::default() });
 }
 
+/// Families of the dev set that have no checkpoint of their own in `fixtures/devset`.
+#[test]
+fn other_families() {
+    for model in ["albert", "gemma2", "t5", "vit", "whisper"] {
+        let model = &format!("families/{model}");
+        check(model, VerifyOptions { batch: 2, tokens: 5, new_tokens: 2, ..Default::default() });
+    }
+}
+
 /// Exports of both exporters: one program each, every size of which takes the value of `tokens`.
 #[test]
 fn onnx_exports() {
-    for model in ["onnx/llama_gqa.onnx", "onnx/bert.onnx", "onnx/bert_ts.onnx", "onnx/gemma2_ts.onnx"] {
+    for model in ["llama_gqa", "llama_gqa_past", "bert", "bert_ts", "gemma2_ts", "gpt2", "gpt2_past"] {
+        let model = &format!("onnx/{model}.onnx");
         check(model, VerifyOptions { batch: 2, tokens: 5, new_tokens: 0, ..Default::default() });
     }
 }

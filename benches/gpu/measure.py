@@ -109,6 +109,8 @@ class Late(RuntimeError):
 def ours(options, workload, shape, extents, rounds):
     command = [options.frit, "bench", workload, "--backend", options.backend, "--rounds", str(rounds), "--warmup", "3"]
     command += ["--weights", options.weights, "--seed", str(options.seed), "--on-request"]
+    if options.backend == "cuda":
+        command += ["--for", "cuda"]
     command += [part for name, value in extents.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     if workload == "gemm":
         command += ["--storage", shape]

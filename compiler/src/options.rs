@@ -161,6 +161,14 @@ fn distance(a: &str, b: &str) -> usize {
     row.last().copied().unwrap_or_default()
 }
 
+impl CompileOptions {
+    /// Prices decisions for, and writes kernels for, these kinds of devices alone.
+    pub fn only_for(&mut self, tiers: &[Tier]) {
+        self.fusion.tiers.retain(|t| tiers.contains(t));
+        self.targets.retain(|c| tiers.contains(&c.tier));
+    }
+}
+
 impl Default for CompileOptions {
     fn default() -> Self {
         CompileOptions {

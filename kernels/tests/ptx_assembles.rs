@@ -65,6 +65,9 @@ fn warpgroups_work_apart() {
         let _ = writeln!(table, "{name:<28} {:>7}  {}", r.module.workgroup_bytes(), found.registers);
         older.assemble(&r.text, "sm_90a");
         assert!(found.registers <= 168, "{name}");
+        let columns = r.tile.iter().find(|t| t.0 == "columns").map_or(0, |t| t.1);
+        let sides = if name.contains("gated") || name.contains("rotary") { 2 } else { 1 };
+        assert_eq!(columns * sides, if name.ends_with("_wider") { 256 } else { 128 }, "{name}");
         if name == "gemm_bf16_plain" {
             insta::assert_snapshot!("gemm_bf16_plain_of_warpgroups", r.text);
             let code = ptxas.disassemble(&r.text, "sm_90a");
@@ -116,13 +119,16 @@ fn texts_ask_for_the_lowest_version() {
 fn kernels_of_odd_sizes_assemble() {
     let (ptxas, older) = (Ptxas::find(), Ptxas::find_older());
     for (_, r) in rendered(&ODD) {
-        ptxas.assemble(&r.text, "sm_80");
-        older.assemble(&r.text, "sm_80");
-        ptxas.assemble(&r.text, "sm_120");
+        for arch in ["sm_80", "sm_90", "sm_120"] {
+            ptxas.assemble(&r.text, arch);
+            older.assemble(&r.text, arch);
+        }
     }
     for (_, r) in rendered_for(&ODD, &Capabilities::cuda_overlapping()) {
-        ptxas.assemble(&r.text, "sm_90");
-        older.assemble(&r.text, "sm_90");
+        for arch in ["sm_90", "sm_120"] {
+            ptxas.assemble(&r.text, arch);
+            older.assemble(&r.text, arch);
+        }
     }
 }
 
@@ -204,7 +210,16 @@ fn texts_are_as_before() {
         "gemv_q8_0_plain",
         "gemv_bf16_normed",
         "gemm_bf16_plain",
+        "gemm_bf16_kept",
+        "gemm_bf16_commuted",
+        "gemm_q4_0_gated",
+        "gemm_bf16_rotarykv",
+        "gather_q8_0",
+        "softmax",
         "attention_decode",
+        "attention_prefill",
+        "attention_parts",
+        "chain_bf16",
     ];
     let all = rendered(&DECODER);
     for name in shown {

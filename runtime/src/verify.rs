@@ -79,7 +79,7 @@ pub struct TierCheck {
 
 /// What is checked of WGSL, and besides of PTX.
 const PROVED: [&str; 10] = [
-    "accesses within their tensors",
+    "accesses within the kernel's tensors",
     "alignment",
     "no read of memory or registers that nothing wrote",
     "no race",

@@ -3,6 +3,7 @@
 use crate::convolutions::{BatchNorm, Conv, close, compiled, declare, input, launches};
 use crate::harness::verified;
 use crate::onnx_file::OnnxFile;
+use crate::ptxas::Ptxas;
 use crate::support::Random;
 use frit::LoadedModel;
 use frit::backend::cpu::CpuExecutor;
@@ -197,6 +198,7 @@ fn row_12_two_convolutions_are_one_kernel() {
         assert!(matches!(chained.plan.kernels[0].spec.anchor, Anchor::ConvChain(_)), "{what}");
         close(&chained, &t, &want, &what);
         verified(&chained);
+        assembled(&chained, &what);
         let two = compiled(&f, apart());
         assert_eq!(launches(&two).len(), 2, "{what}: {:?}", launches(&two));
         close(&two, &t, &want, &what);
@@ -208,6 +210,19 @@ fn row_12_two_convolutions_are_one_kernel() {
         let whole = |c: &Conv| c.weight.len() + c.channels[1];
         let outside = batch * (x.len() / batch + second.channels[1] * places[0] * places[1]);
         assert!(moved as usize <= 4 * (outside + whole(first) + whole(second) + 4 * first.channels[1]), "{what}");
+    }
+}
+
+/// Both assemblers take every CUDA text, for the oldest and the newest GPU of theirs, without spills.
+fn assembled(m: &LoadedModel, what: &str) {
+    let texts = m.plan.kernels.iter().flat_map(|k| &k.variants).filter(|v| v.tier == Tier::Cuda);
+    let texts: Vec<_> = texts.collect();
+    assert!(!texts.is_empty(), "{what}");
+    for v in texts {
+        let own = v.architecture.unwrap().name();
+        for (tool, gpu) in [(Ptxas::find(), own), (Ptxas::find(), "sm_120"), (Ptxas::find_older(), own)] {
+            tool.try_assemble(&v.text, gpu).unwrap_or_else(|e| panic!("{what}, for {gpu}: {e}"));
+        }
     }
 }
 

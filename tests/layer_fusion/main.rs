@@ -27,6 +27,8 @@ mod onnx_file;
 mod packed;
 mod precision;
 mod probabilities;
+#[path = "../../kernels/tests/support/ptxas.rs"]
+mod ptxas;
 mod reads;
 mod recipes;
 mod sharding;

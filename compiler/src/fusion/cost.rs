@@ -16,6 +16,11 @@ const FLOPS_OF_USE: f64 = 0.5;
 /// Operations that scaling a sum costs, at that rate: one multiplication, where normalising with a gain is two.
 const FLOPS_OF_SCALE: f64 = 0.25;
 
+/// Operations that an element of a left side costs in every column tile of matrix units where it is normalised there, at the
+/// rate of all other units, rather than copied in 16 bits: 13 instructions of two, as the interpreter counts them for products
+/// of 64 columns (29 an element with a norm, 16 of kept rows).
+const FLOPS_OF_REGISTERS: f64 = 26.0;
+
 /// A norm in front of a product: computed by a kernel of its own, or in every column tile.
 #[derive(Clone, Copy, Debug)]
 pub struct NormChoice {
@@ -25,6 +30,8 @@ pub struct NormChoice {
     pub width: u64,
     /// Whether something else reads the normalised rows, so that they are stored in any case.
     pub kept: bool,
+    /// Whether rows that are stored for the product are kept in 16 bits, and copied into its tiles.
+    pub copied: bool,
 }
 
 /// How the statistics of a norm reach the product behind it.
@@ -50,8 +57,8 @@ impl NormChoice {
     pub fn times_us(&self, tier: Tier, tiles: u64, form: NormForm) -> (f64, f64) {
         let rates = Rates::of(tier);
         let elems = self.rows as f64 * self.width as f64;
-        let passes = if self.kept { 1.0 } else { 2.0 };
-        let own = rates.launch_us + passes * 4.0 * elems / rates.bytes_per_us;
+        let stored = if self.copied { 2.0 } else { 4.0 };
+        let own = rates.launch_us + (4.0 + if self.kept { 0.0 } else { stored }) * elems / rates.bytes_per_us;
         let again = tiles.saturating_sub(1) as f64;
         let missed = 4.0 * CACHE_MISSES / rates.bytes_per_us;
         let each = |count: f64, flops: f64| count * flops / rates.flops_per_us;
@@ -60,11 +67,14 @@ impl NormChoice {
             let written = 2.0 * 4.0 * numbers / rates.bytes_per_us + each(elems, FLOPS_OF_STATISTICS);
             written + again * (numbers * missed + each(numbers, FLOPS_OF_STATISTICS))
         };
+        let registers = if self.copied { tiles as f64 * each(elems, FLOPS_OF_REGISTERS) } else { 0.0 };
         let inside = match form {
-            NormForm::Recompute => again * (elems * missed + each(elems, FLOPS_OF_STATISTICS + FLOPS_OF_USE)),
-            NormForm::Forward(numbers) => statistics(numbers) + again * each(elems, FLOPS_OF_USE),
+            NormForm::Recompute => {
+                registers + again * (elems * missed + each(elems, FLOPS_OF_STATISTICS + FLOPS_OF_USE))
+            }
+            NormForm::Forward(numbers) => registers + statistics(numbers) + again * each(elems, FLOPS_OF_USE),
             NormForm::Commute { numbers, gained, sums } => {
-                let gain = if gained { 4.0 * elems / rates.bytes_per_us } else { 0.0 };
+                let gain = if gained { stored * elems / rates.bytes_per_us } else { 0.0 };
                 statistics(numbers) + gain + each(self.rows as f64 * sums as f64, FLOPS_OF_SCALE)
             }
         };
@@ -109,7 +119,7 @@ mod tests {
 
     #[test]
     fn few_rows_pay_with_any_tile_and_many_with_few() {
-        let choice = |rows| NormChoice { rows, width: 576, kept: false };
+        let choice = |rows| NormChoice { rows, width: 576, kept: false, copied: false };
         let pays_on = |rows, tier, tiles| {
             let (own, inside) = choice(rows).times_us(tier, tiles, NormForm::Recompute);
             pays(own, inside)
@@ -126,7 +136,7 @@ mod tests {
     /// Scaled sums cost no more with more tiles, but their statistics do.
     #[test]
     fn commuting_is_for_wide_products_of_wide_rows() {
-        let choice = NormChoice { rows: 512, width: 576, kept: false };
+        let choice = NormChoice { rows: 512, width: 576, kept: false, copied: false };
         let commute = NormForm::Commute { numbers: 18, gained: true, sums: 3072 };
         let (own, scaled) = choice.times_us(Tier::Cpu, 48, commute);
         let (_, normalised) = choice.times_us(Tier::Cpu, 48, NormForm::Forward(18));
@@ -140,9 +150,23 @@ mod tests {
 
     #[test]
     fn stored_rows_save_less() {
-        let times = |kept| NormChoice { rows: 512, width: 576, kept }.times_us(Tier::Gpu, 9, NormForm::Recompute);
+        let times = |kept| {
+            NormChoice { rows: 512, width: 576, kept, copied: false }.times_us(Tier::Gpu, 9, NormForm::Recompute)
+        };
         let ((stored, a), (dropped, b)) = (times(true), times(false));
         assert!(stored < dropped);
         assert_eq!(a, b);
+    }
+
+    /// Where nothing else is written for, rows that are copied pay for what writes them.
+    #[test]
+    fn copied_rows_are_commuted() {
+        let commute = NormForm::Commute { numbers: 18, gained: true, sums: 960 };
+        for (copied, wins) in [(false, false), (true, true)] {
+            let choice = NormChoice { rows: 512, width: 576, kept: false, copied };
+            let [(_, commuted), (_, forwarded)] =
+                [commute, NormForm::Forward(18)].map(|f| choice.times_us(Tier::Cuda, 15, f));
+            assert_eq!(pays(forwarded, commuted), wins, "{forwarded} {commuted}");
+        }
     }
 }

@@ -10,7 +10,8 @@ mod support;
 
 use common::{Run, floats};
 use frit_kernels::dtype::Storage;
-use frit_kernels::templates::render;
+use frit_kernels::target::Capabilities;
+use frit_kernels::templates::{render, warpgroup_refusal};
 use frit_simt::{Class, Counters, Options};
 use std::cell::RefCell;
 use support::Case;
@@ -106,13 +107,19 @@ fn costs_of_emitted_kernels() {
     for (storage, s) in [(Storage::F32, 128), (Storage::Bf16, 128), (Storage::Q4_0, 64)] {
         cases.push(cases::gemm::filled(cases::gemm::plain((128, 64), storage), &[("S", s)], 1));
     }
+    let kept = cases::gemm::kept(cases::gemm::plain((128, 64), Storage::Bf16), &["x", "y"], Storage::Bf16);
+    let mut kept = cases::gemm::filled(kept, &[("S", 128)], 1);
+    kept.spec.name = "product_kept".into();
+    cases.push(kept);
     for case in cases {
-        for caps in launch::targets() {
+        let warpgroups = warpgroup_refusal(&case.spec).is_none().then(Capabilities::cuda_warpgroups);
+        for caps in launch::targets().into_iter().chain(warpgroups) {
             let r = render(&case.spec, &caps).unwrap();
             let (outcome, _) = launch::run(&case, &r, &Options::default());
             launch::clean(&outcome, &r);
             let shapes: Vec<String> = case.data.iter().map(|d| format!("{}", support::blocks::len(d))).collect();
-            let name = format!("{}_{}_{:?}", case.spec.name, shapes.join("_"), caps.tier);
+            let own = if caps.has_warpgroups() { "_sm_90a" } else { "" };
+            let name = format!("{}_{}_{:?}{own}", case.spec.name, shapes.join("_"), caps.tier);
             insta::assert_snapshot!(name, outcome.counters);
         }
     }

@@ -270,6 +270,7 @@ fn planted_bugs_are_found() {
     for e in tally.used.iter().map(|i| &EQUIVALENT[*i]) {
         println!("  {} in {}, `{}`: {}", e.operator, e.template, e.line, e.why);
     }
+    assert_eq!(tally.refused, 0, "every planted bug is executed");
     assert!(tally.unnoticed.is_empty(), "{} unnoticed:\n{}", tally.unnoticed.len(), tally.unnoticed.join("\n"));
     if only.is_some() {
         return;

@@ -26,13 +26,10 @@ use crate::target::Capabilities;
 const ROWS: u32 = 128;
 /// Invocations that multiply.
 const CONSUMERS: u32 = 2 * WARPGROUP;
-/// Tiles of each side in workgroup memory.
-const STAGES: u32 = 4;
-/// Tiles of which copies run at once, beside the one that starts: with one more, those that multiply, who hold two tiles,
-/// would wait for a tile that is in and not told to be.
-const LATE: u32 = 2;
 /// Elements of eight in a row of a tile.
 const PIECES: u32 = TILE_COLUMNS / 8;
+/// Rows that a product is scheduled for where their number is not constant.
+const MANY_ROWS: i64 = 512;
 /// Workgroups at once: the multiprocessors of the largest GPU with this instruction set.
 const RESIDENT: i64 = 132;
 
@@ -48,13 +45,18 @@ struct Side {
 pub(super) struct Plan {
     format: HalfFormat,
     k: u32,
+    /// Columns of a block, for each right side.
+    columns: u32,
+    /// Tiles of each side in workgroup memory.
+    stages: u32,
     sides: Vec<Side>,
 }
 
 impl Plan {
-    /// Columns of a block, for each right side.
-    fn columns(&self) -> u32 {
-        if self.sides.len() == 1 { 128 } else { 64 }
+    /// Tiles of which copies run at once, beside the one that starts: with one more, those that multiply, who hold two tiles,
+    /// would wait for a tile that is in and not told to be.
+    fn late(&self) -> u32 {
+        (self.stages - 2).min(self.k.div_ceil(TILE_COLUMNS) - 1)
     }
 }
 
@@ -74,7 +76,10 @@ pub(super) fn plan(p: &Problem<'_>) -> Result<Plan, &'static str> {
     if columns < 64 || p.rhs.len() > 2 {
         return Err(if columns < 64 { "there are fewer columns than a tile has" } else { "more than two right sides" });
     }
-    let width = if p.rhs.len() == 1 { 128 } else { 64 };
+    // A block of twice the columns reads three quarters of the bytes for each product; every workgroup should have one.
+    let rows = p.rows().as_const().unwrap_or(MANY_ROWS);
+    let wide = (rows / i64::from(ROWS)) * (columns * p.rhs.len() as i64 / 256) >= RESIDENT;
+    let width = if wide { 256 } else { 128 } / p.rhs.len() as u32;
     let sides = p.rhs.iter().map(|r| side(p, r, k, width)).collect::<Result<Vec<Side>, _>>()?;
     let storage = |s: &Side| p.spec.arg(s.arg).map(|a| a.storage);
     let format = match sides.first().and_then(storage) {
@@ -89,7 +94,9 @@ pub(super) fn plan(p: &Problem<'_>) -> Result<Plan, &'static str> {
     if sides.iter().any(|s| sides.iter().any(|o| !same(s, o))) {
         return Err("one weight is read with two row lengths");
     }
-    Ok(Plan { format, k, sides })
+    // Two right sides stage twice the sums.
+    let stages = if wide && p.rhs.len() == 2 { 3 } else { 4 };
+    Ok(Plan { format, k, columns: width, stages, sides })
 }
 
 fn side(p: &Problem<'_>, right: &Right, k: u32, tile_rows: u32) -> Result<Side, &'static str> {
@@ -127,15 +134,16 @@ pub(super) fn render<'a>(p: &Problem<'a>, caps: &'a Capabilities, plan: &Plan) -
     };
     let ctx = KernelCtx::new(p.spec, caps, [CONSUMERS + WARPGROUP, 1, 1], view)?;
     let b = &ctx.b;
-    let columns = plan.columns();
-    let left = b.workgroup("left", Type::VEC4_U32, STAGES * ROWS * PIECES);
-    let right = plan.sides.iter().map(|_| b.workgroup("right", Type::VEC4_U32, STAGES * columns * PIECES)).collect();
+    let columns = plan.columns;
+    let stages = plan.stages;
+    let left = b.workgroup("left", Type::VEC4_U32, stages * ROWS * PIECES);
+    let right = plan.sides.iter().map(|_| b.workgroup("right", Type::VEC4_U32, stages * columns * PIECES)).collect();
     let sums = staging(b, CONSUMERS / WARP, p.rhs.len());
-    let barriers = |name: &str| b.workgroup(name, Type::VEC2_U32, STAGES);
+    let barriers = |name: &str| b.workgroup(name, Type::VEC2_U32, stages);
     let (full, free) = (barriers("full"), barriers("free"));
     let me = b.let_("me", b.local_x());
     b.if_(b.eq(me, 0), |b| {
-        for stage in 0..STAGES {
+        for stage in 0..stages {
             b.make_barrier(full, stage, WARPGROUP + 1);
             b.make_barrier(free, stage, CONSUMERS / WARP);
         }
@@ -168,7 +176,7 @@ pub(super) fn render<'a>(p: &Problem<'a>, caps: &'a Capabilities, plan: &Plan) -
             |_| kernel.multiply(&scope, row, column, team, sums),
         );
     });
-    let tile = [("rows", ROWS), ("columns", columns), ("k_step", TILE_COLUMNS), ("stages", STAGES)];
+    let tile = [("rows", ROWS), ("columns", columns), ("k_step", TILE_COLUMNS), ("stages", stages)];
     let grid = dispatch(&p.groups(ROWS, columns).smaller(&Dim::constant(RESIDENT)));
     ctx.finish("gemm_warpgroup", &tile, grid)
 }
@@ -210,7 +218,7 @@ impl Kernel<'_, '_> {
     /// Goes to the next stage.
     fn advance(&self) {
         let (b, ring) = (&self.ctx.b, &self.ring);
-        let last = b.let_("last", b.eq(ring.stage, STAGES - 1));
+        let last = b.let_("last", b.eq(ring.stage, self.plan.stages - 1));
         b.set(ring.phase, b.select(last, b.bit_xor(ring.phase, 1), b.get(ring.phase)));
         b.set(ring.stage, b.select(last, b.u32(0), b.add(ring.stage, 1)));
     }
@@ -218,7 +226,7 @@ impl Kernel<'_, '_> {
     /// Brings all tiles of the block at `row` and `column`.
     fn fill(&self, scope: &Scope, row: Val, column: Val, stats: &RowStats) {
         let (p, b, ring) = (self.p, &self.ctx.b, &self.ring);
-        let columns = self.plan.columns();
+        let columns = self.plan.columns;
         let mine = b.let_("mine", b.bit_and(self.me, WARPGROUP - 1));
         let units: Vec<Unit> = (0..ROWS * PIECES / WARPGROUP)
             .map(|i| {
@@ -234,7 +242,7 @@ impl Kernel<'_, '_> {
                 Unit { slot, k, scope, start }
             })
             .collect();
-        let late = LATE.min(self.plan.k.div_ceil(TILE_COLUMNS) - 1);
+        let late = self.plan.late();
         b.for_("k", 0, self.plan.k, TILE_COLUMNS, |b, at| {
             b.await_phase(ring.free, ring.stage, b.bit_xor(ring.phase, 1));
             b.if_(b.eq(mine, 0), |b| {
@@ -289,7 +297,11 @@ impl Kernel<'_, '_> {
         let (b, ring) = (&self.ctx.b, &self.ring);
         b.wait_copies(pending);
         b.publish();
-        let stage = b.bit_and(b.add(ring.stage, STAGES - ago), STAGES - 1);
+        let stages = self.plan.stages;
+        let stage = match stages.is_power_of_two() {
+            true => b.bit_and(b.add(ring.stage, stages - ago), stages - 1),
+            false => b.select(b.ge(ring.stage, ago), b.sub(ring.stage, ago), b.add(ring.stage, stages - ago)),
+        };
         b.arrive(ring.full, b.let_("in", stage));
     }
 
@@ -324,7 +336,7 @@ impl Kernel<'_, '_> {
     /// Multiplies the tiles of the block and stores what comes of it.
     fn multiply(&self, scope: &Scope, row: Val, column: Val, team: Val, sums: ArrayRef) {
         let (b, ring) = (&self.ctx.b, &self.ring);
-        let columns = self.plan.columns();
+        let columns = self.plan.columns;
         let lane = b.let_("lane", b.bit_and(self.me, WARP - 1));
         let warp = b.let_("warp", b.shr(self.me, WARP.trailing_zeros()));
         let eights = |_: &Side| (0..columns / 8).map(|_| b.var("acc", Type::VEC4_F32, 0.0)).collect();

@@ -4,8 +4,8 @@ use super::build::{SpecBuilder, dim};
 use frit_kernels::dim::{Dim, Sym};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{
-    AliasKind, Anchor, Attention, BinaryOp as B, Expr, ExprId, KernelSpec, KeyParts, LeftStore, ReduceOp, Space, Stat,
-    Store, UnaryOp as U,
+    AliasKind, Anchor, Attention, BinaryOp as B, Chain, Expr, ExprId, KernelSpec, KeyParts, LeftStore, ReduceOp, Space,
+    Stat, Store, UnaryOp as U,
 };
 
 /// Sizes of the kernels.
@@ -91,6 +91,14 @@ pub fn all(z: &Shapes) -> Vec<KernelSpec> {
         spec.name = format!("gemm_{storage}_wide");
         specs.push(spec);
     }
+    // Warpgroups take them in blocks of 256 columns.
+    for form in [Form::Kept, Form::Commuted, Form::Gated, Form::Normed, Form::RotaryKv] {
+        let heads = if form == Form::RotaryKv { 8448 / z.head * 2 } else { z.kv_heads };
+        let shapes = Shapes { columns: 8448, kv_heads: heads, ..*z };
+        let mut spec = matmul(&shapes, "S", Storage::Bf16, form);
+        spec.name.push_str("_wider");
+        specs.push(spec);
+    }
     specs.extend([scores(z), values(z)]);
     for rows in ["1", "S"] {
         specs.push(attention(
@@ -108,6 +116,7 @@ pub fn all(z: &Shapes) -> Vec<KernelSpec> {
         a.causal_offset = None;
     }));
     specs.push(attention_parts(z, 4));
+    specs.extend([Storage::F32, Storage::Bf16].map(chain));
     specs
 }
 
@@ -396,6 +405,34 @@ fn rotary(s: &mut SpecBuilder, z: &Shapes, rows: &str, first: ExprId) {
         let index = of("DD*CC*div(i1, HH) + DD*i0 + DD*P + mod(i1, HH)");
         s.store(keys, &format!("{index} + {}", i as u64 * half), v);
     }
+}
+
+/// `x + silu(x Uᵀ) Dᵀ`, narrow enough that a workgroup holds whole rows.
+fn chain(storage: Storage) -> KernelSpec {
+    let (width, inner) = (72u64, 104u64);
+    let mut s = SpecBuilder::new(&format!("chain_{storage}"), &["S", &width.to_string()], &["S"]);
+    let of = |t: &str| text(t, &[("WW", width), ("II", inner)]);
+    let x = s.arg("x", Space::Arena, Storage::F32, &of("WW*S"));
+    let up = s.arg("up", Space::Weight, storage, &(inner * width).to_string());
+    let down = s.arg("down", Space::Weight, storage, &(inner * width).to_string());
+    let out = s.out("out", Space::Arena, Storage::F32, &of("WW*S"));
+    let lhs = s.load(x, &of("WW*i0 + i3"));
+    let (up, down) = (s.load(up, &of("WW*i2 + i3")), s.load(down, &of("II*i1 + i2")));
+    let acc = s.acc(0);
+    let middle = s.un(U::Silu, acc);
+    let before = s.load(x, &of("WW*i0 + i1"));
+    let value = s.bin(B::Add, acc, before);
+    s.store(out, &of("WW*i0 + i1"), value);
+    s.spec.anchor = Anchor::Chain(Box::new(Chain {
+        k: Dim::from(width),
+        inner: Dim::from(inner),
+        lhs,
+        lhs_stats: Vec::new(),
+        up: vec![up],
+        middle,
+        down,
+    }));
+    s.done()
 }
 
 /// Scores of all queries and keys, both contiguous along k.

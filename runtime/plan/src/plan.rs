@@ -4,11 +4,13 @@ use crate::{
     BufferRef, FusionReport, Kernel, KvSlotDecl, ModelInfo, Port, SlotLayout, StateDecl, ValueDecl, WeightDecl,
 };
 use frit_kernels::dim::{Dim, DimError, Sym};
+use frit_kernels::dtype::Storage;
 use frit_kernels::target::Tier;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Version of the plan's types; another number is refused on load.
-pub const PLAN_VERSION: u32 = 5;
+pub const PLAN_VERSION: u32 = 6;
 
 /// Names of the sizes that decoders and encoders use.
 pub mod sizes {
@@ -204,6 +206,17 @@ impl Plan {
         let at: Vec<u64> = self.sizes.iter().zip(values).map(|(s, v)| fixed(&s.name).unwrap_or(*v)).collect();
         let slots = program.arena.sizes.iter().chain(&program.ints.sizes);
         slots.map(|d| Ok(self.eval(d, &at)?.saturating_mul(4))).sum()
+    }
+    /// Values of a program that CUDA keeps in 16 bits, since all who read them round them to that format: their indices, in
+    /// order.
+    pub fn half_rows(&self, program: &Program) -> Vec<(u32, Storage)> {
+        let kernel = |s: &Step| self.kernels.get(s.kernel as usize).map(|k| k.spec.args.as_slice()).unwrap_or_default();
+        let args = program.steps.iter().flat_map(|s| kernel(s).iter().zip(&s.args));
+        let kept = args.filter_map(|(a, r)| match r {
+            BufferRef::Value(v) => Some((*v, a.rounded?)),
+            _ => None,
+        });
+        kept.collect::<BTreeMap<u32, Storage>>().into_iter().collect()
     }
     /// The value of a size expression when the sizes of [`Plan::sizes`] have `values`.
     ///

@@ -157,6 +157,9 @@ impl Backend for SimtBackend {
     }
 }
 
+/// What fills floats that no kernel has written: no numbers, in 16 bits and in 32.
+const UNWRITTEN: u8 = 0xff;
+
 struct Memory {
     layout: Layout,
     extent: Extent,
@@ -167,9 +170,10 @@ struct Memory {
 
 impl Memory {
     fn new(plan: &Plan, layout: Layout, extent: &Extent) -> Result<Memory> {
-        let kv = (0..plan.kv_slots.len()).map(|i| Ok(vec![0; bytes_of(layout.kv_elems(i))?])).collect::<Result<_>>()?;
+        let slot = |i| Ok(vec![UNWRITTEN; bytes_of(layout.kv_elems(i))?]);
+        let kv = (0..plan.kv_slots.len()).map(slot).collect::<Result<_>>()?;
         Ok(Memory {
-            arena: vec![0; bytes_of(layout.arena_elems)?],
+            arena: vec![UNWRITTEN; bytes_of(layout.arena_elems)?],
             ints: vec![0; bytes_of(layout.ints_elems)?],
             kv,
             extent: extent.clone(),
@@ -465,6 +469,8 @@ impl Executor for SimtExecutor {
         if inputs.len() != decl.inputs.len() {
             return Err(Error::Inputs(vec![format!("{} inputs for {}", inputs.len(), decl.inputs.len())]));
         }
+        // Whoever reads what no kernel of this run has written shows in the outputs.
+        self.memory()?.arena.fill(UNWRITTEN);
         for (port, t) in decl.inputs.iter().zip(inputs) {
             let (_, elems) = self.shape(port, sizes)?;
             let bytes: Vec<u8> = match t.data() {

@@ -119,7 +119,8 @@ impl Partitioner<'_> {
         let Some(width) = number(&self.graph.ty(v).last()) else {
             return Err(refuse(format!("{rows} rows of a width that is not known")));
         };
-        let choice = NormChoice { rows: most.unwrap_or(MANY_ROWS).min(MANY_ROWS), width, kept };
+        let copied = self.copies_rows(g);
+        let choice = NormChoice { rows: most.unwrap_or(MANY_ROWS).min(MANY_ROWS), width, kept, copied };
         let each = |form: NormForm| {
             let on = |tier: &Tier| {
                 let tiles = product.tiles(*tier, self.few(&rows));
@@ -198,7 +199,15 @@ impl Partitioner<'_> {
             },
         };
         let tiles = product.tiles(tier, self.few(&rows));
-        NormChoice { rows: most, width, kept: false }.times_us(tier, tiles, form).1
+        NormChoice { rows: most, width, kept: false, copied: self.copies_rows(g) }.times_us(tier, tiles, form).1
+    }
+    /// Whether the product copies rows that are kept in 16 bits, on every kind of device that the plan is for: those with
+    /// matrix units. A plan for others as well keeps the form that suits them.
+    fn copies_rows(&self, g: &MatMulGroup) -> bool {
+        let weight = g.members.first().and_then(|m| self.rhs_weight(*m)).and_then(|w| self.tables.weight_info(w));
+        let rounds = weight.is_some_and(|w| w.storage.is_quantised() || w.storage.block_bytes() == 2);
+        let matrix = self.options.tiers == [Tier::Cuda] && self.options.matmul_precision.is_auto();
+        rounds && matrix && self.options.half_rows
     }
     /// What a group's columns are to its column tiles.
     fn tiled(&self, g: &MatMulGroup) -> Option<Tiled> {

@@ -387,8 +387,12 @@ impl Driver for Native {
         let (mut recorded, mut ready) = (ptr::null_mut(), ptr::null_mut());
         call!(cuStreamEndCapture(self.stream, &mut recorded))?;
         let made = call!(cuGraphInstantiateWithFlags(&mut ready, recorded, 0));
-        call!(cuGraphDestroy(recorded))?;
+        let left = call!(cuGraphDestroy(recorded));
         made?;
+        if let Err(e) = left {
+            let _ = call!(cuGraphExecDestroy(ready));
+            return Err(e);
+        }
         let graph = Graph(self.graphs_made);
         self.graphs_made += 1;
         self.graphs.insert(graph, ready);

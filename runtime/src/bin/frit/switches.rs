@@ -7,6 +7,7 @@ use frit_compiler::fusion::FusionOptions;
 use frit_compiler::passes::PassManager;
 use frit_compiler::{CompileOptions, NumericMode, PeakBudget, SwitchError};
 use frit_kernels::spec::MatmulPrecision;
+use frit_kernels::target::Tier;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -61,9 +62,31 @@ pub struct Switches {
     /// unroll (each layer is compiled by itself). The launches are the same.
     #[arg(long = "loop", value_name = "HOW", default_value = "auto")]
     looping: Looping,
+    /// Kinds of devices that decisions are priced for and kernels written for: cpu (drivers that run shaders on cores), gpu
+    /// (graphics cards through wgpu) or cuda; all of them unless said. The CPU backend runs any plan.
+    #[arg(long = "for", value_name = "DEVICES", value_delimiter = ',')]
+    devices: Vec<Device>,
     /// An edge for which every condition is answered.
     #[arg(skip)]
     ask: Option<(String, String)>,
+}
+
+/// A kind of device that a plan is for.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Device {
+    Cpu,
+    Gpu,
+    Cuda,
+}
+
+impl Device {
+    fn tier(self) -> Tier {
+        match self {
+            Device::Cpu => Tier::Cpu,
+            Device::Gpu => Tier::Gpu,
+            Device::Cuda => Tier::Cuda,
+        }
+    }
 }
 
 /// What becomes of layers that repeat.
@@ -116,6 +139,7 @@ impl Switches {
             && self.tuning.is_none()
             && self.peak_budget.is_none()
             && self.looping == Looping::Auto
+            && self.devices.is_empty()
             && self.ask.is_none()
     }
     /// The same, with every condition of an edge answered.
@@ -141,6 +165,10 @@ impl Switches {
         }
         if let Some(budget) = &self.peak_budget {
             o.peak = Some(PeakBudget { bytes: parse_bytes("--peak-budget", budget)?, at: sizes(&self.peak_at)? });
+        }
+        if !self.devices.is_empty() {
+            let chosen: Vec<Tier> = self.devices.iter().map(|d| d.tier()).collect();
+            o.only_for(&chosen);
         }
         o.outline = self.looping != Looping::Unroll;
         for id in &self.disable {

@@ -127,6 +127,7 @@ fn json(a: &Args, plan: &Plan, measured: Option<&Measured>) -> serde_json::Value
             Some(serde_json::json!({
                 "arena_bytes": arena_bytes, "value_bytes": value_bytes, "peak_bytes": peak_bytes,
                 "in_place": p.in_place.len(),
+                "half_rows": plan.program(&p.program).map(|program| in_16_bits(plan, program)),
                 "refused": plan.program(&p.program).map(|program| kept_apart(plan, program)),
             }))
         }),
@@ -135,6 +136,14 @@ fn json(a: &Args, plan: &Plan, measured: Option<&Measured>) -> serde_json::Value
         "validation": plan.report.validation,
         "phases": phases,
     })
+}
+
+/// Names of the values that CUDA keeps in 16 bits, with their formats.
+fn in_16_bits(plan: &Plan, program: &frit_plan::Program) -> Vec<(String, String)> {
+    let named = |(v, format): (u32, frit_kernels::dtype::Storage)| {
+        Some((program.values.get(v as usize)?.name.clone(), format.to_string()))
+    };
+    plan.half_rows(program).into_iter().filter_map(named).collect()
 }
 
 /// Results that a kernel could write over an input, and do not lie there: each with the conditions that do not hold.
@@ -513,6 +522,10 @@ fn print(a: &Args, plan: &Plan, phase: &PhaseReport, at: &[u64]) {
     }
     if !phase.in_place.is_empty() {
         println!("         {} values are written over an input that dies", phase.in_place.len());
+    }
+    let halves = plan.program(&phase.program).map(|p| in_16_bits(plan, p)).unwrap_or_default();
+    if !halves.is_empty() {
+        println!("         {} values are kept in 16 bits on CUDA: all who read them round them so", halves.len());
     }
     for (rule, (class, n)) in &plan.report.refused_rewrites {
         println!(
