@@ -4,14 +4,12 @@
 //! attention lie far apart in one case, since a softmax forgives a wrong maximum as long as nothing overflows, and rows
 //! that see no key stand among others that do.
 
-use crate::cases;
 use crate::cases::gemm::{filled, kept, plain};
 use crate::support::Case;
 use crate::support::blocks::{Data, Random};
 use crate::support::build::{SpecBuilder, dim};
 use frit_kernels::dtype::{Scalar, Storage};
 use frit_kernels::spec::{Anchor, Attention, BinaryOp, KernelSpec, LeftStore, ReduceOp, Space, Stat, UnaryOp};
-use std::cell::RefCell;
 
 /// Cases of one kernel.
 pub struct Subject {
@@ -36,24 +34,11 @@ pub fn all() -> Vec<Subject> {
         subject("gemm_normed", normed()),
         subject("gemv", vec![few_rows()]),
         subject("gemv_q4_0", vec![gated(75, 544, Storage::Q4_0, &["B", "1"], 3)]),
-        subject("gemv_heads", some(&|f| cases::gemv::norms_of_heads_behind_a_product(f), &[2])),
-        subject("gemv_largest", some(&|f| cases::gemv::statistics_of_few_rows_by_tiles(f), &[3])),
-        subject("gemm_moments", some(&|f| cases::gemm::statistics_of_a_result_by_tiles(f), &[7])),
-        subject("chain", some(&|f| cases::chain::chains_at_every_tail(f), &[7, 11])),
-        subject("attention_parts", some(&|f| cases::attention::parts_of_every_length(f), &[10])),
         subject("attention", attention_plain()),
         subject("attention_token", attention_token()),
         subject("attention_window", attention_window()),
         subject("attention_mask", attention_mask()),
     ]
-}
-
-/// Cases of kernels' own tests, by number.
-fn some(all: &dyn Fn(&dyn Fn(&Case)), numbers: &[usize]) -> Vec<Case> {
-    let seen: RefCell<Vec<Case>> = RefCell::default();
-    all(&|case: &Case| seen.borrow_mut().push(case.clone()));
-    let seen = seen.into_inner();
-    numbers.iter().map(|n| seen[*n].clone()).collect()
 }
 
 /// Products whose sum goes around a ring of tiles more than once, in two blocks and in four: of rows that pass through
