@@ -9,8 +9,8 @@ use frit::backend::{Backend, Executor, Extent};
 use frit::{BackendChoice, LoadedModel, Tensor, model_source};
 use frit_compiler::CompileOptions;
 use frit_compiler::fusion::{FusionOptions, Overruled};
-use frit_plan::Plan;
 use frit_plan::format::FormatError;
+use frit_plan::{Kernel, Plan};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -183,11 +183,19 @@ fn compare(with: &mut Bound, without: &mut Bound, rounds: usize) -> Result<(f64,
     Ok((median(a), median(b), (median(ratios) - 1.0) * 1e3, agrees))
 }
 
-/// Whether a program launches the same kernels in two plans.
-fn same(a: &Plan, b: &Plan, program: &str) -> bool {
+/// Whether a program launches the same kernels in two plans, on a device that keeps values in 16 bits or on another.
+fn same(a: &Plan, b: &Plan, program: &str, keeps_halves: bool) -> bool {
+    let spec = |k: &Kernel| {
+        let mut spec = k.spec.clone();
+        if !keeps_halves {
+            spec.args.iter_mut().for_each(|a| a.rounded = None);
+            spec.aliases.clear();
+        }
+        spec
+    };
     let launched = |plan: &Plan| {
         let steps = plan.program(program).map(|p| p.steps.clone()).unwrap_or_default();
-        steps.iter().map(|s| plan.kernels.get(s.kernel as usize).map(|k| k.spec.clone())).collect::<Vec<_>>()
+        steps.iter().map(|s| plan.kernels.get(s.kernel as usize).map(spec)).collect::<Vec<_>>()
     };
     launched(a) == launched(b)
 }
@@ -208,13 +216,14 @@ pub fn main(a: &Args) -> Result<()> {
         bail!("{} has no phase `{wanted}`\nhint: --phase {}", path.display(), have.join(" | "));
     }
     let backend = a.backend.parse::<BackendChoice>()?.open()?;
+    let keeps_halves = backend.name() == "cuda";
     let mut with = Bound::new(a, &usual, &wanted, &*backend)?;
     let mut tried = Vec::new();
     for id in FusionOptions::IDS {
         let mut options = CompileOptions::default();
         options.fusion.switch_off(id);
         let other = compile(options)?;
-        if same(&other.plan, &usual.plan, &wanted) || other.plan.program(&wanted).is_none() {
+        if same(&other.plan, &usual.plan, &wanted, keeps_halves) || other.plan.program(&wanted).is_none() {
             continue;
         }
         let mut without = match Bound::new(a, &other, &wanted, &*backend) {
