@@ -109,7 +109,7 @@ fn results_have_the_same_bits() {
         // Of each layer what attention leaves and what the activation leaves, at least.
         assert!(found.len() >= 4 && found.values().all(|f| *f == format), "{name}: {found:?}");
         for (batch, tokens) in [(1, 70), (3, 9)] {
-            let ids = (0..batch * tokens).map(|i| (3 + i * 17 % 190) as i32).collect();
+            let ids = (0..batch * tokens).map(|i| 3 + i * 17 % 190).collect();
             let input = [("input_ids", Tensor::i32(&[batch as u64, tokens as u64], ids).unwrap())];
             for capability in [(8, 0), (9, 0)] {
                 let (got, templates) = on_ptx(&half, capability, &input);
@@ -182,7 +182,7 @@ fn norms_of_bf16_models_are_commuted_for_cuda() {
     let gained = |m: &LoadedModel| kept(m, "prefill").into_keys().filter(|n| n.contains("gained")).count();
     let all = compiled(&model, None);
     assert_eq!((gained(&own), gained(&all)), (3, 0), "of four norms but the first, whose rows no product makes");
-    let ids = (0..70).map(|i| (3 + i * 17 % 190) as i32).collect();
+    let ids = (0..70).map(|i| 3 + i * 17 % 190).collect();
     let input = [("input_ids", Tensor::i32(&[1, 70], ids).unwrap())];
     let want = support::open(&all, BackendChoice::Cpu).run(&input).unwrap();
     let want = want[0].1.as_f32().unwrap();

@@ -52,7 +52,7 @@ impl Check<'_> {
                 let id = ArgId(i as u16);
                 let shares = s.aliases.iter().any(|al| al.output == id || al.input == id);
                 let read = s.exprs.iter().any(|(_, e)| matches!(e, Expr::Load { arg, .. } if *arg == id));
-                ensure(!shares && !(a.written && read), || format!("`{}` is rounded and shares storage", a.name))?;
+                ensure(!(shares || a.written && read), || format!("`{}` is rounded and shares storage", a.name))?;
             }
         }
         for d in &s.domain {
