@@ -106,11 +106,15 @@ class Late(RuntimeError):
     """No answer in time."""
 
 
+def for_it(options):
+    """Switches of a plan for the device that is timed, and no other."""
+    return ["--for", "cuda"] if options.backend == "cuda" else []
+
+
 def ours(options, workload, shape, extents, rounds):
     command = [options.frit, "bench", workload, "--backend", options.backend, "--rounds", str(rounds), "--warmup", "3"]
     command += ["--weights", options.weights, "--seed", str(options.seed), "--on-request"]
-    if options.backend == "cuda":
-        command += ["--for", "cuda"]
+    command += for_it(options)
     command += [part for name, value in extents.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     if workload == "gemm":
         command += ["--storage", shape]
@@ -129,6 +133,8 @@ def verified(options, model):
     """Whether every program of a model computes on the GPU what it does on the CPU, in full precision and as it is."""
     row = {"model": str(model.relative_to(FIXTURES)), "passes": True}
     for name, switches, tolerance in (EXACT, DEFAULT):
+        # as models run for all devices, and as they are timed
+        switches = switches if name == EXACT[0] else [*switches, *for_it(options)]
         # more rows than any program for few rows takes; some models hold no more than 24 tokens
         for tokens in ("41", "17"):
             command = [options.frit, "verify", str(model), "--on", options.backend, "--json", "--tokens", tokens, "--batch", "2"]
@@ -239,7 +245,8 @@ def same_on_cpu(options, workload, shape):
         for backend in ("cpu", options.backend):
             out = pathlib.Path(folder) / f"{backend}_out.npz"
             try:
-                call([options.frit, "run", str(found[0]), "--inputs", str(given), "--output", str(out), "--backend", backend])
+                own = for_it(options) if backend == options.backend else []
+                call([options.frit, "run", str(found[0]), "--inputs", str(given), "--output", str(out), "--backend", backend, *own])
                 result.append(arrays(out))
             except (OSError, RuntimeError, subprocess.TimeoutExpired) as e:
                 return {"passes": False, "said": f"{backend}: {e}"[:500]}
