@@ -8,7 +8,7 @@ use frit_kernels::spec::{Anchor, BinaryOp, Chain, KernelSpec, ReduceOp, Space, S
 
 /// `S` rows of `k` elements, `inner` values between the products, `n` columns; gate and up with two `sides`; a norm in front,
 /// a bias and the input itself behind where it is as wide.
-fn chain([k, inner, n]: [u64; 3], sides: u64, storage: Storage, normed: bool) -> KernelSpec {
+pub fn chain([k, inner, n]: [u64; 3], sides: u64, storage: Storage, normed: bool) -> KernelSpec {
     let mut s = SpecBuilder::new("chain", &["S", &n.to_string()], &["S"]);
     let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*S"));
     let up = s.arg("up", Space::Weight, storage, &(sides * inner * k).to_string());

@@ -2,14 +2,20 @@
 //!
 //! Sizes are no multiples of a tile and cross its edge; there are several batches and more rows than a tile has; scores of
 //! attention lie far apart in one case, since a softmax forgives a wrong maximum as long as nothing overflows, and rows
-//! that see no key stand among others that do.
+//! that see no key stand among others that do. Statistics beside a result are taken of tiles that the last column cuts short
+//! and of rows that end inside each part of a block; those of runs of columns, of more columns than a row of subgroups has.
 
-use crate::cases::gemm::{filled, kept, plain};
+use crate::cases::chain::chain;
+use crate::cases::gemm::{filled, forwarding, kept, plain};
+use crate::cases::gemv::heads;
 use crate::support::Case;
 use crate::support::blocks::{Data, Random};
 use crate::support::build::{SpecBuilder, dim};
 use frit_kernels::dtype::{Scalar, Storage};
-use frit_kernels::spec::{Anchor, Attention, BinaryOp, KernelSpec, LeftStore, ReduceOp, Space, Stat, UnaryOp};
+use frit_kernels::spec::{
+    Anchor, Attention, BinaryOp, Expr, FEW_PARTIAL_COLUMNS, KernelSpec, KeyParts, LeftStore, PartialKind, Partials,
+    ReduceOp, Space, Stat, UnaryOp,
+};
 
 /// Cases of one kernel.
 pub struct Subject {
@@ -34,6 +40,15 @@ pub fn all() -> Vec<Subject> {
         subject("gemm_normed", normed()),
         subject("gemv", vec![few_rows()]),
         subject("gemv_q4_0", vec![gated(75, 544, Storage::Q4_0, &["B", "1"], 3)]),
+        subject("chain", chains([20, 70, 75], 2, Storage::F32, true)),
+        subject("chain_bf16", chains([72, 136, 72], 1, Storage::Bf16, false)),
+        subject("attention_parts", attention_parts()),
+        subject("gemm_moments", moments()),
+        subject("gemv_largest", largest()),
+        subject("gemv_heads", [1, 3].map(|rows| heads((rows, 264, 240, 1))).to_vec()),
+        subject("gemm_q6_k", product(70, 512, Storage::Q6K, &[25, 70])),
+        subject("gemv_q6_k", vec![gated(43, 768, Storage::Q6K, &["B", "1"], 3)]),
+        subject("gather", gather()),
         subject("attention", attention_plain()),
         subject("attention_token", attention_token()),
         subject("attention_window", attention_window()),
@@ -198,6 +213,73 @@ fn few_rows() -> Case {
     case
 }
 
+/// Two products in a row: fewer rows than a workgroup has, and some of a third workgroup.
+fn chains(widths: [u64; 3], sides: u64, storage: Storage, is_normed: bool) -> Vec<Case> {
+    let spec = chain(widths, sides, storage, is_normed);
+    let case = |rows| {
+        let mut case = filled(spec.clone(), &[("S", rows)], 19);
+        case.tolerance = 1e-4;
+        case
+    };
+    [3, 19].map(case).to_vec()
+}
+
+/// Statistics of tiles of columns, the last one short, beside a result of many rows.
+fn moments() -> Vec<Case> {
+    [3, 27, 70].map(|rows| forwarding((rows, 70, 72), Storage::Bf16, PartialKind::Moments)).to_vec()
+}
+
+/// The largest of each tile of columns, and its place, beside a result of few rows that is cut off at a value which of some
+/// tiles no column reaches, of some one and of some several. The last column of every tile has its largest in some case.
+fn largest() -> Vec<Case> {
+    let (k, n) = (72u64, 75u64);
+    let tiles = n.div_ceil(u64::from(FEW_PARTIAL_COLUMNS));
+    let mut s = SpecBuilder::new("largest", &["B", "1", "75"], &["B"]).few_rows();
+    let x = s.arg("x", Space::Arena, Storage::F32, &format!("{k}*B"));
+    let w = s.arg("w", Space::Weight, Storage::Bf16, &(n * k).to_string());
+    let bias = s.arg("bias", Space::Arena, Storage::F32, &n.to_string());
+    let y = s.out("y", Space::Arena, Storage::F32, &format!("{n}*B"));
+    let t = s.out("t", Space::Arena, Storage::F32, &format!("{}*B", 2 * tiles));
+    let lhs = s.load(x, &format!("{k}*i0 + i3"));
+    let rhs = vec![s.load(w, &format!("{k}*i2 + i3"))];
+    s.spec.anchor = Anchor::MatMul { k: dim(&k.to_string()), lhs, lhs_stats: Vec::new(), rhs };
+    let (acc, most, bias) = (s.acc(0), s.f(2.5), s.load(bias, "i2"));
+    let value = s.bin(BinaryOp::Min, acc, most);
+    let value = s.bin(BinaryOp::Add, value, bias);
+    s.store(y, &format!("{n}*i0 + i2"), value);
+    let index = dim(&format!("{}*i0 + 2*i2", 2 * tiles));
+    let kind = PartialKind::Largest;
+    s.spec.partials = Some(Partials { value, kind, columns: FEW_PARTIAL_COLUMNS, arg: t, index });
+    let spec = s.done();
+    let case = |rows, (base, place): (f32, Option<usize>)| {
+        let mut case = filled(spec.clone(), &[("B", rows)], 23);
+        let of = |i| if Some(i % FEW_PARTIAL_COLUMNS as usize) == place { base + 10.0 } else { base };
+        case.data[2] = Data::F32((0..n as usize).map(of).collect());
+        case.tolerance = 1e-4;
+        case
+    };
+    // Below zero, so that what no column sets does not pass for a small value.
+    vec![case(1, (0.0, None)), case(5, (0.0, None)), case(2, (-20.0, Some(2))), case(2, (-20.0, Some(7)))]
+}
+
+/// Rows of a table that data name.
+fn gather() -> Vec<Case> {
+    let mut s = SpecBuilder::new("gather", &["B", "S", "96"], &["B", "S"]);
+    let ids = s.arg("ids", Space::Ints, Storage::I32, "B*S");
+    let table = s.arg("table", Space::Weight, Storage::Q8_0, "11*96");
+    let y = s.out("y", Space::Arena, Storage::F32, "96*B*S");
+    let id = s.load(ids, "S*i0 + i1");
+    let value = s.load_at(table, dim(&format!("96*v{} + i2", id.0)));
+    s.store(y, "96*B*i1 + 96*i0 + i2", value);
+    let spec = s.done();
+    let case = |(b, n): (i64, i64)| {
+        let mut case = filled(spec.clone(), &[("B", b), ("S", n)], 3);
+        case.data[0] = Random::new(4).ints((b * n) as usize, 11);
+        case
+    };
+    [(1, 1), (2, 3), (3, 5)].map(case).to_vec()
+}
+
 const EIGHTH: (usize, usize) = (8, 1);
 const HEADS: u64 = 4;
 const GROUP: u64 = 2;
@@ -318,4 +400,45 @@ fn attention_mask() -> Vec<Case> {
         far_apart(case(9, 280, 1), EIGHTH),
         magnified(case(40, 50, 3)),
     ]
+}
+
+/// One query row whose keys lie in three parts: its sums as they are, the largest score and the sum of weights of each part.
+fn attention_parts() -> Vec<Case> {
+    let mut s = SpecBuilder::new("attention_parts", &["3*B", "4", "1", "20"], &["B", "T", "P"]);
+    let q = s.arg("q", Space::Arena, Storage::F32, "80*B");
+    let k = s.arg("k", Space::Kv(0), Storage::F32, "40*B*T");
+    let v = s.arg("v", Space::Kv(0), Storage::F32, "40*B*T");
+    let y = s.out("y", Space::Arena, Storage::F32, "264*B");
+    let offset = dim("P");
+    let anchor = Attention {
+        q: s.load(q, "80*div(i0, 3) + 80*i2 + 20*i1 + i4"),
+        k: s.load(k, &format!("40*T*div(i0, 3) + 20*T*div(i1, {GROUP}) + 20*i5 + i4")),
+        v: s.load(v, &format!("40*T*div(i0, 3) + 20*T*div(i1, {GROUP}) + 20*i5 + i3")),
+        group: GROUP,
+        head_dim: 20,
+        value_dim: 20,
+        kv_len: dim("T"),
+        parts: Some(KeyParts::of(3, &dim("1"), &dim("T"), Some(&offset), None)),
+        causal_offset: Some(offset),
+        window: None,
+        mask: None,
+        bias: None,
+        scale: 0.25,
+        softcap: None,
+    };
+    s.spec.anchor = Anchor::Attention(Box::new(anchor));
+    let at = "88*i0 + 22*i1 + 22*i2";
+    let acc = s.acc(0);
+    s.store(y, &format!("{at} + i3"), acc);
+    for number in 0..2u8 {
+        let stat = s.spec.exprs.add(Expr::Stat(number), Scalar::F32);
+        s.store(y, &format!("{at} + {}", 20 + number), stat).per_row = true;
+    }
+    let spec = s.done();
+    let case = |b, past, room| filled(spec.clone(), &[("B", b), ("T", 1 + past + room), ("P", past)], 5);
+    // The room behind the last key would make parts longer; parts end at every key of a team, and have several blocks.
+    let plain = [(2, 0, 0), (1, 16, 3), (2, 70, 9), (1, 190, 9), (1, 329, 0), (1, 355, 0), (1, 420, 0)];
+    let plain = plain.map(|(b, past, room)| case(b, past, room));
+    let apart = [(32, 5), EIGHTH, (64, 1)].map(|which| far_apart(case(2, 170, 0), which));
+    plain.into_iter().chain(apart).collect()
 }
