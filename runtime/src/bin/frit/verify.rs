@@ -76,13 +76,18 @@ pub fn main(a: &Args) -> Result<()> {
         }
         return if done.passed() { Ok(()) } else { bail!("{} did not pass", path.display()) };
     }
-    let tiers: &[Tier] = match a.target.as_str() {
-        "wgsl-cpu" => &[Tier::Cpu],
-        "wgsl-gpu" => &[Tier::Gpu],
-        "wgsl" => &[Tier::Cpu, Tier::Gpu],
-        "ptx" => &[Tier::Cuda],
-        _ => &[Tier::Cpu, Tier::Gpu, Tier::Cuda],
+    // A plan may have been written for some kinds of devices alone.
+    let is_held = |t: &Tier| loaded.plan.kernels.iter().all(|k| k.variant(*t).is_some());
+    let tiers: Vec<Tier> = match a.target.as_str() {
+        "wgsl-cpu" => vec![Tier::Cpu],
+        "wgsl-gpu" => vec![Tier::Gpu],
+        "wgsl" => vec![Tier::Cpu, Tier::Gpu],
+        "ptx" => vec![Tier::Cuda],
+        _ => [Tier::Cpu, Tier::Gpu, Tier::Cuda].into_iter().filter(is_held).collect(),
     };
+    if tiers.is_empty() {
+        bail!("{} holds kernel texts for no kind of device in full: nothing can be executed", path.display());
+    }
     let mut done = tiers.iter().map(|t| Ok(verify(&loaded, *t, &options)?)).collect::<Result<Vec<_>>>()?;
     let apart = |k: &frit_plan::Kernel| k.ptx(WARPGROUPS).is_some_and(|v| Some(v) != k.ptx((8, 0)));
     if tiers.contains(&Tier::Cuda) && loaded.plan.kernels.iter().any(apart) {
