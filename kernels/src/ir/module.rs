@@ -135,6 +135,8 @@ pub struct Module {
     /// Invocations that share a multiprocessor at least, so that each may have so many registers; the emitter's choice
     /// unless said.
     pub resident: Option<u32>,
+    /// Whether an assembler that unrolls loops by itself is asked not to.
+    pub rolled: bool,
     /// Bound storage buffers.
     pub buffers: Arena<Buffer>,
     /// Bound uniform blocks.

@@ -120,6 +120,7 @@ pub(super) fn render(spec: &KernelSpec, caps: &Capabilities, c: &ConvChain) -> R
     let lanes = PLACES as u32;
     let ctx = KernelCtx::new(spec, caps, [lanes * teams, 1, 1], |_, _| View::Scalar)?;
     let b = &ctx.b;
+    b.keep_rolled();
     let middle = b.workgroup("middle", Type::F32, slice * area);
     let me = b.let_("me", b.bit_and(b.local_x(), lanes - 1));
     let team = b.let_("team", b.shr(b.local_x(), lanes.trailing_zeros()));

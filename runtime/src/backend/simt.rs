@@ -157,7 +157,7 @@ impl Backend for SimtBackend {
     }
 }
 
-/// What fills floats that no kernel has written: no numbers, in 16 bits and in 32.
+/// What fills values that no kernel of a run has written: no numbers, in 16 bits and in 32.
 const UNWRITTEN: u8 = 0xff;
 
 struct Memory {
@@ -170,7 +170,8 @@ struct Memory {
 
 impl Memory {
     fn new(plan: &Plan, layout: Layout, extent: &Extent) -> Result<Memory> {
-        let slot = |i| Ok(vec![UNWRITTEN; bytes_of(layout.kv_elems(i))?]);
+        // A cache begins with zeros, which prompts that run in passes read.
+        let slot = |i| Ok(vec![0; bytes_of(layout.kv_elems(i))?]);
         let kv = (0..plan.kv_slots.len()).map(slot).collect::<Result<_>>()?;
         Ok(Memory {
             arena: vec![UNWRITTEN; bytes_of(layout.arena_elems)?],

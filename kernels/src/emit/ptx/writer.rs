@@ -325,6 +325,9 @@ impl Writer<'_> {
         }
         self.known.forget_written_in(body);
         self.asm.label(&format!("$loop_{name}"));
+        if self.module.rolled {
+            self.op(".pragma \"nounroll\"");
+        }
         self.nested(body, uniform)?;
         self.known.next_statement();
         self.known.forget_written_in(body);

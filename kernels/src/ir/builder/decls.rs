@@ -12,6 +12,11 @@ impl Builder {
         self.inner.borrow_mut().module.resident = Some(invocations);
     }
 
+    /// Asks an assembler not to unroll loops: what several turns hold at once does not fit the registers.
+    pub fn keep_rolled(&self) {
+        self.inner.borrow_mut().module.rolled = true;
+    }
+
     /// Declares a read-only storage buffer at the next free binding.
     pub fn input(&self, name: &str, elem: Type) -> ArrayRef {
         let binding = self.take_binding();
