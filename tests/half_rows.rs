@@ -7,7 +7,8 @@ mod support;
 use frit::backend::simt::SimtBackend;
 use frit::{BackendChoice, LoadedModel, Session, Tensor};
 use frit_compiler::{CompileOptions, Compiler, Model};
-use frit_kernels::dtype::Storage;
+use frit_kernels::dtype::HalfFormat;
+use frit_kernels::spec::{Alias, AliasKind, ArgId, Space};
 use frit_kernels::target::Tier;
 use frit_plan::{BufferRef, Program};
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,9 +71,9 @@ fn compiled(model: &Model, switch: Option<&str>) -> LoadedModel {
 }
 
 /// The values of a program that are kept in 16 bits, by name, with their formats.
-fn kept(m: &LoadedModel, program: &str) -> BTreeMap<String, Storage> {
+fn kept(m: &LoadedModel, program: &str) -> BTreeMap<String, HalfFormat> {
     let p: &Program = m.plan.program(program).unwrap();
-    let named = |(v, format): (u32, Storage)| (p.values[v as usize].name.clone(), format);
+    let named = |(v, format): (u32, HalfFormat)| (p.values[v as usize].name.clone(), format);
     m.plan.half_rows(p).into_iter().map(named).collect()
 }
 
@@ -99,9 +100,9 @@ fn results_have_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let mut seen = BTreeSet::new();
     for (name, model, format) in [
-        ("bf16", bf16(folder.path(), 104, 168), Storage::Bf16),
-        ("Q8_0", support::load("devset/gguf/llama_Q8_0.gguf"), Storage::Bf16),
-        ("F16", support::load("devset/gguf/llama_F16.gguf"), Storage::F16),
+        ("bf16", bf16(folder.path(), 104, 168), HalfFormat::Bf16),
+        ("Q8_0", support::load("devset/gguf/llama_Q8_0.gguf"), HalfFormat::Bf16),
+        ("F16", support::load("devset/gguf/llama_F16.gguf"), HalfFormat::F16),
     ] {
         let (half, whole) = (compiled(&model, None), compiled(&model, Some("half-rows")));
         assert_eq!(kept(&whole, "forward"), BTreeMap::new(), "{name}");
@@ -124,7 +125,7 @@ fn results_have_the_same_bits() {
     assert!(seen.contains(&((9, 0), "warpgroups")) && seen.contains(&((8, 0), "others")), "{seen:?}");
 }
 
-/// The texts of other targets are those of the plan without.
+/// The texts of other targets are those of the plan without, and so are the bytes that a run's values take.
 #[test]
 fn other_targets_have_the_same_texts() {
     let model = support::load("devset/gguf/llama_Q8_0.gguf");
@@ -134,6 +135,15 @@ fn other_targets_have_the_same_texts() {
         assert_eq!(texts(&half, tier), texts(&whole, tier));
     }
     assert_ne!(texts(&half, Tier::Cuda), texts(&whole, Tier::Cuda));
+    for path in ["devset/gguf/llama_Q8_0.gguf", "devset/gguf/llama_F16.gguf", "families/gemma2", "families/whisper"] {
+        let model = support::load(path);
+        let (half, whole) = (compiled(&model, None), compiled(&model, Some("half-rows")));
+        for (a, b) in half.plan.programs.iter().zip(&whole.plan.programs) {
+            let sizes: Vec<u64> = half.plan.sizes.iter().map(|s| s.max.unwrap_or(60).clamp(s.min, 60)).collect();
+            let [a, b] = [(&half, a), (&whole, b)].map(|(m, p)| m.plan.arena_bytes(p, &sizes).unwrap());
+            assert_eq!(a, b, "{path}");
+        }
+    }
 }
 
 /// Neither values that the host sees nor those that anything reads in full are kept so; the switch works by place.
@@ -199,6 +209,23 @@ fn norms_of_bf16_models_are_commuted_for_cuda() {
             );
         }
     }
+}
+
+/// Only activations are kept so, and none that share memory.
+#[test]
+fn specs_that_round_anything_else_are_refused() {
+    let m = compiled(&support::load("devset/gguf/llama_Q8_0.gguf"), None);
+    let kept = m.plan.kernels.iter().find(|k| k.spec.args.iter().any(|a| a.written && a.rounded.is_some())).unwrap();
+    kept.spec.verify().unwrap();
+    let mut spec = kept.spec.clone();
+    let weight = spec.args.iter_mut().find(|a| a.space == Space::Weight || a.space == Space::Kv(0)).unwrap();
+    weight.rounded = Some(HalfFormat::Bf16);
+    assert!(spec.verify().unwrap_err().to_string().contains("is said to be rounded to bf16"));
+    let mut spec = kept.spec.clone();
+    let output = ArgId(spec.args.iter().position(|a| a.written && a.rounded.is_some()).unwrap() as u16);
+    let input = ArgId(spec.args.iter().position(|a| !a.written).unwrap() as u16);
+    spec.aliases.push(Alias { output, input, kind: AliasKind::SameElement });
+    assert!(spec.verify().unwrap_err().to_string().contains("is rounded and shares storage"));
 }
 
 /// An artifact whose kernels do not agree on how a value is kept is refused.

@@ -61,6 +61,33 @@ pub enum Storage {
     Q8F,
 }
 
+/// A 16-bit float format that matrix units multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HalfFormat {
+    /// IEEE half.
+    F16,
+    /// The upper half of a 4-byte float.
+    Bf16,
+}
+
+impl HalfFormat {
+    /// The largest `f16`.
+    pub const F16_MAX: f32 = 65504.0;
+
+    /// How elements of it lie in memory.
+    pub const fn storage(self) -> Storage {
+        match self {
+            HalfFormat::F16 => Storage::F16,
+            HalfFormat::Bf16 => Storage::Bf16,
+        }
+    }
+    /// The name used in text forms.
+    pub const fn name(self) -> &'static str {
+        self.storage().name()
+    }
+}
+
 /// What the 4-bit codes of [`Storage::Iq4Nl`] and [`Storage::Iq4Xs`] stand for.
 pub const IQ4_CODES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
@@ -122,6 +149,16 @@ impl Storage {
     /// Whether elements come in blocks.
     pub const fn is_quantised(self) -> bool {
         self.block_elems() > 1
+    }
+    /// The format that matrix units multiply weights of this storage in, and round the other side to; `None` for what they
+    /// do not multiply.
+    pub const fn matrix_format(self) -> Option<HalfFormat> {
+        match self {
+            Storage::F16 => Some(HalfFormat::F16),
+            Storage::Bf16 => Some(HalfFormat::Bf16),
+            s if s.is_quantised() => Some(HalfFormat::Bf16),
+            _ => None,
+        }
     }
     /// The type a load of this storage yields.
     pub const fn scalar(self) -> Scalar {

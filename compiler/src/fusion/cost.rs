@@ -1,12 +1,11 @@
 //! What a decision costs in time, on each kind of device that a plan is for.
 
 use frit_kernels::dim::{Dim, product};
+pub use frit_kernels::spec::MANY_ROWS;
 use frit_kernels::spec::{Anchor, KernelSpec};
 use frit_kernels::target::Tier;
 use frit_plan::Rates;
 
-/// Rows at which a decision is priced where nothing bounds them from above.
-pub const MANY_ROWS: u64 = 512;
 /// Share of what is read again, one tile after the other, that the caches do not hold.
 pub const CACHE_MISSES: f64 = 0.02;
 /// Operations that the statistics of an element cost in every further tile, at the rate of the product itself, and those
@@ -17,8 +16,8 @@ const FLOPS_OF_USE: f64 = 0.5;
 const FLOPS_OF_SCALE: f64 = 0.25;
 
 /// Operations that an element of a left side costs in every column tile of matrix units where it is normalised there, at the
-/// rate of all other units, rather than copied in 16 bits: 13 instructions of two, as the interpreter counts them for products
-/// of 64 columns (29 an element with a norm, 16 of kept rows).
+/// rate of all other units, rather than copied in 16 bits: 13 instructions of two, as the interpreter counts them for tiles of
+/// 64 columns (29 an element with a norm, 16 of kept rows: `kernels/simt/tests/counters.rs`).
 const FLOPS_OF_REGISTERS: f64 = 26.0;
 
 /// A norm in front of a product: computed by a kernel of its own, or in every column tile.

@@ -8,7 +8,7 @@ use super::Held;
 use crate::fusion::FusionOptions;
 use crate::fusion::outline::Built;
 use crate::graph::Graph;
-use frit_kernels::dtype::Storage;
+use frit_kernels::dtype::HalfFormat;
 use frit_kernels::spec::{ArgId, KernelSpec};
 use frit_kernels::templates;
 use std::collections::{HashMap, HashSet};
@@ -23,10 +23,10 @@ pub(super) fn mark(
 ) -> Vec<KernelSpec> {
     let formats = formats(graph, built, specs, options);
     let mut out: Vec<KernelSpec> = Vec::with_capacity(specs.len());
-    let mut known: HashMap<(u32, Vec<Option<Storage>>), u32> = HashMap::new();
+    let mut known: HashMap<(u32, Vec<Option<HalfFormat>>), u32> = HashMap::new();
     for b in built {
         let of = |o| Held::of(o).and_then(|held| formats.get(&held)).copied();
-        let kept: Vec<Option<Storage>> = b.operands.iter().map(of).collect();
+        let kept: Vec<Option<HalfFormat>> = b.operands.iter().map(of).collect();
         let Some(spec) = specs.get(b.kernel as usize) else { continue };
         b.kernel = *known.entry((b.kernel, kept)).or_insert_with_key(|(_, kept)| {
             let mut spec = spec.clone();
@@ -43,12 +43,12 @@ pub(super) fn mark(
 }
 
 /// The formats by value.
-fn formats(graph: &Graph, built: &[Built], specs: &[KernelSpec], options: &FusionOptions) -> HashMap<Held, Storage> {
+fn formats(graph: &Graph, built: &[Built], specs: &[KernelSpec], options: &FusionOptions) -> HashMap<Held, HalfFormat> {
     let ports = graph.inputs.iter().map(|i| i.value).chain(graph.outputs.iter().map(|o| o.value));
     let mut refused: HashSet<Held> = ports.map(Held::Value).collect();
-    let mut formats: HashMap<Held, Storage> = HashMap::new();
+    let mut formats: HashMap<Held, HalfFormat> = HashMap::new();
     let mut written: HashSet<Held> = HashSet::new();
-    let mut rounding: HashMap<u32, Vec<Option<Storage>>> = HashMap::new();
+    let mut rounding: HashMap<u32, Vec<Option<HalfFormat>>> = HashMap::new();
     for b in built {
         let Some(spec) = specs.get(b.kernel as usize) else { continue };
         let rounds = rounding

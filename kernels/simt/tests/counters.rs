@@ -9,12 +9,13 @@ mod launch;
 mod support;
 
 use common::{Run, floats};
-use frit_kernels::dtype::Storage;
+use frit_kernels::dtype::{HalfFormat, Storage};
 use frit_kernels::target::Capabilities;
 use frit_kernels::templates::{render, warpgroup_refusal};
 use frit_simt::{Class, Counters, Options};
 use std::cell::RefCell;
 use support::Case;
+use support::corpus::{self, Form, ODD, Shapes};
 
 /// 32 lanes load at `%i * step` bytes of global memory, store `4 width` bytes at `%i * stride` bytes of shared memory.
 fn access(step: u32, stride: u32, width: u32) -> Counters {
@@ -107,7 +108,7 @@ fn costs_of_emitted_kernels() {
     for (storage, s) in [(Storage::F32, 128), (Storage::Bf16, 128), (Storage::Q4_0, 64)] {
         cases.push(cases::gemm::filled(cases::gemm::plain((128, 64), storage), &[("S", s)], 1));
     }
-    let kept = cases::gemm::kept(cases::gemm::plain((128, 64), Storage::Bf16), &["x", "y"], Storage::Bf16);
+    let kept = cases::gemm::kept(cases::gemm::plain((128, 64), Storage::Bf16), &["x", "y"], HalfFormat::Bf16);
     let mut kept = cases::gemm::filled(kept, &[("S", 128)], 1);
     kept.spec.name = "product_kept".into();
     cases.push(kept);
@@ -123,4 +124,23 @@ fn costs_of_emitted_kernels() {
             insta::assert_snapshot!(name, outcome.counters);
         }
     }
+}
+
+/// What the compiler prices a left side at that is normalised in every tile of columns rather than copied
+/// (`FLOPS_OF_REGISTERS` of `compiler/src/fusion/cost.rs`): instructions an element and tile of 64 columns.
+#[test]
+fn normalising_in_a_tile_takes_thirteen_instructions_more_than_copying() {
+    let of = |form, columns| {
+        let z = Shapes { width: 256, columns, capacity: 300, ..ODD };
+        let case = cases::gemm::filled(corpus::matmul(&z, "S", Storage::Bf16, form), &[("S", 128)], 1);
+        let r = render(&case.spec, &Capabilities::cuda()).unwrap();
+        assert_eq!(r.template, "gemm_matrix");
+        let (outcome, _) = launch::run(&case, &r, &Options::default());
+        launch::clean(&outcome, &r);
+        outcome.counters.thread.iter().sum::<u64>()
+    };
+    let tile = |form| (of(form, 128) - of(form, 64)) as f64 / (128.0 * 256.0);
+    let (normed, kept) = (tile(Form::Normed), tile(Form::Kept));
+    assert!((28.0..30.5).contains(&normed) && (15.5..17.0).contains(&kept), "{normed} {kept}");
+    assert!((12.5..13.5).contains(&(normed - kept)), "{normed} {kept}");
 }

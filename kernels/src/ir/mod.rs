@@ -25,6 +25,7 @@ pub mod verify;
 mod verify_warpgroup;
 pub mod warpgroup;
 
+pub use crate::dtype::HalfFormat;
 pub use arena::{Arena, Handle};
 pub use builder::{Builder, IntoVal, Uniforms, Val, Var};
 pub use error::{BuildError, Error, Rule, Violation};
@@ -32,7 +33,7 @@ pub use expr::{ArrayRef, Axis, BinaryOp, Builtin, Expr, Literal, TernaryOp, Unar
 pub use module::{
     Access, Array, Buffer, Field, Local, LocalKind, Module, TEXELS_PER_ROW, Texture, TileMap, UniformBlock,
 };
-pub use stmt::{Barrier, Block, Collective, HalfFormat, Stmt, TileOp};
+pub use stmt::{Barrier, Block, Collective, Stmt, TileOp};
 pub use text::{parse, print};
 pub use types::{Scalar, Type, Width};
 pub use verify::verify;

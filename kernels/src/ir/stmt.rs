@@ -5,6 +5,7 @@ use super::arena::Handle;
 use super::expr::{ArrayRef, Expr};
 use super::module::{Array, Buffer, Local};
 use super::warpgroup::WarpgroupOp;
+use crate::dtype::HalfFormat;
 
 /// Statements in order of execution.
 pub type Block = Vec<Stmt>;
@@ -50,25 +51,6 @@ impl Collective {
             Collective::BroadcastFirst => "subgroup_broadcast_first",
             Collective::Broadcast(_) => "subgroup_broadcast",
             Collective::ShuffleXor(_) => "subgroup_shuffle_xor",
-        }
-    }
-}
-
-/// A 16-bit float format of matrix elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HalfFormat {
-    /// IEEE half.
-    F16,
-    /// The upper half of an `f32`.
-    Bf16,
-}
-
-impl HalfFormat {
-    /// Name in the text forms.
-    pub fn name(self) -> &'static str {
-        match self {
-            HalfFormat::F16 => "f16",
-            HalfFormat::Bf16 => "bf16",
         }
     }
 }

@@ -4,7 +4,7 @@
 use super::arena::Handle;
 use super::expr::Expr;
 use super::module::{Array, Buffer, Local};
-use super::stmt::HalfFormat;
+use crate::dtype::HalfFormat;
 
 /// Invocations of a warpgroup.
 pub const WARPGROUP: u32 = 128;

@@ -32,7 +32,7 @@ pub use precision::{MatmulPrecision, split_bf16, to_bf16};
 pub use verify::SpecError;
 
 use crate::dim::Dim;
-use crate::dtype::Storage;
+use crate::dtype::{HalfFormat, Storage};
 use crate::target::Tier;
 use serde::{Deserialize, Serialize};
 
@@ -68,7 +68,7 @@ pub struct Arg {
     /// The 16-bit format that all who read this value round it to, in this kernel and in others: a target may keep it so,
     /// see [`Arg::is_half`]. Activations only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rounded: Option<Storage>,
+    pub rounded: Option<HalfFormat>,
 }
 
 impl Arg {
@@ -300,6 +300,9 @@ pub struct Alias {
 
 /// Most rows that are few: each of them is multiplied with a weight by itself.
 pub const FEW_ROWS: u64 = 4;
+
+/// Rows at which a decision is priced, and a product scheduled, where nothing says how many there are.
+pub const MANY_ROWS: u64 = 512;
 
 /// A dynamic size a kernel reads, and its place in the session's table of sizes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

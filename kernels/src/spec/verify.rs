@@ -45,9 +45,9 @@ impl Check<'_> {
             })?;
             self.dim(&a.len, 0)?;
             if let Some(format) = a.rounded {
-                let is_half = matches!(format, Storage::F16 | Storage::Bf16);
-                ensure(is_half && a.space == Space::Arena && a.storage == Storage::F32, || {
-                    format!("`{}` of {} in {:?} is said to be rounded to {format}", a.name, a.storage, a.space)
+                ensure(a.space == Space::Arena && a.storage == Storage::F32, || {
+                    let (name, storage, format) = (&a.name, a.storage, format.name());
+                    format!("`{name}` of {storage} in {:?} is said to be rounded to {format}", a.space)
                 })?;
                 let id = ArgId(i as u16);
                 let shares = s.aliases.iter().any(|al| al.output == id || al.input == id);

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use super::load::View;
 use super::{Rendered, TemplateError, ptx_options};
 use crate::dim::{Atom, Bounds, Dim, Sym};
-use crate::dtype::Storage;
+use crate::dtype::{HalfFormat, Storage};
 use crate::emit::{Language, ptx, wgsl};
 use crate::ir::{self, Access, ArrayRef, Axis, Builder, Type, Uniforms, Val};
 use crate::opt;
@@ -196,7 +196,11 @@ impl<'a> KernelCtx<'a> {
             let written = spec.args.iter().any(|o| o.space == a.space && o.written);
             let array = match a.space {
                 Space::Arena if alone => {
-                    let elem = if view == View::Vec4 { Type::VEC4_U32 } else { half_type(a) };
+                    let elem = match a.rounded {
+                        _ if view == View::Vec4 => Type::VEC4_U32,
+                        Some(HalfFormat::F16) => Type::F16,
+                        _ => Type::BF16,
+                    };
                     let access = if a.written { Access::ReadWrite } else { Access::ReadOnly };
                     b.buffer(&a.name, access, elem)
                 }
@@ -568,11 +572,6 @@ fn factor(a: &Atom) -> Dim {
         Atom::Max(x, y) => x.larger(y),
         Atom::Min(x, y) => x.smaller(y),
     }
-}
-
-/// The type of the elements of an argument that is kept in 16 bits.
-fn half_type(a: &Arg) -> Type {
-    if a.rounded == Some(Storage::F16) { Type::F16 } else { Type::BF16 }
 }
 
 /// A name in which every character suits an identifier.

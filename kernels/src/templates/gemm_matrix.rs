@@ -1,8 +1,8 @@
 //! Matrix products on matrix units, for weights of 16-bit or quantised storage.
 //!
 //! Both sides pass through workgroup memory as 16-bit tiles, a few tiles deep: 16-bit weights and left sides that are kept
-//! in 16 bits by asynchronous copies, quantised weights and other left sides, with their prologue, through registers. Products accumulate in `f32`, in order of k.
-//! The tile's sums return to workgroup memory, from where each subgroup finishes and stores whole rows.
+//! in 16 bits by asynchronous copies, quantised weights and other left sides, with their prologue, through registers.
+//! Products accumulate in `f32`, in order of k. The tile's sums return to workgroup memory, from where each subgroup finishes and stores whole rows.
 //!
 //! The left side is rounded to the weights' format: `f16` for `f16` weights, bounded to its range, `bf16` for the rest.
 //! Where a precision is asked for, both sides are kept as that many bf16 tiles, and every pair of tiles whose product is
@@ -13,12 +13,10 @@
 //! eight rows over all banks, for writing and for loading matrices alike.
 
 use super::common::{KernelCtx, Scope, dispatch};
-use super::precision::F16_MAX;
-use super::product::{Problem, Right, RowStats, stored_as};
+use super::product::{Problem, Right, RowStats, run_at};
 use super::reduce::WARP;
 use super::{Rendered, TemplateError};
 use crate::dim::Dim;
-use crate::dtype::Storage;
 use crate::ir::{ArrayRef, Builder, HalfFormat, Type, Val, Var};
 use crate::spec::{ArgId, Expr, MatmulPrecision, Store};
 use crate::target::Capabilities;
@@ -70,12 +68,10 @@ pub(super) fn format_of(p: &Problem<'_>) -> Option<HalfFormat> {
         return p.rhs.iter().all(served).then_some(HalfFormat::Bf16);
     }
     let mut formats = p.rhs.iter().map(|r| match r {
-        Right::Runs { arg, .. } => match p.spec.arg(*arg)?.storage {
-            Storage::F16 if p.run == 8 => Some(HalfFormat::F16),
-            Storage::Bf16 if p.run == 8 => Some(HalfFormat::Bf16),
-            s if s.is_quantised() => Some(HalfFormat::Bf16),
-            _ => None,
-        },
+        Right::Runs { arg, .. } => {
+            let storage = p.spec.arg(*arg)?.storage;
+            storage.matrix_format().filter(|_| p.run == 8 || storage.is_quantised())
+        }
         Right::Elements { .. } => None,
     });
     let first = formats.next()??;
@@ -111,7 +107,7 @@ pub(super) fn render<'a>(
     let sums = b.workgroup("sums", Type::VEC2_F32, shape.threads() / WARP * 16 * PITCH * p.rhs.len() as u32);
     p.in_block(&ctx, shape.rows(), shape.columns(), |b, scope, row, column| {
         let me = b.let_("me", b.local_x());
-        let kept = p.kept_left(caps, format);
+        let kept = p.kept_left(caps);
         let kernel = Kernel { p, ctx: &ctx, shape: &shape, format, kept, left: &left, right: &right, me };
         let stats = p.row_stats(&ctx, &scope, (row, shape.rows()), column, (me, shape.threads()), b.bool(true));
         let accs = kernel.products(&scope, row, column, &stats);
@@ -164,7 +160,7 @@ struct Kernel<'k, 'a> {
 /// The argument of a right side that is copied as it is stored.
 fn copied(p: &Problem<'_>, format: HalfFormat, right: &Right) -> Option<ArgId> {
     let Right::Runs { arg, .. } = right else { return None };
-    p.spec.arg(*arg).filter(|a| a.storage == stored_as(format)).map(|_| *arg)
+    p.spec.arg(*arg).filter(|a| a.storage == format.storage()).map(|_| *arg)
 }
 
 /// Sums by right side, 16 rows, 8 columns: of the products of leading parts, and of all others, which are small.
@@ -203,8 +199,7 @@ impl Kernel<'_, '_> {
         }
         let left = self.units(rows, |r| {
             let scope = p.row_scope(self.ctx, scope, row, r, stats);
-            let start = |(arg, row): &(ArgId, Dim)| self.ctx.address(&mut scope.clone(), *arg, row);
-            let starts = self.kept.iter().map(|kept| b.let_("run", start(kept))).collect();
+            let starts = self.kept.iter().map(|(arg, row)| run_at(self.ctx, &scope, *arg, row)).collect();
             (scope, starts)
         });
         let right = self.units(columns, |c| {
@@ -302,7 +297,8 @@ impl Kernel<'_, '_> {
         let partial = !k.is_multiple_of(8 * DEPTH);
         let finished = |inside: Val, v: Val| {
             let v = if partial { b.select(inside, v, 0.0) } else { v };
-            let v = if self.format == HalfFormat::F16 { b.clamp(v, -F16_MAX, F16_MAX) } else { v };
+            let v =
+                if self.format == HalfFormat::F16 { b.clamp(v, -HalfFormat::F16_MAX, HalfFormat::F16_MAX) } else { v };
             b.let_("x", v)
         };
         let mut all = Vec::new();

@@ -12,14 +12,13 @@
 
 use super::common::{KernelCtx, Scope, dispatch};
 use super::fragments::{Fragments, staging};
-use super::precision::F16_MAX;
-use super::product::{Problem, Right, RowStats};
+use super::product::{Problem, Right, RowStats, run_at};
 use super::reduce::WARP;
 use super::{Rendered, TemplateError, View};
 use crate::dim::{Dim, Sym};
 use crate::dtype::Storage;
 use crate::ir::{ArrayRef, HalfFormat, TILE_COLUMNS, TileMap, Type, Val, Var, WARPGROUP};
-use crate::spec::{Arg, ArgId, Expr, ExprId, MatmulPrecision};
+use crate::spec::{Arg, ArgId, Expr, ExprId, MANY_ROWS, MatmulPrecision};
 use crate::target::Capabilities;
 
 /// Rows of a block: 64 for each of two warpgroups.
@@ -28,8 +27,6 @@ const ROWS: u32 = 128;
 const CONSUMERS: u32 = 2 * WARPGROUP;
 /// Elements of eight in a row of a tile.
 const PIECES: u32 = TILE_COLUMNS / 8;
-/// Rows that a product is scheduled for where their number is not constant.
-const MANY_ROWS: i64 = 512;
 /// Workgroups at once: the multiprocessors of the largest GPU with this instruction set.
 const RESIDENT: i64 = 132;
 
@@ -77,7 +74,7 @@ pub(super) fn plan(p: &Problem<'_>) -> Result<Plan, &'static str> {
         return Err(if columns < 64 { "there are fewer columns than a tile has" } else { "more than two right sides" });
     }
     // A block of twice the columns reads three quarters of the bytes for each product; every workgroup should have one.
-    let rows = p.rows().as_const().unwrap_or(MANY_ROWS);
+    let rows = p.rows().as_const().unwrap_or(MANY_ROWS as i64);
     let wide = (rows / i64::from(ROWS)) * (columns * p.rhs.len() as i64 / 256) >= RESIDENT;
     let width = if wide { 256 } else { 128 } / p.rhs.len() as u32;
     let sides = p.rhs.iter().map(|r| side(p, r, k, width)).collect::<Result<Vec<Side>, _>>()?;
@@ -126,7 +123,7 @@ fn side(p: &Problem<'_>, right: &Right, k: u32, tile_rows: u32) -> Result<Side, 
 }
 
 pub(super) fn render<'a>(p: &Problem<'a>, caps: &'a Capabilities, plan: &Plan) -> Result<Rendered, TemplateError> {
-    let kept = p.kept_left(caps, plan.format);
+    let kept = p.kept_left(caps);
     let view = |id: ArgId, _: &Arg| match plan.sides.iter().find(|s| s.arg == id) {
         Some(s) => View::Tiles(s.map),
         None if kept.as_ref().is_some_and(|(arg, _)| *arg == id) => View::Vec4,
@@ -237,8 +234,7 @@ impl Kernel<'_, '_> {
                 let slot = b.let_("slot", b.add(b.mul(local, PIECES), place));
                 let k = b.let_("unit_k", b.mul(piece, 8));
                 let scope = p.row_scope(self.ctx, scope, row, local, stats);
-                let address = |(arg, row): &(ArgId, Dim)| self.ctx.address(&mut scope.clone(), *arg, row);
-                let start = self.kept.as_ref().map(|kept| b.let_("run", address(kept)));
+                let start = self.kept.as_ref().map(|(arg, row)| run_at(self.ctx, &scope, *arg, row));
                 Unit { slot, k, scope, start }
             })
             .collect();
@@ -317,7 +313,7 @@ impl Kernel<'_, '_> {
             let v = ctx.expr(&mut unit.scope.with(p.k_axis(), b.add(safe, i)), p.lhs);
             let v = if partial { b.select(inside, v, 0.0) } else { v };
             match self.plan.format {
-                HalfFormat::F16 => b.clamp(v, -F16_MAX, F16_MAX),
+                HalfFormat::F16 => b.clamp(v, -HalfFormat::F16_MAX, HalfFormat::F16_MAX),
                 HalfFormat::Bf16 => v,
             }
         };

@@ -2,7 +2,7 @@
 
 use super::common::KernelCtx;
 use super::parts::{Part, Quad};
-use crate::dtype::{FP4_CODES, IQ4_CODES, Storage};
+use crate::dtype::{FP4_CODES, HalfFormat, IQ4_CODES, Storage};
 use crate::ir::{self, Type, Val};
 use crate::spec::{ArgId, Space};
 
@@ -47,15 +47,11 @@ impl KernelCtx<'_> {
         };
         let texels = matches!(self.view(arg), View::Texels { .. });
         match a.storage {
-            Storage::F32 if a.is_half(self.caps.tier) && self.view(arg) == View::Vec4 => {
-                let word = self.word(arg, b.shr(at, 1));
-                let bits = b.shr(word, b.shl(b.bit_and(at, 1), 4));
-                match a.rounded {
-                    Some(Storage::F16) => b.lane(b.unpack_2x16_float(bits), 0),
-                    _ => b.bitcast(ir::Scalar::F32, b.shl(bits, 16)),
-                }
-            }
-            Storage::F32 if a.is_half(self.caps.tier) => b.cast(ir::Scalar::F32, b.load(buffer, at)),
+            Storage::F32 if a.is_half(self.caps.tier) => match (self.view(arg), a.rounded) {
+                (View::Vec4, Some(HalfFormat::F16)) => self.half(arg, 0, at),
+                (View::Vec4, _) => self.bf16(arg, 0, at),
+                _ => b.cast(ir::Scalar::F32, b.load(buffer, at)),
+            },
             Storage::F32 if texels => b.bitcast(ir::Scalar::F32, self.word(arg, at)),
             Storage::I32 if texels => b.bitcast(ir::Scalar::I32, self.word(arg, at)),
             Storage::Bool if texels => b.ne(self.word(arg, at), 0),

@@ -52,7 +52,7 @@ pub use partials::writes_partials;
 pub use parts::{Part, Quad};
 
 use crate::dim::{Dim, Sym};
-use crate::dtype::Storage;
+use crate::dtype::{HalfFormat, Storage};
 use crate::emit::{Language, ptx};
 use crate::ir;
 use crate::spec::{Anchor, ArgId, Expr, ExprId, FEW_ROWS, KernelSpec};
@@ -168,7 +168,7 @@ pub fn warpgroup_refusal(spec: &KernelSpec) -> Option<&'static str> {
 
 /// The 16-bit format to which a kernel rounds an argument on every NVIDIA GPU, and reads it for nothing else: the left side
 /// of a product on matrix units, as it is.
-pub fn rounds(spec: &KernelSpec, arg: ArgId) -> Option<Storage> {
+pub fn rounds(spec: &KernelSpec, arg: ArgId) -> Option<HalfFormat> {
     let Anchor::MatMul { lhs, lhs_stats, rhs, .. } = &spec.anchor else { return None };
     let reads = |e: ExprId| matches!(spec.exprs.get(e), Expr::Load { arg: a, .. } if *a == arg);
     if !reads(*lhs) || spec.columns.is_some() || uses_gemv(spec) || !spec.precision.is_auto() {
@@ -181,7 +181,7 @@ pub fn rounds(spec: &KernelSpec, arg: ArgId) -> Option<Storage> {
     if spec.exprs.reachable(&others).into_iter().any(reads) {
         return None;
     }
-    gemm_matrix::format_of(&product::Problem::new(spec).ok()?).map(product::stored_as)
+    gemm_matrix::format_of(&product::Problem::new(spec).ok()?)
 }
 
 /// Columns from which on products of warpgroups are faster: narrower ones have too few tiles for a large GPU.

@@ -4,9 +4,6 @@ use super::KernelCtx;
 use crate::ir::{Scalar, Val, Var};
 use crate::spec::MatmulPrecision;
 
-/// The largest `f16`.
-pub(super) const F16_MAX: f32 = 65504.0;
-
 impl KernelCtx<'_> {
     /// How exactly the kernel multiplies.
     pub(super) fn precision(&self) -> MatmulPrecision {

@@ -6,10 +6,10 @@
 
 use super::common::{KeptStats, KernelCtx, Scope};
 use super::stats::Team;
-use super::{TemplateError, View, contiguous_rows, depends_on_axis, multiple_of};
+use super::{TemplateError, View, contiguous_rows, depends_on_axis, gemm_matrix, multiple_of};
 use crate::dim::{Dim, Sym, product};
 use crate::dtype::Storage;
-use crate::ir::{ArrayRef, Builder, HalfFormat, Type, Val, Var};
+use crate::ir::{ArrayRef, Builder, Type, Val, Var};
 use crate::spec::{Anchor, Arg, ArgId, Expr, ExprId, KernelSpec, Space, Stat, Store};
 use crate::target::Capabilities;
 
@@ -79,8 +79,7 @@ impl<'a> Problem<'a> {
             });
             named.next()
         };
-        let kept = [HalfFormat::F16, HalfFormat::Bf16].into_iter().find_map(|f| self.kept_left(caps, f));
-        let left = kept.map(|(arg, _)| arg);
+        let left = self.kept_left(caps).map(|(arg, _)| arg);
         KernelCtx::new(self.spec, caps, workgroup, |id: ArgId, a: &Arg| match (a.storage, runs(id)) {
             (Storage::F32, None) if left == Some(id) => View::Vec4,
             (Storage::F32, Some(_)) => View::Vec4,
@@ -88,12 +87,12 @@ impl<'a> Problem<'a> {
             _ => View::Scalar,
         })
     }
-    /// The argument and the row's start of a left side that is kept in `format` and multiplied as it is, in runs of eight.
-    pub(super) fn kept_left(&self, caps: &Capabilities, format: HalfFormat) -> Option<(ArgId, Dim)> {
+    /// The argument and the row's start of a left side that is kept in the format that it is multiplied in, in runs of eight.
+    pub(super) fn kept_left(&self, caps: &Capabilities) -> Option<(ArgId, Dim)> {
         let (arg, row) = contiguous_rows(self.spec, self.lhs, self.spec.k_axis())?;
-        let a = self.spec.arg(arg)?;
-        let kept = a.is_half(caps.tier) && a.rounded == Some(stored_as(format)) && self.spec.precision.is_auto();
-        (kept && multiple_of(self.k, 8) && multiple_of(&row, 8)).then_some((arg, row))
+        let a = self.spec.arg(arg).filter(|a| a.is_half(caps.tier))?;
+        let whole = self.spec.precision.is_auto() && a.rounded == gemm_matrix::format_of(self);
+        (whole && multiple_of(self.k, 8) && multiple_of(&row, 8)).then_some((arg, row))
     }
     /// Workgroups for blocks of that many rows and columns.
     pub(super) fn groups(&self, rows: u32, columns: u32) -> Dim {
@@ -227,10 +226,7 @@ impl<'a> Problem<'a> {
     /// The start of a column's run of right side `right`, counted from the start of the buffer.
     pub(super) fn run_start(&self, ctx: &KernelCtx<'a>, scope: &Scope, right: &Right) -> Val {
         match right {
-            Right::Runs { arg, row } => {
-                let at = ctx.address(&mut scope.clone(), *arg, row);
-                ctx.b.let_("run", at)
-            }
+            Right::Runs { arg, row } => run_at(ctx, scope, *arg, row),
             Right::Elements { .. } => ctx.b.u32(0),
         }
     }
@@ -290,12 +286,10 @@ impl<'a> Problem<'a> {
     }
 }
 
-/// What elements of that format are stored as.
-pub(super) fn stored_as(format: HalfFormat) -> Storage {
-    match format {
-        HalfFormat::F16 => Storage::F16,
-        HalfFormat::Bf16 => Storage::Bf16,
-    }
+/// Where a run of an argument starts.
+pub(super) fn run_at(ctx: &KernelCtx<'_>, scope: &Scope, arg: ArgId, row: &Dim) -> Val {
+    let at = ctx.address(&mut scope.clone(), arg, row);
+    ctx.b.let_("run", at)
 }
 
 /// Whether a right side can be read in aligned runs of `n` along k.

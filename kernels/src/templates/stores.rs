@@ -1,8 +1,7 @@
 //! Guarded stores of results.
 
 use super::common::{KernelCtx, Scope};
-use super::precision::F16_MAX;
-use crate::dtype::{Scalar, Storage};
+use crate::dtype::{HalfFormat, Scalar};
 use crate::ir::{self, Type, Val, Var};
 use crate::spec::{ArgId, LeftStore, Store};
 
@@ -80,8 +79,8 @@ impl KernelCtx<'_> {
             return b.error(format!("store to argument {}", arg.0));
         };
         let v = match a.rounded.filter(|_| a.is_half(self.caps.tier)) {
-            Some(Storage::F16) => b.cast(ir::Scalar::F16, b.clamp(v, -F16_MAX, F16_MAX)),
-            Some(_) => b.cast(ir::Scalar::Bf16, v),
+            Some(HalfFormat::F16) => b.cast(ir::Scalar::F16, b.clamp(v, -HalfFormat::F16_MAX, HalfFormat::F16_MAX)),
+            Some(HalfFormat::Bf16) => b.cast(ir::Scalar::Bf16, v),
             None => v,
         };
         b.store(array, at, v);

@@ -3,7 +3,7 @@
 use crate::support::Case;
 use crate::support::blocks::{Data, Random};
 use crate::support::build::{SpecBuilder, dim};
-use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::dtype::{HalfFormat, Scalar, Storage};
 use frit_kernels::spec::{
     AliasKind, Anchor, ArgId, BinaryOp, ExprId, KernelSpec, LeftStore, PARTIAL_COLUMNS, PartialKind, Partials,
     ReduceOp, Space, Stat, UnaryOp,
@@ -389,7 +389,7 @@ pub fn statistics_scale_the_sums(check: &dyn Fn(&Case)) {
 }
 
 /// Says that these arguments of a kernel are rounded to `format` by all who read them.
-pub fn kept(mut spec: KernelSpec, names: &[&str], format: Storage) -> KernelSpec {
+pub fn kept(mut spec: KernelSpec, names: &[&str], format: HalfFormat) -> KernelSpec {
     for a in spec.args.iter_mut().filter(|a| names.contains(&a.name.as_str())) {
         a.rounded = Some(format);
     }
@@ -401,13 +401,13 @@ pub fn kept(mut spec: KernelSpec, names: &[&str], format: Storage) -> KernelSpec
 /// matrix units, one by one; and results that are kept so.
 pub fn rows_kept_in_16_bits(check: &dyn Fn(&Case)) {
     for (rows, n, k, storage, format) in [
-        (9, 40, 72, Storage::Bf16, Storage::Bf16),
-        (65, 70, 64, Storage::Q8_0, Storage::Bf16),
-        (70, 33, 104, Storage::F16, Storage::F16),
-        (5, 2050, 40, Storage::Bf16, Storage::Bf16),
-        (11, 12, 36, Storage::Bf16, Storage::Bf16),
-        (11, 12, 33, Storage::F32, Storage::F16),
-        (1, 12, 40, Storage::F32, Storage::Bf16),
+        (9, 40, 72, Storage::Bf16, HalfFormat::Bf16),
+        (65, 70, 64, Storage::Q8_0, HalfFormat::Bf16),
+        (70, 33, 104, Storage::F16, HalfFormat::F16),
+        (5, 2050, 40, Storage::Bf16, HalfFormat::Bf16),
+        (11, 12, 36, Storage::Bf16, HalfFormat::Bf16),
+        (11, 12, 33, Storage::F32, HalfFormat::F16),
+        (1, 12, 40, Storage::F32, HalfFormat::Bf16),
     ] {
         for names in [["x"].as_slice(), &["x", "y"]] {
             let mut case = filled(kept(plain((n, k), storage), names, format), &[("S", rows)], k);
@@ -432,6 +432,6 @@ pub fn rows_kept_in_16_bits(check: &dyn Fn(&Case)) {
         let gate = s.un(UnaryOp::Silu, gate);
         let value = s.bin(BinaryOp::Mul, gate, up);
         s.store(y, "35*i0 + i1", value);
-        check(&filled(kept(s.done(), &["x", "y"], Storage::Bf16), &[("S", 70)], 5));
+        check(&filled(kept(s.done(), &["x", "y"], HalfFormat::Bf16), &[("S", 70)], 5));
     }
 }

@@ -370,14 +370,13 @@ pub fn matmul(z: &Shapes, rows: &str, storage: Storage, form: Form) -> KernelSpe
         s.alias(out, r, AliasKind::SameElement);
     }
     s.store(out, &at, value);
-    let kept = if storage == Storage::F16 { Storage::F16 } else { Storage::Bf16 };
     let kept_args: &[_] = match form {
         Form::Kept => &[x, out],
         Form::Commuted => &[x],
         _ => &[],
     };
     for id in kept_args {
-        s.spec.args[id.0 as usize].rounded = Some(kept);
+        s.spec.args[id.0 as usize].rounded = storage.matrix_format();
     }
     s.done()
 }

@@ -3,7 +3,7 @@
 use super::Case;
 use super::blocks::{Data, half, words};
 use frit_kernels::dim::Sym;
-use frit_kernels::dtype::Storage;
+use frit_kernels::dtype::HalfFormat;
 use frit_kernels::emit::Language;
 use frit_kernels::spec::{Arg, Space};
 use frit_kernels::target::Tier;
@@ -34,16 +34,16 @@ pub fn bytes(words: &[u32]) -> Vec<u8> {
 }
 
 /// The 16-bit format that an argument of a rendered kernel is kept in, if any.
-pub fn kept_as(a: &Arg, r: &Rendered) -> Option<Storage> {
+pub fn kept_as(a: &Arg, r: &Rendered) -> Option<HalfFormat> {
     a.rounded.filter(|_| r.language == Language::Ptx && a.is_half(Tier::Cuda))
 }
 
 /// Floats rounded to 16 bits, two a word.
-fn halves(data: &Data, format: Storage) -> Vec<u32> {
+fn halves(data: &Data, format: HalfFormat) -> Vec<u32> {
     let Data::F32(v) = data else { panic!("only floats are kept in 16 bits") };
     let bits = |v: &f32| match format {
-        Storage::F16 => half(v.clamp(-65504.0, 65504.0)),
-        _ => (frit_kernels::spec::to_bf16(*v).to_bits() >> 16) as u16,
+        HalfFormat::F16 => half(v.clamp(-65504.0, 65504.0)),
+        HalfFormat::Bf16 => (frit_kernels::spec::to_bf16(*v).to_bits() >> 16) as u16,
     };
     let both = |pair: &[f32]| pair.iter().rev().fold(0, |word, v| word << 16 | u32::from(bits(v)));
     v.chunks(2).map(both).collect()

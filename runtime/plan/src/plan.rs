@@ -4,7 +4,7 @@ use crate::{
     BufferRef, FusionReport, Kernel, KvSlotDecl, ModelInfo, Port, SlotLayout, StateDecl, ValueDecl, WeightDecl,
 };
 use frit_kernels::dim::{Dim, DimError, Sym};
-use frit_kernels::dtype::Storage;
+use frit_kernels::dtype::HalfFormat;
 use frit_kernels::target::Tier;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -209,14 +209,14 @@ impl Plan {
     }
     /// Values of a program that CUDA keeps in 16 bits, since all who read them round them to that format: their indices, in
     /// order.
-    pub fn half_rows(&self, program: &Program) -> Vec<(u32, Storage)> {
+    pub fn half_rows(&self, program: &Program) -> Vec<(u32, HalfFormat)> {
         let kernel = |s: &Step| self.kernels.get(s.kernel as usize).map(|k| k.spec.args.as_slice()).unwrap_or_default();
         let args = program.steps.iter().flat_map(|s| kernel(s).iter().zip(&s.args));
         let kept = args.filter_map(|(a, r)| match r {
             BufferRef::Value(v) => Some((*v, a.rounded?)),
             _ => None,
         });
-        kept.collect::<BTreeMap<u32, Storage>>().into_iter().collect()
+        kept.collect::<BTreeMap<u32, HalfFormat>>().into_iter().collect()
     }
     /// The value of a size expression when the sizes of [`Plan::sizes`] have `values`.
     ///

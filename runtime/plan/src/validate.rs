@@ -8,7 +8,7 @@ use crate::{
     WeightSource,
 };
 use frit_kernels::dim::{Dim, Sym, product};
-use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::dtype::{HalfFormat, Scalar, Storage};
 use frit_kernels::emit::Language;
 use frit_kernels::spec::{Anchor, Arg, KernelSpec, Space};
 use frit_kernels::target::Architecture;
@@ -339,13 +339,13 @@ impl Check<'_> {
     /// All kernels agree on the format that a value is rounded to, and values that the host sees are not rounded.
     fn rounding(&mut self, g: &Program, place: &str) {
         let ports = g.inputs.iter().chain(&g.outputs);
-        let mut known: HashMap<BufferRef, Option<Storage>> = ports.map(|p| (p.buffer, None)).collect();
+        let mut known: HashMap<BufferRef, Option<HalfFormat>> = ports.map(|p| (p.buffer, None)).collect();
         for s in &g.steps {
             let Some(k) = self.plan.kernels.get(s.kernel as usize) else { continue };
             for (a, r) in k.spec.args.iter().zip(&s.args) {
                 let said = *known.entry(*r).or_insert(a.rounded);
                 self.ensure(said == a.rounded, || {
-                    let format = |f: Option<Storage>| f.map_or("none", |f| f.name());
+                    let format = |f: Option<HalfFormat>| f.map_or("none", HalfFormat::name);
                     let (one, other) = (format(a.rounded), format(said));
                     format!("{place}: `{}` of `{}` is rounded to {one}, elsewhere to {other}", a.name, k.name)
                 });

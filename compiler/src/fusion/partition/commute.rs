@@ -37,8 +37,7 @@ impl Partitioner<'_> {
             return refuse("there are few rows");
         }
         let RegionAnchor::MatMul(g) = &self.regions[target].anchor else { return refuse("no product reads it") };
-        let weight = g.members.first().and_then(|m| self.rhs_weight(*m)).and_then(|w| self.tables.weight_info(w));
-        match weight.map(|w| w.storage) {
+        match self.weight_storage(g) {
             Some(Storage::F16) => {
                 return refuse(
                     "matrix units round rows to f16, whose range need not hold them before they are normalised",

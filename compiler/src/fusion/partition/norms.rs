@@ -8,6 +8,7 @@ use crate::fusion::row_stats::RowStats;
 use crate::graph::{Op, ValueId};
 use crate::numeric::ProofClass;
 use frit_kernels::dim::Dim;
+use frit_kernels::dtype::Storage;
 use frit_kernels::target::Tier;
 use frit_kernels::templates::column_tile;
 use std::collections::BTreeSet;
@@ -119,7 +120,7 @@ impl Partitioner<'_> {
         let Some(width) = number(&self.graph.ty(v).last()) else {
             return Err(refuse(format!("{rows} rows of a width that is not known")));
         };
-        let copied = self.copies_rows(g);
+        let copied = self.copies_rows(g, &rows);
         let choice = NormChoice { rows: most.unwrap_or(MANY_ROWS).min(MANY_ROWS), width, kept, copied };
         let each = |form: NormForm| {
             let on = |tier: &Tier| {
@@ -199,15 +200,18 @@ impl Partitioner<'_> {
             },
         };
         let tiles = product.tiles(tier, self.few(&rows));
-        NormChoice { rows: most, width, kept: false, copied: self.copies_rows(g) }.times_us(tier, tiles, form).1
+        NormChoice { rows: most, width, kept: false, copied: self.copies_rows(g, &rows) }.times_us(tier, tiles, form).1
     }
-    /// Whether the product copies rows that are kept in 16 bits, on every kind of device that the plan is for: those with
-    /// matrix units. A plan for others as well keeps the form that suits them.
-    fn copies_rows(&self, g: &MatMulGroup) -> bool {
-        let weight = g.members.first().and_then(|m| self.rhs_weight(*m)).and_then(|w| self.tables.weight_info(w));
-        let rounds = weight.is_some_and(|w| w.storage.is_quantised() || w.storage.block_bytes() == 2);
-        let matrix = self.options.tiers == [Tier::Cuda] && self.options.matmul_precision.is_auto();
-        rounds && matrix && self.options.half_rows
+    /// Whether the product of so many rows copies those that are kept in 16 bits, on every kind of device that the plan is
+    /// for: those with matrix units. A plan for others as well keeps the form that suits them.
+    fn copies_rows(&self, g: &MatMulGroup, rows: &Dim) -> bool {
+        let matrix = self.options.tiers == [Tier::Cuda] && self.options.matmul_precision.is_auto() && !self.few(rows);
+        matrix && self.options.half_rows && self.weight_storage(g).is_some_and(|s| s.matrix_format().is_some())
+    }
+    /// How the weight of a group's first product is stored.
+    pub(super) fn weight_storage(&self, g: &MatMulGroup) -> Option<Storage> {
+        let weight = g.members.first().and_then(|m| self.rhs_weight(*m));
+        weight.and_then(|w| self.tables.weight_info(w)).map(|w| w.storage)
     }
     /// What a group's columns are to its column tiles.
     fn tiled(&self, g: &MatMulGroup) -> Option<Tiled> {
@@ -218,8 +222,7 @@ impl Partitioner<'_> {
             MatMulForm::RotaryPairs { .. } => (2, widths.fold(Dim::zero(), |s, w| s + w).div(&Dim::constant(2))),
         };
         let columns = columns.as_const().and_then(|n| u64::try_from(n).ok())?;
-        let weight = g.members.first().and_then(|m| self.rhs_weight(*m)).and_then(|w| self.tables.weight_info(w));
-        Some(Tiled { sides, columns, is_quantised: weight.is_some_and(|w| w.storage.is_quantised()) })
+        Some(Tiled { sides, columns, is_quantised: self.weight_storage(g).is_some_and(Storage::is_quantised) })
     }
 }
 

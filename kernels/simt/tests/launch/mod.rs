@@ -5,7 +5,7 @@ use crate::support::Case;
 use crate::support::blocks::{Data, unhalf, words};
 use crate::support::eval::{evaluate, evaluate_rounded, to_bf16, to_f16};
 use crate::support::layout::{Layout, bytes, kept_as};
-use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::dtype::{HalfFormat, Scalar, Storage};
 use frit_kernels::emit;
 use frit_kernels::ir::{Access, TEXELS_PER_ROW, TILE_COLUMNS, TileMap};
 use frit_kernels::spec::Space;
@@ -28,8 +28,8 @@ pub fn expected(case: &Case, r: &Rendered) -> (Vec<Vec<f64>>, Vec<f64>) {
         None => (evaluate(case), case.tolerance),
     };
     let last = |a| match kept_as(a, r) {
-        Some(Storage::F16) => 2f64.powi(-11),
-        Some(_) => 2f64.powi(-8),
+        Some(HalfFormat::F16) => 2f64.powi(-11),
+        Some(HalfFormat::Bf16) => 2f64.powi(-8),
         None => 0.0,
     };
     let tolerances = case.spec.args.iter().map(|a| tolerance + last(a)).collect();
@@ -136,8 +136,8 @@ pub fn try_run(case: &Case, r: &Rendered, options: &Options) -> Result<(Outcome,
             let bits = halves.map(|c| u16::from_le_bytes([c[0], c[1]]));
             return bits
                 .map(|h| match format {
-                    Storage::F16 => unhalf(h),
-                    _ => f64::from(f32::from_bits(u32::from(h) << 16)),
+                    HalfFormat::F16 => unhalf(h),
+                    HalfFormat::Bf16 => f64::from(f32::from_bits(u32::from(h) << 16)),
                 })
                 .collect();
         }

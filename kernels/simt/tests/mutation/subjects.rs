@@ -11,7 +11,7 @@ use crate::cases::gemv::heads;
 use crate::support::Case;
 use crate::support::blocks::{Data, Random};
 use crate::support::build::{SpecBuilder, dim};
-use frit_kernels::dtype::{Scalar, Storage};
+use frit_kernels::dtype::{HalfFormat, Scalar, Storage};
 use frit_kernels::spec::{
     Anchor, Attention, BinaryOp, Expr, FEW_PARTIAL_COLUMNS, KernelSpec, KeyParts, LeftStore, PartialKind, Partials,
     ReduceOp, Space, Stat, UnaryOp,
@@ -68,7 +68,7 @@ pub fn rings() -> Vec<Subject> {
 
 /// A product of rows that are kept in 16 bits, like its result.
 fn kept_rows(n: u64, k: u64, rows: i64) -> Case {
-    let spec = kept(plain((n, k), Storage::Bf16), &["x", "y"], Storage::Bf16);
+    let spec = kept(plain((n, k), Storage::Bf16), &["x", "y"], HalfFormat::Bf16);
     let mut case = filled(spec, &[("S", rows)], 7);
     case.tolerance = 1e-4;
     case

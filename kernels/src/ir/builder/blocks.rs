@@ -1,10 +1,11 @@
 //! Names, variables, control flow and barriers.
 
 use super::{Builder, IntoVal, Val, Var};
+use crate::dtype::HalfFormat;
 use crate::ir::arena::Handle;
 use crate::ir::expr::{ArrayRef, Expr, Literal};
 use crate::ir::module::{Local, LocalKind};
-use crate::ir::stmt::{Barrier, Block, Collective, HalfFormat, Stmt, TileOp};
+use crate::ir::stmt::{Barrier, Block, Collective, Stmt, TileOp};
 use crate::ir::types::{Scalar, Type};
 
 impl Builder {

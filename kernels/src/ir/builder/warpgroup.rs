@@ -1,8 +1,9 @@
 //! Work of warpgroups; see [`WarpgroupOp`].
 
 use super::{Builder, IntoVal, Val, Var};
+use crate::dtype::HalfFormat;
 use crate::ir::expr::ArrayRef;
-use crate::ir::stmt::{Barrier, HalfFormat, Stmt};
+use crate::ir::stmt::{Barrier, Stmt};
 use crate::ir::types::Type;
 use crate::ir::warpgroup::{Place, WarpgroupOp};
 

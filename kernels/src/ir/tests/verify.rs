@@ -159,3 +159,29 @@ fn textures_hold_words_in_fours_and_are_never_written() {
     assert_eq!(check("f32", ""), [Rule::Type]);
     assert_eq!(check("vec4<u32>", "store @w[0u] = vec(1u, 1u, 1u, 1u)"), [Rule::Access]);
 }
+
+/// The upper halves of floats lie in memory, and nothing is computed of them.
+#[test]
+fn bf16_is_for_memory() {
+    let module = |body: &str| {
+        let head =
+            "kernel k\nworkgroup_size 32 1 1\nbuffer @h binding 0 read_write bf16\nbuffer @y binding 1 read_write f32";
+        parse(&format!("{head}\nbody {{\n{body}\n}}\n"))
+    };
+    let moved = module("store @y[0u] = to_f32(@h[1u])\nstore @h[0u] = to_bf16(@y[1u])\nstore @h[2u] = @h[3u]").unwrap();
+    assert_eq!(parse(&print(&moved)).unwrap(), moved);
+    verify(&moved, &Capabilities::cuda()).unwrap();
+    let text = crate::emit::ptx::emit(&moved, &crate::templates::ptx_options()).unwrap();
+    for line in ["cvt.rn.bf16.f32 ", "st.global.b16 ", "shl.b32 ", "ld.global.b16 "] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    for tier in [Tier::Cpu, Tier::Gpu] {
+        assert_eq!(broken(&moved, &Capabilities::webgpu(tier)), [Rule::Limit]);
+    }
+    for body in
+        ["store @h[0u] = add(@h[0u], @h[1u])", "store @y[0u] = to_f32(to_u32(@h[0u]))", "store @h[0u] = to_bf16(1u)"]
+    {
+        assert!(module(body).is_err(), "{body}");
+    }
+    assert!(module("if eq(@h[0u], @h[1u]) { }").is_err());
+}

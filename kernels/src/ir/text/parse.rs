@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use super::lex::{Token, lex};
 use super::{builtin_name, builtins};
+use crate::dtype::HalfFormat;
 use crate::ir::arena::Handle;
 use crate::ir::error::Error;
 use crate::ir::expr::{ArrayRef, BinaryOp, Expr, Literal, TernaryOp, UnaryOp};
 use crate::ir::module::{Access, Array, Buffer, Field, Local, LocalKind, Module, Texture, TileMap, UniformBlock};
-use crate::ir::stmt::{Barrier, Block, Collective, HalfFormat, Stmt, TileOp};
+use crate::ir::stmt::{Barrier, Block, Collective, Stmt, TileOp};
 use crate::ir::types::{Scalar, Type, Width};
 
 /// Blocks and operands may nest this deep.

@@ -140,8 +140,8 @@ fn json(a: &Args, plan: &Plan, measured: Option<&Measured>) -> serde_json::Value
 
 /// Names of the values that CUDA keeps in 16 bits, with their formats.
 fn in_16_bits(plan: &Plan, program: &frit_plan::Program) -> Vec<(String, String)> {
-    let named = |(v, format): (u32, frit_kernels::dtype::Storage)| {
-        Some((program.values.get(v as usize)?.name.clone(), format.to_string()))
+    let named = |(v, format): (u32, frit_kernels::dtype::HalfFormat)| {
+        Some((program.values.get(v as usize)?.name.clone(), format.name().to_owned()))
     };
     plan.half_rows(program).into_iter().filter_map(named).collect()
 }
