@@ -57,6 +57,40 @@ fn generate_continues_a_prompt() {
     assert_eq!(report["stats"]["kernels_per_token"], 33);
 }
 
+/// A plan for one kind of device holds no other texts, and computes the same on the CPU.
+#[test]
+fn plans_for_one_kind_of_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = fixture("devset/gguf/llama_F16.gguf");
+    let file = |name: &str| folder.path().join(name);
+    let size = |name: &str, more: &[&str]| {
+        let report = json(&[&["compile", path(&model), "-o", path(&file(name)), "--json"], more].concat());
+        report["file_bytes"].as_u64().unwrap()
+    };
+    let (all, own) = (size("all.frit", &[]), size("own.frit", &["--for", "cuda"]));
+    assert!(own < all, "{own} of {all}");
+    let given = ids(folder.path());
+    let run = |name: &str, more: &[&str]| {
+        let out = file(name);
+        let args = ["run", path(&model), "--inputs", path(&given), "--output", path(&out), "--backend", "cpu"];
+        succeeds(&[&args[..], more].concat());
+        npz::read(&out).unwrap()
+    };
+    let (want, got) = (run("all.npz", &[]), run("own.npz", &["--for", "cuda"]));
+    assert!(!want.is_empty() && want.len() == got.len());
+    for ((name, want), (_, got)) in want.iter().zip(&got) {
+        for (w, g) in want.as_f32().unwrap().iter().zip(got.as_f32().unwrap()) {
+            assert!((w - g).abs() <= 1e-4 * (1.0 + w.abs()), "{name}: {g} for {w}");
+        }
+    }
+    let said =
+        refused(&["run", path(&model), "--inputs", path(&given), "--json", "--for", "cuda", "--backend", "wgpu"]);
+    assert!(said.contains("the plan holds no WGSL"), "{said}");
+    let said = refused(&["generate", path(&file("own.frit")), "--prompt", "a", "--for", "gpu"]);
+    assert!(said.contains("is compiled already"), "{said}");
+    assert_eq!(frit(&["explain", path(&model), "--for", "tpu"]).status.code(), Some(2));
+}
+
 /// Drawing with one seed twice gives one text.
 #[test]
 fn a_seed_fixes_what_is_drawn() {

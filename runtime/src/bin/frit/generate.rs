@@ -33,6 +33,9 @@ pub struct Args {
     #[cfg(feature = "compiler")]
     #[command(flatten)]
     policy: crate::policy::Policy,
+    #[cfg(feature = "compiler")]
+    #[command(flatten)]
+    devices: crate::devices::Devices,
     /// auto, cpu, wgpu or cuda.
     #[arg(long, default_value = "auto")]
     backend: BackendChoice,
@@ -46,7 +49,10 @@ pub fn main(a: &Args) -> Result<()> {
     let path = model::path(a.model.as_deref())?;
     let progress = Progress::new();
     #[cfg(feature = "compiler")]
-    let steered = a.policy.open(&path, frit_compiler::CompileOptions::default(), &progress)?;
+    let steered = match a.policy.open(&path, a.devices.options(), &progress)? {
+        None => a.devices.open(&path, &progress)?,
+        some => some,
+    };
     #[cfg(not(feature = "compiler"))]
     let steered = None;
     let loaded = steered.map_or_else(|| model::open(&path, &progress), Ok)?;

@@ -12,6 +12,8 @@ mod chat;
 #[cfg(feature = "compiler")]
 mod check;
 mod compile;
+#[cfg(feature = "compiler")]
+mod devices;
 mod diff;
 mod draw;
 mod embed;

@@ -33,6 +33,9 @@ pub struct Args {
     #[cfg(feature = "compiler")]
     #[command(flatten)]
     policy: crate::policy::Policy,
+    #[cfg(feature = "compiler")]
+    #[command(flatten)]
+    devices: crate::devices::Devices,
     /// Print what ran: layers, feed-forward parts, exits.
     #[arg(long, value_name = "FORM", value_parser = ["json"])]
     stats: Option<String>,
@@ -48,7 +51,10 @@ pub fn main(a: &Args) -> Result<()> {
         None => Vec::new(),
     };
     #[cfg(feature = "compiler")]
-    let steered = a.policy.open(&a.model, frit_compiler::CompileOptions::default(), &progress)?;
+    let steered = match a.policy.open(&a.model, a.devices.options(), &progress)? {
+        None => a.devices.open(&a.model, &progress)?,
+        some => some,
+    };
     #[cfg(not(feature = "compiler"))]
     let steered = None;
     let loaded = steered.map_or_else(|| model::open_for(&a.model, &inputs, &progress), Ok)?;

@@ -1,5 +1,6 @@
 //! What a verb that compiles may switch off.
 
+use crate::devices::Devices;
 use crate::model::{Progress, parse_bytes};
 use anyhow::{Context, Result, bail};
 use frit::{LoadedModel, Stage, model_source};
@@ -7,7 +8,6 @@ use frit_compiler::fusion::FusionOptions;
 use frit_compiler::passes::PassManager;
 use frit_compiler::{CompileOptions, NumericMode, PeakBudget, SwitchError};
 use frit_kernels::spec::MatmulPrecision;
-use frit_kernels::target::Tier;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -62,31 +62,11 @@ pub struct Switches {
     /// unroll (each layer is compiled by itself). The launches are the same.
     #[arg(long = "loop", value_name = "HOW", default_value = "auto")]
     looping: Looping,
-    /// Kinds of devices that decisions are priced for and kernels written for: cpu (drivers that run shaders on cores), gpu
-    /// (graphics cards through wgpu) or cuda; all of them unless said. The CPU backend runs any plan.
-    #[arg(long = "for", value_name = "DEVICES", value_delimiter = ',')]
-    devices: Vec<Device>,
+    #[command(flatten)]
+    devices: Devices,
     /// An edge for which every condition is answered.
     #[arg(skip)]
     ask: Option<(String, String)>,
-}
-
-/// A kind of device that a plan is for.
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Device {
-    Cpu,
-    Gpu,
-    Cuda,
-}
-
-impl Device {
-    fn tier(self) -> Tier {
-        match self {
-            Device::Cpu => Tier::Cpu,
-            Device::Gpu => Tier::Gpu,
-            Device::Cuda => Tier::Cuda,
-        }
-    }
 }
 
 /// What becomes of layers that repeat.
@@ -139,7 +119,7 @@ impl Switches {
             && self.tuning.is_none()
             && self.peak_budget.is_none()
             && self.looping == Looping::Auto
-            && self.devices.is_empty()
+            && self.devices.is_default()
             && self.ask.is_none()
     }
     /// The same, with every condition of an edge answered.
@@ -148,7 +128,7 @@ impl Switches {
     }
     /// The options they stand for.
     pub fn options(&self) -> Result<CompileOptions> {
-        let mut o = CompileOptions { rewrite_fuel: self.rewrite_fuel, ..CompileOptions::default() };
+        let mut o = CompileOptions { rewrite_fuel: self.rewrite_fuel, ..self.devices.options() };
         o.fusion.fuel = self.fusion_fuel;
         o.fusion.ask.clone_from(&self.ask);
         o.fusion.key_parts_from = self.key_parts_from;
@@ -165,10 +145,6 @@ impl Switches {
         }
         if let Some(budget) = &self.peak_budget {
             o.peak = Some(PeakBudget { bytes: parse_bytes("--peak-budget", budget)?, at: sizes(&self.peak_at)? });
-        }
-        if !self.devices.is_empty() {
-            let chosen: Vec<Tier> = self.devices.iter().map(|d| d.tier()).collect();
-            o.only_for(&chosen);
         }
         o.outline = self.looping != Looping::Unroll;
         for id in &self.disable {
